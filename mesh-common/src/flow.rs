@@ -1,0 +1,115 @@
+//! Connections as the kernel side sees them.
+
+use crate::{addr::Addr, plain::plain};
+
+/// A TCP 4-tuple as the connecting socket sees it.
+///
+/// Key of `PROXY_FLOWS` (without the workload: the writer and the reader stand in different
+/// namespaces, DESIGN §10.5) and part of [`FlowKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Address of the connecting side.
+    pub src: Addr,
+    /// Address that it connects to.
+    pub dst: Addr,
+    /// Port of the connecting side, host order.
+    pub sport: u16,
+    /// Port that it connects to, host order.
+    pub dport: u16,
+}
+plain!(Tuple, 36, [Addr, Addr, u16, u16]);
+
+/// Key of `FLOWS`: one captured or counted connection of one workload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Its 4-tuple.
+    pub tuple: Tuple,
+    /// The workload that opened it.
+    pub pod_id: u32,
+}
+plain!(FlowKey, 40, [Tuple, u32]);
+
+/// Value of `FLOWS`. Diagnostics, and the virtual IP under a foreign socket load balancer: it
+/// never decides correctness, so it may live in an LRU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Address that the application asked for.
+    pub asked: Addr,
+    /// Port that the application asked for, host order.
+    pub asked_port: u16,
+    /// [`VERDICT_PROXY`], [`VERDICT_KERNEL`] or [`VERDICT_PASS`].
+    pub verdict: u8,
+    /// 0 connecting, 1 established.
+    pub state: u8,
+    /// Service number in `SERVICES`, 0 when none.
+    pub service_id: u32,
+    /// Backend number in `BACKENDS` when the kernel chose one, `u32::MAX` otherwise.
+    pub backend: u32,
+    /// Thread group of the process that connected.
+    pub tgid: u32,
+    /// Cgroup id of the process that connected.
+    pub cgroup: u64,
+    /// Cookie of the connecting socket.
+    pub cookie: u64,
+    /// When it connected: CLOCK_MONOTONIC, nanoseconds.
+    pub connect_ns: u64,
+    /// When it was established, 0 before: CLOCK_MONOTONIC, nanoseconds.
+    pub established_ns: u64,
+}
+plain!(Flow, 64, [Addr, u16, u8, u8, u32, u32, u32, u64, u64, u64, u64]);
+
+/// The connection was left alone.
+pub const VERDICT_PASS: u8 = 0;
+/// The kernel chose the endpoint and rewrote the destination.
+pub const VERDICT_KERNEL: u8 = 1;
+/// The connection was captured for the proxy.
+pub const VERDICT_PROXY: u8 = 2;
+/// `Flow::backend` when no backend was chosen.
+pub const BACKEND_NONE: u32 = u32::MAX;
+
+/// Value of `INTENT`: what the connect hook decided, kept with the socket itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Address that the application asked for.
+    pub asked: Addr,
+    /// Port that the application asked for, host order.
+    pub asked_port: u16,
+    /// Like [`Flow::verdict`].
+    pub verdict: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
+    /// The workload.
+    pub pod_id: u32,
+    /// Service number, 0 when none.
+    pub service_id: u32,
+    /// Backend number, [`BACKEND_NONE`] when none.
+    pub backend: u32,
+    /// Thread group of the caller.
+    pub tgid: u32,
+    #[doc(hidden)]
+    pub _pad2: u32,
+    /// Cgroup id of the caller.
+    pub cgroup: u64,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub connect_ns: u64,
+}
+plain!(Intent, 56, [Addr, u16, u8, u8, u32, u32, u32, u32, u32, u64, u64]);
+
+/// Value of `PROXY_FLOWS`: a connection that the agent itself opened.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyFlow {
+    /// The workload from whose namespace it was dialled, 0 when none.
+    pub pod_id: u32,
+    /// 0: towards an endpoint.
+    pub kind: u8,
+    #[doc(hidden)]
+    pub _pad: [u8; 3],
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub connect_ns: u64,
+}
+plain!(ProxyFlow, 16, [u32, u8, [u8; 3], u64]);

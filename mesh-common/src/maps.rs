@@ -1,0 +1,220 @@
+//! One table of all maps: name, kind, sizes, capacity, who writes, what happens when full.
+//!
+//! The built object is compared with this table (`object_contract`), so it can't drift.
+
+use crate::{
+    abi::Config,
+    addr::Addr,
+    flow::{Flow, FlowKey, Intent, ProxyFlow, Tuple},
+    listener::ListenerKey,
+    plain::{Plain, plain},
+    pod::{PodAddr, PodEntry},
+    reason::COUNTERS_MAX,
+    service::{Backend, EndpointStats, SERVICE_PORTS_MAX, ServiceEntry, ServiceKey},
+};
+
+/// Data of an `OUT_RULES` key, behind the prefix length.
+///
+/// Port and protocol stand before the address, so that one LPM look-up with the exact port and
+/// one with port 0 («any port») cover all rules.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutRuleKey {
+    /// IP protocol: 6 for TCP.
+    pub proto: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
+    /// Port, network order; 0: any.
+    pub port_be: [u8; 2],
+    /// Address; a prefix of it counts.
+    pub addr: Addr,
+}
+plain!(OutRuleKey, 20, [u8, u8, [u8; 2], Addr]);
+
+/// Bits of an [`OutRuleKey`] before the address.
+pub const OUT_RULE_FIXED_BITS: u32 = 32;
+
+/// Value of `OUT_RULES`: leave the connection alone.
+pub const OUT_PASS: u32 = 0;
+/// Value of `OUT_RULES`: refuse with ECONNREFUSED.
+pub const OUT_DENY: u32 = 1;
+
+/// Kind of a map: the kernel's `bpf_map_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// `BPF_MAP_TYPE_HASH`.
+    Hash = 1,
+    /// `BPF_MAP_TYPE_ARRAY`.
+    Array = 2,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
+    PerCpuArray = 6,
+    /// `BPF_MAP_TYPE_LRU_HASH`.
+    LruHash = 9,
+    /// `BPF_MAP_TYPE_LPM_TRIE`.
+    LpmTrie = 11,
+    /// `BPF_MAP_TYPE_SOCKHASH`.
+    SockHash = 18,
+    /// `BPF_MAP_TYPE_SK_STORAGE`.
+    SkStorage = 24,
+    /// `BPF_MAP_TYPE_RINGBUF`.
+    RingBuf = 27,
+}
+
+/// One map.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// Name, at most 15 characters: also its pin's file name.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: Kind,
+    /// Size of a key in bytes; 0 for a ring buffer.
+    pub key: usize,
+    /// Size of a value in bytes; 0 for a ring buffer.
+    pub value: usize,
+    /// Capacity in entries (bytes for a ring buffer; 0 for socket storage).
+    pub capacity: u32,
+    /// `BPF_F_*` creation flags.
+    pub flags: u32,
+    /// Who writes and who deletes.
+    pub writer: &'static str,
+    /// What happens when it is full.
+    pub full: &'static str,
+}
+
+const fn spec(name: &'static str, kind: Kind, key: usize, value: usize, capacity: u32) -> Spec {
+    Spec { name, kind, key, value, capacity, flags: 0, writer: "", full: "" }
+}
+
+const NO_PREALLOC: u32 = 1;
+const MMAPABLE: u32 = 1 << 10;
+
+/// All maps, by name.
+pub const ALL: &[Spec] = &[
+    Spec {
+        writer: "agent, on every snapshot",
+        full: "snapshot refused by name: too many endpoints for the kernel path",
+        ..spec("BACKENDS", Kind::Array, 4, Backend::SIZE, 131_072)
+    },
+    Spec {
+        writer: "agent, at start and on `mesh redirect`",
+        full: "can't be",
+        ..spec("CONFIG", Kind::Array, 4, Config::SIZE, 1)
+    },
+    Spec {
+        writer: "every program",
+        full: "can't be",
+        ..spec("COUNTERS", Kind::PerCpuArray, 4, 8, COUNTERS_MAX)
+    },
+    Spec {
+        writer: "flow_ops",
+        full: "can't be",
+        ..spec("EP_STATS", Kind::PerCpuArray, 4, EndpointStats::SIZE, 131_072)
+    },
+    Spec {
+        writer: "connect hooks, steer",
+        full: "record lost, counted as event_lost",
+        ..spec("EVENTS", Kind::RingBuf, 0, 0, 1 << 20)
+    },
+    Spec {
+        writer: "flow_ops, at connect and at close",
+        full: "the oldest entry goes: diagnostics only",
+        ..spec("FLOWS", Kind::LruHash, FlowKey::SIZE, Flow::SIZE, 131_072)
+    },
+    Spec {
+        flags: MMAPABLE,
+        writer: "agent, every 250 ms, through its memory mapping",
+        full: "can't be",
+        ..spec("HEARTBEAT", Kind::Array, 4, 8, 1)
+    },
+    Spec {
+        flags: NO_PREALLOC,
+        writer: "connect hooks; dies with the socket",
+        full: "failure mode of the workload",
+        ..spec("INTENT", Kind::SkStorage, 4, Intent::SIZE, 0)
+    },
+    Spec {
+        writer: "agent; the kernel removes closed sockets",
+        full: "enrolment refused by name",
+        ..spec("LISTENERS", Kind::SockHash, ListenerKey::SIZE, 8, 65_536)
+    },
+    Spec {
+        flags: NO_PREALLOC,
+        writer: "agent, on every snapshot",
+        full: "snapshot refused by name",
+        ..spec("OUT_RULES", Kind::LpmTrie, 4 + OutRuleKey::SIZE, 4, 65_536)
+    },
+    Spec {
+        writer: "agent, before steer is attached",
+        full: "enrolment refused by name",
+        ..spec("POD_BY_ADDR", Kind::Hash, Addr::SIZE, PodAddr::SIZE, 16_384)
+    },
+    Spec {
+        writer: "agent, last step of enrolment, first of release",
+        full: "enrolment refused by name",
+        ..spec("POD_BY_NETNS", Kind::Hash, 8, PodEntry::SIZE, 4_096)
+    },
+    Spec {
+        writer: "flow_ops, when the agent dials; deleted at close",
+        full: "counted; the agent's dial permits are sized below it",
+        ..spec("PROXY_FLOWS", Kind::Hash, Tuple::SIZE, ProxyFlow::SIZE, 65_536)
+    },
+    Spec {
+        writer: "agent, on every snapshot",
+        full: "snapshot refused by name",
+        ..spec("SERVICES", Kind::Hash, ServiceKey::SIZE, ServiceEntry::SIZE, 32_768)
+    },
+    Spec {
+        writer: "agent, on every snapshot",
+        full: "the service gets no kernel split, said in its PATH column",
+        ..spec("SLOTS", Kind::Array, 4, 4, 1_048_576)
+    },
+    Spec {
+        writer: "connect hooks",
+        full: "can't be",
+        ..spec("SPLIT_SEQ", Kind::PerCpuArray, 4, 8, SERVICE_PORTS_MAX)
+    },
+];
+
+/// The map of that name.
+pub const fn get(name: &str) -> &'static Spec {
+    let mut i = 0;
+    while i < ALL.len() {
+        if same(ALL[i].name, name) {
+            return &ALL[i];
+        }
+        i += 1;
+    }
+    panic!("no such map")
+}
+
+const fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn map_names_fit_the_kernel_and_are_sorted() {
+        for pair in ALL.windows(2) {
+            assert!(pair[0].name < pair[1].name);
+        }
+        for spec in ALL {
+            assert!(spec.name.len() <= 15, "{}", spec.name);
+            assert!(!spec.writer.is_empty() && !spec.full.is_empty(), "{}", spec.name);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Enrolled workloads.
+
+use crate::plain::plain;
+
+/// A workload number, given by the agent at enrolment and never reused within one instance's
+/// lifetime. 0 is «none».
+pub type PodId = u32;
+
+/// Value of `POD_BY_NETNS`: an enrolled workload, by the cookie of its network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodEntry {
+    /// The workload's number.
+    pub pod_id: PodId,
+    /// How it is captured: [`MODE_MARK`] or [`MODE_OFF`].
+    pub mode: u8,
+    /// What happens when the agent is gone: [`FAIL_OPEN`] or [`FAIL_CLOSED`].
+    pub fail: u8,
+    #[doc(hidden)]
+    pub _pad: u16,
+    /// Generation of the agent that wrote it.
+    pub generation: u32,
+    #[doc(hidden)]
+    pub _pad2: u32,
+}
+plain!(PodEntry, 16, [u32, u8, u8, u16, u32, u32]);
+
+/// `PodEntry::mode`: not captured.
+pub const MODE_OFF: u8 = 0;
+/// `PodEntry::mode`: mark + local route + `sk_lookup`.
+pub const MODE_MARK: u8 = 1;
+
+/// `PodEntry::fail`: connections go direct when the agent is gone.
+pub const FAIL_OPEN: u8 = 0;
+/// `PodEntry::fail`: ECONNREFUSED at once when the agent is gone.
+pub const FAIL_CLOSED: u8 = 1;
+
+/// Value of `POD_BY_ADDR`: the workload that has this address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodAddr {
+    /// The workload's number.
+    pub pod_id: PodId,
+    /// Generation of the agent that wrote it.
+    pub generation: u32,
+}
+plain!(PodAddr, 8, [u32, u32]);

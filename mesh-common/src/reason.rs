@@ -1,0 +1,154 @@
+//! Why the programs did what they did: counter indexes and event records.
+
+use crate::{addr::Addr, plain::plain};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $label:literal, $refusal:literal;)+) => {
+        /// Why a program decided as it did. Also the index into `COUNTERS`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[$doc])* $name = $code,)+
+        }
+
+        impl Reason {
+            /// Every reason, by code.
+            pub const ALL: &'static [Reason] = &[$(Reason::$name),+];
+
+            /// Its name in metrics, events, the CLI and the docs.
+            pub const fn label(self) -> &'static str {
+                match self { $(Reason::$name => $label,)+ }
+            }
+
+            /// Whether the connection was refused for it.
+            pub const fn is_refusal(self) -> bool {
+                match self { $(Reason::$name => $refusal,)+ }
+            }
+
+            /// From a code that stands in a map; `None` for one that this build doesn't know.
+            pub const fn decode(code: u32) -> Option<Reason> {
+                match code { $($code => Some(Reason::$name),)+ _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Captured for the proxy.
+    Captured = 0, "captured", false;
+    /// The agent's own socket.
+    PassAgent = 1, "pass_agent", false;
+    /// Network namespace not enrolled.
+    PassUnknown = 2, "pass_unknown_netns", false;
+    /// Loopback or unspecified destination.
+    PassLoopback = 3, "pass_loopback", false;
+    /// Not a service of the model.
+    PassOutside = 4, "pass_outside_model", false;
+    /// A service that has nothing to decide.
+    PassService = 5, "pass_service", false;
+    /// An address of an enrolled workload: no routing applies to pod addresses.
+    PassPod = 6, "pass_pod_address", false;
+    /// Capture is paused (`mesh redirect off`), or off for this workload.
+    PassPaused = 7, "pass_paused", false;
+    /// An outbound rule says pass.
+    PassRule = 8, "pass_rule", false;
+    /// Agent gone, failure mode open: sent as the platform routes it.
+    BypassAgentGone = 9, "bypass_agent_gone", false;
+    /// Agent gone, failure mode open: sent to an endpoint of the last split.
+    DirectAgentGone = 10, "direct_agent_gone", false;
+    /// Agent gone, failure mode closed.
+    RefuseAgentGone = 11, "refuse_agent_gone", true;
+    /// Network namespace not enrolled, and `unknown-netns: refuse`.
+    RefuseUnknown = 12, "refuse_unknown_netns", true;
+    /// An outbound rule says deny.
+    RefuseRule = 13, "refuse_rule", true;
+    /// The socket could not be marked or its intent not stored, failure mode open.
+    BypassState = 14, "bypass_state_failed", false;
+    /// The socket could not be marked or its intent not stored, failure mode closed.
+    RefuseState = 15, "refuse_state_failed", true;
+    /// The kernel chose an endpoint.
+    Kernel = 16, "kernel_l4", false;
+    /// `steer` gave a captured SYN to a listener.
+    SteerOut = 17, "steer_out", false;
+    /// `steer` let a connection to a workload through.
+    SteerPassIn = 18, "steer_pass_in", false;
+    /// `steer` let through what is none of its business.
+    SteerPassOther = 19, "steer_pass_other", false;
+    /// `steer` found no live listener: failure mode open, lookup goes on.
+    SteerMissOpen = 20, "steer_miss_open", false;
+    /// `steer` found no live listener: failure mode closed, dropped.
+    SteerMissClosed = 21, "steer_miss_closed", true;
+    /// `steer` took shard 0 since the hashed shard had no listener.
+    SteerFallback = 22, "steer_shard_fallback", false;
+    /// A flow was written at connect.
+    FlowOpened = 23, "flow_opened", false;
+    /// A flow was established.
+    FlowEstablished = 24, "flow_established", false;
+    /// A flow was removed at close.
+    FlowClosed = 25, "flow_closed", false;
+    /// `FLOWS` took no entry.
+    FlowFull = 26, "flow_map_full", false;
+    /// A dial of the agent was recorded.
+    ProxyFlowOpened = 27, "proxy_flow_opened", false;
+    /// A dial of the agent ended.
+    ProxyFlowClosed = 28, "proxy_flow_closed", false;
+    /// `PROXY_FLOWS` took no entry.
+    ProxyFlowFull = 29, "proxy_flow_map_full", false;
+    /// An event found no room in `EVENTS`.
+    EventLost = 30, "event_lost", false;
+    /// `CONFIG` was not there or of another ABI: the programs do nothing.
+    NoConfig = 31, "no_config", false;
+    /// Not a TCP stream socket.
+    PassNotTcp = 32, "pass_not_tcp", false;
+}
+
+/// Capacity of `COUNTERS`; room for reasons to come.
+pub const COUNTERS_MAX: u32 = 128;
+
+/// A record in `EVENTS`. Only what an operator may have to act on: refusals, bypasses, misses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub time_ns: u64,
+    /// Cookie of the network namespace, 0 where the hook can't know it.
+    pub netns: u64,
+    /// Source address where known.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Source port, host order, 0 where not known.
+    pub sport: u16,
+    /// Destination port, host order.
+    pub dport: u16,
+    /// Code of a [`Reason`].
+    pub reason: u32,
+    /// The workload, 0 when none.
+    pub pod_id: u32,
+    /// Thread group of the caller, 0 where the hook can't know it.
+    pub tgid: u32,
+}
+plain!(Event, 64, [u64, u64, Addr, Addr, u16, u16, u32, u32, u32]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_codes_are_dense_and_decode_to_themselves() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::decode(*reason as u32), Some(*reason));
+        }
+        assert_eq!(Reason::decode(Reason::ALL.len() as u32), None);
+        assert!(Reason::ALL.len() <= COUNTERS_MAX as usize);
+    }
+
+    #[test]
+    fn refusals_say_so_in_their_name() {
+        for reason in Reason::ALL {
+            let named = reason.label().starts_with("refuse") || reason.label() == "steer_miss_closed";
+            assert_eq!(reason.is_refusal(), named, "{}", reason.label());
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Services as the connect hook sees them.
+
+use crate::{addr::Addr, plain::plain};
+
+/// Key of `SERVICES`: one address and port of a service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceKey {
+    /// Virtual address.
+    pub addr: Addr,
+    /// Port, host order.
+    pub port: u16,
+    /// IP protocol: 6 for TCP.
+    pub proto: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
+}
+plain!(ServiceKey, 20, [Addr, u16, u8, u8]);
+
+/// Value of `SERVICES`: who decides, and the last kernel-side split.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// Service port number: index into `SPLIT_SEQ`, 1 to [`SERVICE_PORTS_MAX`] - 1.
+    pub service_id: u32,
+    /// [`DECIDE_PASS`], [`DECIDE_KERNEL`] or [`DECIDE_PROXY`].
+    pub decision: u32,
+    /// First slot in `SLOTS`.
+    pub slots_off: u32,
+    /// How many slots; 0: the kernel can't choose an endpoint.
+    pub slots_len: u32,
+    /// Bit 0: [`FLAG_ROUTABLE`].
+    pub flags: u32,
+    #[doc(hidden)]
+    pub _pad: u32,
+}
+plain!(ServiceEntry, 24, [u32, u32, u32, u32, u32, u32]);
+
+/// Nothing to decide: the connection is not touched.
+pub const DECIDE_PASS: u32 = 0;
+/// The connect hook chooses the endpoint.
+pub const DECIDE_KERNEL: u32 = 1;
+/// The proxy decides.
+pub const DECIDE_PROXY: u32 = 2;
+
+/// The platform routes the virtual address itself (kube-proxy and friends). Without it, a
+/// fail-open connect uses the slots, for nobody else knows the address (DESIGN §10.8).
+pub const FLAG_ROUTABLE: u32 = 1;
+
+/// Capacity of `SPLIT_SEQ`: service ports, one of them (0) unused.
+pub const SERVICE_PORTS_MAX: u32 = 16_384;
+
+/// Value of `BACKENDS`: one endpoint.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address.
+    pub addr: Addr,
+    /// Its port, host order.
+    pub port: u16,
+    /// 1: may be chosen; 0: free or out of rotation.
+    pub state: u16,
+    /// Which version of the service it was put here for, for the CLI.
+    pub version_id: u32,
+}
+plain!(Backend, 24, [Addr, u16, u16, u32]);
+
+/// Value of `EP_STATS`, for each CPU: what happened to connections that the kernel sent to a
+/// backend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct EndpointStats {
+    /// Connections begun.
+    pub opened: u64,
+    /// Connections established.
+    pub established: u64,
+    /// Connections that ended before they were established.
+    pub failed: u64,
+    /// Established connections that ended.
+    pub closed: u64,
+}
+plain!(EndpointStats, 32, [u64, u64, u64, u64]);

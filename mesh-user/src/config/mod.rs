@@ -1,0 +1,166 @@
+//! The configuration file: raw -> validated -> [`Config`]. Reports every problem at once, each with
+//! file, line, column, an excerpt, the field and what would be right.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+use crate::model::Model;
+
+/// A valid configuration file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Settings of the agent.
+    pub agent: AgentConfig,
+    /// The model.
+    pub model: Model,
+}
+
+/// Settings of the agent. What can't change without a restart says so in its documentation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AgentConfig {
+    /// Cgroups (below the cgroup2 mount) at which the connect hooks attach. Empty: the kubepods
+    /// parent is searched. Needs a restart.
+    pub attach: Vec<PathBuf>,
+    /// Worker threads, 1 to 8; default: the CPUs that the process may use, at most 8. Needs a
+    /// restart.
+    pub workers: usize,
+    /// What happens to network namespaces that are not enrolled.
+    pub unknown_netns: UnknownNetns,
+    /// Where `/metrics`, `/livez`, `/readyz` are served; none: nowhere. Needs a restart.
+    pub metrics: Option<SocketAddr>,
+    /// The access log.
+    pub access_log: AccessLog,
+    /// Limits of the data path. Apply to the next connection.
+    pub limits: Limits,
+    /// How long a stop waits for requests in flight.
+    pub drain: Duration,
+}
+
+/// What happens to a network namespace that is not enrolled, below the attach point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnknownNetns {
+    /// It connects as if there were no mesh.
+    #[default]
+    Pass,
+    /// ECONNREFUSED.
+    Refuse,
+}
+
+/// The access log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AccessLog {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Which lines are written.
+    pub filter: LogFilter,
+    /// Where to; none: standard output.
+    pub path: Option<PathBuf>,
+}
+
+/// How an access-log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// Envoy's default line.
+    #[default]
+    Envoy,
+    /// One JSON object.
+    Json,
+    /// `key=value`.
+    Logfmt,
+}
+
+/// Which access-log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFilter {
+    /// None.
+    Off,
+    /// Refusals and 5xx.
+    Errors,
+    /// All.
+    #[default]
+    All,
+}
+
+/// Limits of the data path. Every one has a default with a reason and a test at the limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Largest request or response head in bytes. Default 64 KiB: Envoy's 60 KiB, rounded up.
+    pub head_bytes_max: usize,
+    /// Most fields in a head. Default 100, as Envoy.
+    pub head_fields_max: usize,
+    /// Longest request target in bytes. Default 16 KiB; RFC 9110 §4.1 asks for at least 8,000.
+    pub target_bytes_max: usize,
+    /// A request head must be complete so long after its first byte. Default 10 s.
+    pub header_timeout: Duration,
+    /// A body must make progress in each such span. Default 30 s.
+    pub body_timeout: Duration,
+    /// An HTTP connection without a request is closed after this. Default 1 h, as Envoy.
+    pub keep_alive_timeout: Duration,
+    /// How long an undeclared (`auto`) port is sniffed before it is opaque. Default 50 ms, at most
+    /// 100 ms: server-first protocols wait for it.
+    pub detect_timeout: Duration,
+    /// HTTP/2: concurrent streams per connection. Default 100 (RFC 9113 §6.5.2 says not less).
+    pub h2_streams_max: u32,
+    /// HTTP/2: streams that the peer opened and reset before they were accepted. Default 20.
+    /// More: GOAWAY ENHANCE_YOUR_CALM («rapid reset», CVE-2023-44487).
+    pub h2_reset_streams_max: usize,
+    /// HTTP/2: largest frame in bytes, 16,384 to 16,777,215. Default 16,384.
+    pub h2_frame_bytes_max: u32,
+    /// Open connections per workload. Default 10,000.
+    pub workload_connections_max: u32,
+    /// Upstream connections of the node, idle ones included. Default 32,768: half of
+    /// `PROXY_FLOWS`, so that its entry is never refused.
+    pub upstream_connections_max: u32,
+    /// Idle upstream connections per (core, workload, endpoint). Default 64.
+    pub upstream_idle_max: u32,
+    /// An idle upstream connection is closed after this. Default 60 s: below the 75 s of nginx and
+    /// the keep-alive of most servers.
+    pub upstream_idle_timeout: Duration,
+    /// Largest request body kept for a retry, in bytes. Default 64 KiB, as Linkerd. 0: requests
+    /// with a body are not retried.
+    pub replay_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head_bytes_max: 64 << 10,
+            head_fields_max: 100,
+            target_bytes_max: 16 << 10,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            keep_alive_timeout: Duration::from_secs(3600),
+            detect_timeout: Duration::from_millis(50),
+            h2_streams_max: 100,
+            h2_reset_streams_max: 20,
+            h2_frame_bytes_max: 16_384,
+            workload_connections_max: 10_000,
+            upstream_connections_max: 32_768,
+            upstream_idle_max: 64,
+            upstream_idle_timeout: Duration::from_secs(60),
+            replay_bytes_max: 64 << 10,
+        }
+    }
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            attach: Vec::new(),
+            workers: std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            unknown_netns: UnknownNetns::default(),
+            metrics: Some(SocketAddr::from(([0, 0, 0, 0], 15020))),
+            access_log: AccessLog {
+                format: LogFormat::default(),
+                filter: LogFilter::default(),
+                path: None,
+            },
+            limits: Limits::default(),
+            drain: Duration::from_secs(30),
+        }
+    }
+}

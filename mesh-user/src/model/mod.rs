@@ -1,0 +1,496 @@
+//! The service model: what platforms describe and rules refer to. No platform's types in it.
+//!
+//! Adapters (`platform`) fill it; `policy::snapshot` compiles it. Plain data: no I/O, no tokio.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+pub mod kernel_table;
+
+/// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
+/// set selects every endpoint.
+pub type Tags = BTreeMap<String, String>;
+
+/// Whether `subset` selects something that carries `tags` (Istio 0.1's `SubsetOf`).
+pub fn selects(subset: &Tags, tags: &Tags) -> bool {
+    subset.iter().all(|(key, value)| tags.get(key) == Some(value))
+}
+
+/// Everything that one or more platforms say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Model {
+    /// Services, in the order in which they were given.
+    pub services: Vec<Service>,
+    /// Traffic rules.
+    pub rules: Vec<Rule>,
+    /// Policies.
+    pub policies: Vec<Policy>,
+    /// Workloads on this node.
+    pub workloads: Vec<Workload>,
+    /// Outbound exceptions that the kernel decides, before any service is looked up.
+    pub outbound: Vec<OutboundRule>,
+}
+
+/// What clients dial: hostnames and virtual addresses, ports, and the endpoints behind them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Service {
+    /// Name, unique inside its namespace.
+    pub name: String,
+    /// Namespace; `default` when the platform has none.
+    pub namespace: String,
+    /// Hostnames by which clients address it (for `Host`/`:authority` only: mesh does no DNS).
+    pub hostnames: Vec<String>,
+    /// Virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<Port>,
+    /// Named versions.
+    pub versions: BTreeMap<String, Tags>,
+    /// Endpoints.
+    pub endpoints: Vec<Endpoint>,
+    /// Whether the platform routes the virtual addresses without us (kube-proxy and friends).
+    pub routable: bool,
+    /// From where the proxy dials the endpoints.
+    pub dial_from: DialFrom,
+}
+
+impl Service {
+    /// `namespace/name`: how messages and metrics name it.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// From where upstream connections are dialled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DialFrom {
+    /// From the client's namespace, with its address: NetworkPolicy stays true. Pools are then
+    /// kept for each (core, workload, endpoint).
+    #[default]
+    Workload,
+    /// From the agent's own namespace: one pool for all workloads of the node.
+    Node,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Port {
+    /// Name, unique inside the service.
+    pub name: String,
+    /// Number that clients dial.
+    pub number: u16,
+    /// Number at the endpoint, unless the endpoint says otherwise.
+    pub target: u16,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+}
+
+/// What is spoken on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// HTTP/1.1, or HTTP/2 with prior knowledge, told apart by the first bytes.
+    Http,
+    /// HTTP/2 with prior knowledge only.
+    Http2,
+    /// gRPC: HTTP/2, refusals as gRPC statuses.
+    Grpc,
+    /// Opaque bytes: never sniffed, never delayed.
+    Tcp,
+    /// Unknown: sniffed for HTTP for at most 100 ms, then opaque.
+    Auto,
+}
+
+impl Protocol {
+    /// Whether requests, not only connections, are routed.
+    pub const fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+}
+
+/// One address that serves a service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// Port by service port name, where it differs from the port's target.
+    pub ports: BTreeMap<String, u16>,
+    /// Its tags.
+    pub tags: Tags,
+    /// Zone or region; empty when unknown.
+    pub locality: String,
+    /// Identity (SPIFFE id) where known.
+    pub identity: Option<String>,
+    /// Whether the platform says that it is ready.
+    pub healthy: bool,
+    /// Share among the endpoints of a version, 1 when all are equal. 0: gets nothing.
+    pub weight: u32,
+}
+
+/// A workload on this node: a network namespace.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Workload {
+    /// Name, unique inside its namespace.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Where its network namespace is found.
+    pub netns: Netns,
+    /// Its cgroup below the cgroup2 mount: a name only, hooks attach at `attach`.
+    pub cgroup: Option<PathBuf>,
+    /// Tags (labels).
+    pub tags: Tags,
+    /// Identity (SPIFFE id).
+    pub identity: Option<String>,
+    /// What happens when the agent is gone.
+    pub failure: Failure,
+    /// Whether it is captured at all.
+    pub capture: bool,
+}
+
+impl Workload {
+    /// `namespace/name`.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Where a network namespace is found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Netns {
+    /// A path such as `/run/netns/NAME`.
+    Path(PathBuf),
+    /// The namespace of a process.
+    Pid(u32),
+}
+
+/// What happens to connections when the agent is dead or hung.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failure {
+    /// They go direct.
+    #[default]
+    Open,
+    /// They are refused at once with ECONNREFUSED.
+    Closed,
+}
+
+/// A traffic rule of one service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rule {
+    /// Name for logs, metrics and `explain`; unique inside the service. Made by the adapter when
+    /// the user gave none.
+    pub name: String,
+    /// The service's index in [`Model::services`].
+    pub service: usize,
+    /// Only this port, by name; every port when absent.
+    pub port: Option<String>,
+    /// Higher first; equal: the order in [`Model::rules`].
+    pub precedence: i32,
+    /// Alternatives: the rule matches when any of them does, or when there is none.
+    pub matches: Vec<Match>,
+    /// Where to. At least one.
+    pub route: Vec<Target>,
+}
+
+/// Conditions that must all hold. An empty one holds always.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Match {
+    /// Path, without the query.
+    pub path: Option<PathMatch>,
+    /// Methods, one of which must be equal (case-sensitive, RFC 9110 §9.1). Empty: any.
+    pub methods: Vec<String>,
+    /// Headers, by lower-case name; all must match.
+    pub headers: Vec<(String, ValueMatch)>,
+    /// Query parameters; all must match. Of a repeated parameter the first counts.
+    pub query: Vec<(String, ValueMatch)>,
+    /// `Host` or `:authority`, lower-case, without port.
+    pub authority: Option<ValueMatch>,
+    /// The workload that asks.
+    pub source: Option<SourceMatch>,
+}
+
+impl Match {
+    /// Whether it asks anything that only an HTTP request can answer.
+    pub fn needs_http(&self) -> bool {
+        self.path.is_some()
+            || !self.methods.is_empty()
+            || !self.headers.is_empty()
+            || !self.query.is_empty()
+            || self.authority.is_some()
+    }
+}
+
+/// How a path is matched.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathMatch {
+    /// Equal.
+    Exact(String),
+    /// By `/`-elements, a trailing slash ignored (Gateway API): `/abc` matches `/abc/d`, not
+    /// `/abcd`.
+    Prefix(String),
+    /// A regular expression that matches the whole path.
+    Regex(String),
+}
+
+/// How a value is matched.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ValueMatch {
+    /// Equal, case-sensitive.
+    Exact(String),
+    /// Starts with it.
+    Prefix(String),
+    /// A regular expression that matches the whole value.
+    Regex(String),
+    /// There (`true`) or not there (`false`), whatever the value.
+    Present(bool),
+}
+
+/// Which workloads may have asked. All that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct SourceMatch {
+    /// Workload name.
+    pub workload: Option<String>,
+    /// Workload namespace.
+    pub namespace: Option<String>,
+    /// Identity, exact.
+    pub identity: Option<String>,
+    /// Tags that the workload must carry.
+    pub tags: Tags,
+}
+
+/// One destination of a rule.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Target {
+    /// What it selects among the service's endpoints.
+    pub select: Select,
+    /// Its share: weight / sum of weights, 0 to 1,000,000. 0: receives nothing.
+    pub weight: u32,
+}
+
+/// What a target or a policy selects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Select {
+    /// Every endpoint.
+    All,
+    /// A named version.
+    Version(String),
+    /// The endpoints that carry these tags.
+    Tags(Tags),
+}
+
+/// A policy of a service, or of one version of it. What it leaves out falls to the service's
+/// policy, then to the default.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Policy {
+    /// The service's index in [`Model::services`].
+    pub service: usize,
+    /// Only this version, by name.
+    pub version: Option<String>,
+    /// Only this port, by name.
+    pub port: Option<String>,
+    /// Circuit breaking.
+    pub breaker: Option<BreakerPolicy>,
+    /// Passive ejection.
+    pub ejection: Option<EjectionPolicy>,
+    /// Rate limits; a request must pass all of them.
+    pub rate_limits: Vec<RateLimitPolicy>,
+    /// Load balancing.
+    pub balance: Option<Balance>,
+    /// Time-outs.
+    pub timeouts: TimeoutPolicy,
+    /// Retries.
+    pub retries: Option<RetryPolicy>,
+}
+
+/// Caps, exact over the whole node (Envoy's meaning, SEMANTICS §5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct BreakerPolicy {
+    /// Connections to the version's endpoints. Default 1024.
+    pub max_connections: u32,
+    /// Requests that wait for a connection. Default 1024.
+    pub max_pending: u32,
+    /// Requests in flight, HTTP/2 streams included. Default 1024.
+    pub max_requests: u32,
+    /// Retries in flight. Default 3.
+    pub max_retries: u32,
+}
+
+impl Default for BreakerPolicy {
+    fn default() -> Self {
+        Self { max_connections: 1024, max_pending: 1024, max_requests: 1024, max_retries: 3 }
+    }
+}
+
+/// Passive ejection with Envoy's clock (SEMANTICS §5.5). A count of 0 turns that detector off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct EjectionPolicy {
+    /// Consecutive 5xx answers, connect failures and resets included. Default 5.
+    pub consecutive_5xx: u32,
+    /// Consecutive 502, 503, 504. Default 0 (off).
+    pub consecutive_gateway: u32,
+    /// Consecutive failures that never reached an answer. Default 0 (off: they count as 5xx).
+    pub consecutive_local_origin: u32,
+    /// Time between sweeps. Default 10 s.
+    pub interval: Duration,
+    /// Ejection time is this times the number of ejections. Default 30 s.
+    pub base: Duration,
+    /// Longest ejection. Default the larger of 300 s and `base`.
+    pub max: Duration,
+    /// Largest ejected share of the endpoints, in percent; at least one endpoint may always be
+    /// ejected when there are two or more. Default 10.
+    pub max_percent: u8,
+    /// Return with one probing request instead of at full share. Default off.
+    pub probe: bool,
+}
+
+impl Default for EjectionPolicy {
+    fn default() -> Self {
+        Self {
+            consecutive_5xx: 5,
+            consecutive_gateway: 0,
+            consecutive_local_origin: 0,
+            interval: Duration::from_secs(10),
+            base: Duration::from_secs(30),
+            max: Duration::from_secs(300),
+            max_percent: 10,
+            probe: false,
+        }
+    }
+}
+
+/// A local token bucket: starts full, refills evenly.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RateLimitPolicy {
+    /// Name in the `RateLimit-Policy` field, metrics and `explain`.
+    pub name: String,
+    /// One bucket for each distinct combination of these; empty: one for all.
+    pub key: Vec<RateKey>,
+    /// Requests in each `per`. At least 1.
+    pub requests: u64,
+    /// The period of `requests`.
+    pub per: Duration,
+    /// Size of the bucket. At least 1.
+    pub burst: u64,
+}
+
+/// An attribute that keys a rate limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RateKey {
+    /// `namespace/name` of the workload that asks.
+    SourceWorkload,
+    /// Its namespace.
+    SourceNamespace,
+    /// Its identity.
+    SourceIdentity,
+    /// One of its tags.
+    SourceTag(String),
+    /// The service.
+    Destination,
+    /// The version that was chosen.
+    Version,
+    /// A header's value, by lower-case name.
+    Header(String),
+    /// The path, without query.
+    Path,
+    /// The method.
+    Method,
+}
+
+/// How an endpoint is chosen inside a version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Two random endpoints without replacement, the one with fewer requests in flight wins.
+    #[default]
+    LeastRequest,
+    /// In turn.
+    RoundRobin,
+    /// At random.
+    Random,
+}
+
+/// Time-outs. `None`: the default; zero: no time-out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TimeoutPolicy {
+    /// Whole request, retries included, from the end of the downstream request. Default 15 s.
+    pub request: Option<Duration>,
+    /// To connect to an endpoint. Default 5 s.
+    pub connect: Option<Duration>,
+    /// Without any byte in either direction, of a connection. Default 1 h.
+    pub idle: Option<Duration>,
+}
+
+/// Retries (SEMANTICS §5.7). Safe by default: what was provably not processed may be retried for
+/// every method, anything else only for idempotent methods.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RetryPolicy {
+    /// Retries at most, 0 to 10; deliveries are one more.
+    pub attempts: u32,
+    /// Time-out of each try until the response head. None: no per-try time-out.
+    pub per_try: Option<Duration>,
+    /// What is retried.
+    pub on: Vec<RetryOn>,
+    /// Answered statuses that are retried besides.
+    pub statuses: Vec<u16>,
+    /// Retry methods that are not idempotent too: the user says that the service can take it.
+    pub non_idempotent: bool,
+    /// Base of the back-off: full jitter in [0, (2^N - 1) x base), at most 10 x base.
+    pub backoff: Duration,
+}
+
+/// A condition of a retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryOn {
+    /// The connection could not be made.
+    ConnectFailure,
+    /// HTTP/2 REFUSED_STREAM or a GOAWAY below the stream.
+    RefusedStream,
+    /// The connection broke before an answer.
+    Reset,
+    /// 502, 503, 504.
+    GatewayError,
+    /// Any 5xx, or no answer.
+    ServerError,
+    /// The per-try time-out.
+    PerTryTimeout,
+}
+
+/// An outbound exception that the kernel decides.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OutboundRule {
+    /// Destinations.
+    pub cidr: IpNet,
+    /// Ports; empty: every port.
+    pub ports: Vec<u16>,
+    /// What happens.
+    pub action: OutboundAction,
+}
+
+/// What happens to a connection that an outbound rule covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutboundAction {
+    /// It is left alone, even if it is a service's.
+    Pass,
+    /// It is refused in the kernel with ECONNREFUSED.
+    Deny,
+}
+
+/// A model that is shared between tasks.
+pub type SharedModel = Arc<Model>;

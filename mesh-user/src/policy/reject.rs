@@ -1,0 +1,266 @@
+//! Every refusal has one name: here, in the metric label, in the access log and in the docs.
+
+use serde::Serialize;
+
+/// Why a request or connection was refused. Closed: a new reason needs all of its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reject {
+    /// No rule matches.
+    NoRoute,
+    /// The chosen version has no endpoint.
+    NoEndpoint,
+    /// The chosen version has endpoints, none of them healthy.
+    NoHealthyEndpoint,
+    /// Every target of the rule has weight 0.
+    NoWeight,
+    /// `max-connections` of the version, and no room to wait (or TCP).
+    OverflowConnections,
+    /// `max-pending` of the version.
+    OverflowPending,
+    /// `max-requests` of the version.
+    OverflowRequests,
+    /// A rate limit.
+    RateLimited,
+    /// The endpoint could not be connected.
+    ConnectFailed,
+    /// The endpoint did not connect within the connect time-out.
+    ConnectTimeout,
+    /// The request time-out, or the last per-try time-out.
+    UpstreamTimeout,
+    /// The endpoint closed before it answered.
+    UpstreamClosed,
+    /// The endpoint reset before it answered.
+    UpstreamReset,
+    /// The endpoint's answer is not valid HTTP.
+    UpstreamMalformed,
+    /// The request is not valid HTTP.
+    BadRequest,
+    /// The request head did not come within the header time-out.
+    HeaderTimeout,
+    /// The request body made no progress within the body time-out.
+    BodyTimeout,
+    /// The request head is too large, or has too many fields.
+    HeadTooLarge,
+    /// The request target is too long.
+    TargetTooLong,
+    /// A transfer coding other than chunked.
+    UnknownCoding,
+    /// An HTTP version that is not 1.0, 1.1 or 2.
+    UnknownVersion,
+    /// A request target or method that the proxy does not serve (CONNECT).
+    ConnectRefused,
+    /// The original destination is not known: refused, never guessed.
+    UnknownDestination,
+    /// The connection goes to the proxy itself.
+    Loop,
+    /// The workload has too many connections.
+    WorkloadConnections,
+    /// The node-wide limit of upstream dials.
+    DialPermits,
+    /// The agent is shutting down.
+    Draining,
+    /// The workload closed before an answer.
+    DownstreamClosed,
+}
+
+impl Reject {
+    /// Every reason.
+    pub const ALL: &'static [Self] = &[
+        Self::NoRoute,
+        Self::NoEndpoint,
+        Self::NoHealthyEndpoint,
+        Self::NoWeight,
+        Self::OverflowConnections,
+        Self::OverflowPending,
+        Self::OverflowRequests,
+        Self::RateLimited,
+        Self::ConnectFailed,
+        Self::ConnectTimeout,
+        Self::UpstreamTimeout,
+        Self::UpstreamClosed,
+        Self::UpstreamReset,
+        Self::UpstreamMalformed,
+        Self::BadRequest,
+        Self::HeaderTimeout,
+        Self::BodyTimeout,
+        Self::HeadTooLarge,
+        Self::TargetTooLong,
+        Self::UnknownCoding,
+        Self::UnknownVersion,
+        Self::ConnectRefused,
+        Self::UnknownDestination,
+        Self::Loop,
+        Self::WorkloadConnections,
+        Self::DialPermits,
+        Self::Draining,
+        Self::DownstreamClosed,
+    ];
+
+    /// Its name in metrics, logs, `x-mesh-reject` and the docs.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::NoRoute => "no_route",
+            Self::NoEndpoint => "no_endpoint",
+            Self::NoHealthyEndpoint => "no_healthy_endpoint",
+            Self::NoWeight => "no_weight",
+            Self::OverflowConnections => "overflow_connections",
+            Self::OverflowPending => "overflow_pending",
+            Self::OverflowRequests => "overflow_requests",
+            Self::RateLimited => "rate_limited",
+            Self::ConnectFailed => "connect_failed",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamReset => "upstream_reset",
+            Self::UpstreamMalformed => "upstream_malformed",
+            Self::BadRequest => "bad_request",
+            Self::HeaderTimeout => "header_timeout",
+            Self::BodyTimeout => "body_timeout",
+            Self::HeadTooLarge => "head_too_large",
+            Self::TargetTooLong => "target_too_long",
+            Self::UnknownCoding => "unknown_coding",
+            Self::UnknownVersion => "unknown_version",
+            Self::ConnectRefused => "connect_refused",
+            Self::UnknownDestination => "unknown_destination",
+            Self::Loop => "loop",
+            Self::WorkloadConnections => "workload_connections",
+            Self::DialPermits => "dial_permits",
+            Self::Draining => "draining",
+            Self::DownstreamClosed => "downstream_closed",
+        }
+    }
+
+    /// HTTP status of the answer (SEMANTICS §5.7, local reply table). 0: no answer is possible.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::NoRoute => 404,
+            Self::NoWeight => 500,
+            Self::NoEndpoint
+            | Self::NoHealthyEndpoint
+            | Self::OverflowConnections
+            | Self::OverflowPending
+            | Self::OverflowRequests
+            | Self::ConnectFailed
+            | Self::UpstreamClosed
+            | Self::UpstreamReset
+            | Self::WorkloadConnections
+            | Self::DialPermits
+            | Self::Draining => 503,
+            Self::RateLimited => 429,
+            Self::ConnectTimeout | Self::UpstreamTimeout => 504,
+            Self::UpstreamMalformed | Self::UnknownDestination => 502,
+            Self::BadRequest => 400,
+            Self::HeaderTimeout | Self::BodyTimeout => 408,
+            Self::HeadTooLarge => 431,
+            Self::TargetTooLong => 414,
+            Self::UnknownCoding => 501,
+            Self::UnknownVersion => 505,
+            Self::ConnectRefused => 405,
+            Self::Loop => 508,
+            Self::DownstreamClosed => 0,
+        }
+    }
+
+    /// gRPC status of the answer (numbers of the gRPC status code list).
+    pub const fn grpc_status(self) -> u8 {
+        match self {
+            Self::NoRoute | Self::ConnectRefused => 12,
+            Self::RateLimited => 8,
+            Self::ConnectTimeout | Self::UpstreamTimeout => 4,
+            Self::BadRequest
+            | Self::HeadTooLarge
+            | Self::TargetTooLong
+            | Self::UnknownCoding
+            | Self::UnknownVersion
+            | Self::UpstreamMalformed
+            | Self::Loop
+            | Self::NoWeight => 13,
+            Self::HeaderTimeout | Self::BodyTimeout | Self::DownstreamClosed => 1,
+            Self::NoEndpoint
+            | Self::NoHealthyEndpoint
+            | Self::OverflowConnections
+            | Self::OverflowPending
+            | Self::OverflowRequests
+            | Self::ConnectFailed
+            | Self::UpstreamClosed
+            | Self::UpstreamReset
+            | Self::UnknownDestination
+            | Self::WorkloadConnections
+            | Self::DialPermits
+            | Self::Draining => 14,
+        }
+    }
+
+    /// Envoy's response flag in the access log.
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::NoRoute | Self::NoWeight => "NR",
+            Self::NoEndpoint | Self::NoHealthyEndpoint => "UH",
+            Self::OverflowConnections | Self::OverflowPending | Self::OverflowRequests => "UO",
+            Self::RateLimited => "RL",
+            Self::ConnectFailed | Self::ConnectTimeout => "UF",
+            Self::UpstreamTimeout => "UT",
+            Self::UpstreamClosed => "UC",
+            Self::UpstreamReset => "UR",
+            Self::UpstreamMalformed => "UPE",
+            Self::BadRequest
+            | Self::HeadTooLarge
+            | Self::TargetTooLong
+            | Self::UnknownCoding
+            | Self::UnknownVersion
+            | Self::ConnectRefused => "DPE",
+            Self::HeaderTimeout | Self::BodyTimeout => "SI",
+            Self::UnknownDestination => "NC",
+            Self::Loop | Self::WorkloadConnections | Self::DialPermits | Self::Draining => "LR",
+            Self::DownstreamClosed => "DC",
+        }
+    }
+
+    /// Whether a local cap refused it: such an answer carries `x-mesh-overloaded: true`, and never
+    /// counts against an endpoint.
+    pub const fn is_overload(self) -> bool {
+        matches!(
+            self,
+            Self::OverflowConnections
+                | Self::OverflowPending
+                | Self::OverflowRequests
+                | Self::WorkloadConnections
+                | Self::DialPermits
+        )
+    }
+
+    /// One sentence for the answer's body and the docs.
+    pub const fn explain(self) -> &'static str {
+        match self {
+            Self::NoRoute => "no rule of the service matches the request",
+            Self::NoEndpoint => "the chosen version has no endpoint",
+            Self::NoHealthyEndpoint => "the chosen version has no healthy endpoint",
+            Self::NoWeight => "every target of the rule has weight 0",
+            Self::OverflowConnections => "overflow: max-connections of the version is reached",
+            Self::OverflowPending => "overflow: max-pending of the version is reached",
+            Self::OverflowRequests => "overflow: max-requests of the version is reached",
+            Self::RateLimited => "a rate limit is exhausted",
+            Self::ConnectFailed => "the endpoint refused the connection",
+            Self::ConnectTimeout => "the endpoint did not connect in time",
+            Self::UpstreamTimeout => "the endpoint did not answer in time",
+            Self::UpstreamClosed => "the endpoint closed the connection before it answered",
+            Self::UpstreamReset => "the endpoint reset the connection before it answered",
+            Self::UpstreamMalformed => "the endpoint's answer is not valid HTTP",
+            Self::BadRequest => "the request is not valid HTTP",
+            Self::HeaderTimeout => "the request head did not arrive in time",
+            Self::BodyTimeout => "the request body made no progress",
+            Self::HeadTooLarge => "the request head is too large",
+            Self::TargetTooLong => "the request target is too long",
+            Self::UnknownCoding => "the transfer coding is not known",
+            Self::UnknownVersion => "the HTTP version is not supported",
+            Self::ConnectRefused => "CONNECT is not served here",
+            Self::UnknownDestination => "the original destination is not known",
+            Self::Loop => "the request would come back to the proxy",
+            Self::WorkloadConnections => "the workload has too many connections",
+            Self::DialPermits => "the node has too many upstream connections",
+            Self::Draining => "the agent is shutting down",
+            Self::DownstreamClosed => "the client closed before an answer",
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The data path in user space: sockets in, decisions from `policy`, sockets out.
+//!
+//! Thread per core: each worker is one thread with a current-thread runtime, its own listeners (one
+//! shard per workload), its own upstream pools, its own view of the snapshot. Workers share only
+//! what must be exact over the node: breakers, limiters, endpoint state.
+//!
+//! Knows nothing of eBPF: `app` introduces it to the kernel through [`wire`].
+
+pub mod wire;
+pub mod worker;
+
+pub use worker::{Command, Workers, WorkersOptions};

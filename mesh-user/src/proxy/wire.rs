@@ -1,0 +1,35 @@
+//! What the proxy needs from outside, as traits: `app` wires the kernel side to them.
+
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+
+/// Makes sockets that leave from the right place: a workload's network namespace, with the
+/// agent's mark. One for each workload, and one for the agent's own namespace.
+pub trait SocketSource: Send + Sync + std::fmt::Debug {
+    /// A fresh non-blocking, close-on-exec TCP socket of the family of `towards`, not connected.
+    /// Synchronous and short: enters the namespace, makes the socket, comes back.
+    ///
+    /// # Errors
+    /// The namespace is gone, or no file descriptor is left.
+    fn tcp_socket(&self, towards: SocketAddr) -> io::Result<OwnedFd>;
+}
+
+/// Where a captured connection was really going, when its own address doesn't say (a foreign
+/// socket load balancer rewrote it after our hook).
+pub trait OriginLookup: Send + Sync + std::fmt::Debug {
+    /// The address that the application asked for, from the kernel's flow table. `peer` and
+    /// `local` are the accepted socket's.
+    fn asked(&self, pod_id: u32, peer: SocketAddr, local: SocketAddr) -> Option<SocketAddr>;
+}
+
+/// A workload as the proxy sees it. Shared by its listeners on all cores.
+#[derive(Debug)]
+pub struct WorkloadHandle {
+    /// Number in the kernel's maps.
+    pub pod_id: u32,
+    /// `namespace/name`, the key into `Snapshot::source`.
+    pub key: Arc<str>,
+    /// Makes sockets in its namespace.
+    pub sockets: Arc<dyn SocketSource>,
+    /// Open connections, over all cores: bounded by `Limits::workload_connections_max`.
+    pub connections: std::sync::atomic::AtomicU32,
+}
