@@ -1,0 +1,329 @@
+//! The demo's stage: pods, servers, the agent, and its configuration file.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::ask::Answers;
+use crate::{
+    kernel::{Instance, cleanup},
+    testbed::{Pod, Testbed, wait_until},
+};
+
+/// Virtual address of `web`, IPv4. Nobody routes it: without the mesh it leads nowhere.
+pub(super) const VIP4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// Virtual address of `web`, IPv6.
+pub(super) const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10);
+/// Port of `web` that clients dial.
+pub(super) const PORT: u16 = 80;
+/// Port on which the servers really listen.
+const TARGET: u16 = 8080;
+
+/// How long anything may take to come up.
+const READY: Duration = Duration::from_secs(10);
+
+/// What the configuration of a moment says.
+#[derive(Clone, Debug)]
+pub(super) struct Stage {
+    /// Weights of v1 and v2.
+    pub(super) weights: (u32, u32),
+    /// Whether `x-user: beta` and the workload `tester` get v2.
+    pub(super) beta: bool,
+    /// Requests a second for each workload, and the burst.
+    pub(super) limit: Option<(u32, u32)>,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self { weights: (90, 10), beta: true, limit: None }
+    }
+}
+
+/// Everything that runs.
+#[derive(Debug)]
+pub(super) struct Scene {
+    pub(super) bed: Testbed,
+    pub(super) instance: Instance,
+    pub(super) client: Pod,
+    pub(super) tester: Pod,
+    servers: Vec<Server>,
+    dir: PathBuf,
+    agent: Option<Child>,
+    binary: PathBuf,
+}
+
+#[derive(Debug)]
+struct Server {
+    pod: Pod,
+    version: &'static str,
+    process: Child,
+}
+
+impl Scene {
+    /// Makes pods and servers; the agent doesn't run yet.
+    pub(super) fn build(name: &str) -> anyhow::Result<Self> {
+        let instance = Instance::new(name).map_err(anyhow::Error::msg)?;
+        // What a killed demo left: the kernel side first, then its namespaces.
+        cleanup::cleanup(&instance, false, true);
+        let mut bed = Testbed::new(name)?;
+        let client = bed.pod("client")?;
+        let tester = bed.pod("tester")?;
+        let dir = PathBuf::from("/run").join(format!("mesh-demo-{name}"));
+        std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
+        let binary = std::env::current_exe().context("can't find the own binary")?;
+        let mut scene = Self {
+            bed,
+            instance,
+            client,
+            tester,
+            servers: Vec::new(),
+            dir,
+            agent: None,
+            binary,
+        };
+        for (pod, version) in [("web-v1-a", "v1"), ("web-v1-b", "v1"), ("web-v2", "v2")] {
+            scene.server(pod, version)?;
+        }
+        scene.write(&Stage::default())?;
+        Ok(scene)
+    }
+
+    fn server(&mut self, name: &str, version: &'static str) -> anyhow::Result<()> {
+        let pod = self.bed.pod(name)?;
+        let mut command = Command::new(&self.binary);
+        command.args(["demo", "echo", "--name", name, "--version", version, "--http"]);
+        command.arg(format!("[::]:{TARGET}"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log("echo")?);
+        let process = self.bed.spawn_in(&pod, command)?;
+        let address = SocketAddr::from((pod.v4, TARGET));
+        self.servers.push(Server { pod, version, process });
+        let up = wait_until(READY, || self.ask_from_node(address, &["--path", "/"]).is_ok_and(|a| a.status(200) == 1));
+        ensure!(up, "the echo server {name} did not come up, see {}/echo.log", self.dir.display());
+        Ok(())
+    }
+
+    fn log(&self, name: &str) -> anyhow::Result<Stdio> {
+        let path = self.dir.join(format!("{name}.log"));
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("can't write {}", path.display()))?;
+        Ok(Stdio::from(file))
+    }
+
+    /// The watched configuration file.
+    pub(super) fn config_path(&self) -> PathBuf {
+        self.dir.join("mesh.yaml")
+    }
+
+    /// Where logs and files of the demo are.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The configuration for a stage, as text.
+    pub(super) fn config_text(&self, stage: &Stage) -> String {
+        let Stage { weights: (v1, v2), beta, limit } = stage;
+        let mut text = format!(
+            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: none\n  \
+             access-log: {{format: envoy, filter: all, path: {}/access.log}}\n\nservices:\n  - name: web\n    \
+             hostnames: [web, web.demo.svc]\n    addresses: [{VIP4}, \"{VIP6}\"]\n    \
+             ports: [{{name: http, number: {PORT}, target: {TARGET}, protocol: http}}]\n    \
+             versions: {{v1: {{version: v1}}, v2: {{version: v2}}}}\n    endpoints:\n",
+            self.bed.pods_cgroup().display(),
+            self.dir.display(),
+        );
+        for server in &self.servers {
+            text.push_str(&format!(
+                "      - {{address: {}, tags: {{version: {}, pod: {}}}}}\n",
+                server.pod.v4, server.version, server.pod.name
+            ));
+        }
+        text.push_str("\nrules:\n");
+        if *beta {
+            text.push_str(
+                "  - name: beta users and testers\n    service: web\n    precedence: 10\n    \
+                 match: [{headers: {x-user: beta}}, {source: {tags: {app: tester}}}]\n    \
+                 route: [{version: v2}]\n",
+            );
+        }
+        text.push_str(&format!(
+            "  - name: split\n    service: web\n    \
+             route: [{{version: v1, weight: {v1}}}, {{version: v2, weight: {v2}}}]\n\n\
+             policies:\n  - service: web\n    breaker:\n      max-connections: 100\n      \
+             max-requests: 1000\n      \
+             ejection: {{consecutive-5xx: 5, interval: 1s, base: 3s, max-percent: 50}}\n"
+        ));
+        if let Some((rate, burst)) = limit {
+            text.push_str(&format!(
+                "    rate-limit: [{{name: per-workload, key: [source.workload], rate: {rate}/s, burst: {burst}}}]\n"
+            ));
+        }
+        text.push_str("\nworkloads:\n");
+        for pod in [&self.client, &self.tester] {
+            text.push_str(&format!(
+                "  - {{name: {0}, netns: {1}, tags: {{app: {0}}}}}\n",
+                pod.name,
+                pod.netns.display()
+            ));
+        }
+        text
+    }
+
+    /// Writes the configuration for a stage to a file beside the watched one, for `mesh apply`.
+    pub(super) fn draft(&self, name: &str, stage: &Stage) -> anyhow::Result<PathBuf> {
+        let path = self.dir.join(name);
+        std::fs::write(&path, self.config_text(stage))
+            .with_context(|| format!("can't write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Puts the configuration for a stage where the agent finds it at its start.
+    pub(super) fn write(&self, stage: &Stage) -> anyhow::Result<()> {
+        self.draft("mesh.yaml", stage).map(drop)
+    }
+
+    /// Starts the agent and waits until it is ready and both clients are captured.
+    pub(super) fn start_agent(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.binary);
+        command.arg("run").arg("--config").arg(self.config_path());
+        command.args(["--instance", self.instance.name()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log("agent")?);
+        self.agent = Some(self.bed.spawn_node(command)?);
+        let ready = wait_until(READY, || {
+            self.mesh(&["status", "-o", "json"]).is_ok_and(|output| {
+                let status: serde_json::Value =
+                    serde_json::from_slice(&output.stdout).unwrap_or_default();
+                output.status.success() && status.to_string().matches("\"live\"").count() >= 2
+            })
+        });
+        ensure!(ready, "the agent did not get ready, see {}/agent.log", self.dir.display());
+        Ok(())
+    }
+
+    /// Kills the agent with SIGKILL, as a crash would.
+    pub(super) fn kill_agent(&mut self) -> anyhow::Result<()> {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill().context("can't kill the agent")?;
+            agent.wait().context("can't wait for the agent")?;
+        }
+        Ok(())
+    }
+
+    /// Stops the agent as an operator does (SIGTERM) and waits for its end.
+    pub(super) fn stop_agent(&mut self) -> anyhow::Result<()> {
+        let Some(mut agent) = self.agent.take() else { return Ok(()) };
+        // A pid that was never waited for is still ours.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let ended = wait_until(READY, || matches!(agent.try_wait(), Ok(Some(_)) | Err(_)));
+        if !ended {
+            agent.kill().ok();
+            agent.wait().ok();
+            bail!("the agent did not stop within {READY:?}");
+        }
+        Ok(())
+    }
+
+    /// Runs a `mesh` verb on this instance.
+    pub(super) fn mesh(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        Command::new(&self.binary)
+            .args(["--instance", self.instance.name()])
+            .args(arguments)
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .output()
+            .context("can't run the own binary")
+    }
+
+    /// Asks the service by its virtual IPv4 address from inside a pod.
+    pub(super) fn ask(&self, from: &Pod, arguments: &[&str]) -> anyhow::Result<Answers> {
+        self.ask_at(from, IpAddr::V4(VIP4), arguments)
+    }
+
+    /// Asks the service by one of its addresses from inside a pod.
+    pub(super) fn ask_at(
+        &self,
+        from: &Pod,
+        address: IpAddr,
+        arguments: &[&str],
+    ) -> anyhow::Result<Answers> {
+        let command = self.ask_command(SocketAddr::new(address, PORT), arguments);
+        answers(self.bed.spawn_in(from, command)?)
+    }
+
+    /// Starts an endless client inside a pod, one report line for each `report_ms`.
+    pub(super) fn flood(
+        &self,
+        from: &Pod,
+        report_ms: u64,
+        arguments: &[&str],
+    ) -> anyhow::Result<Child> {
+        let mut command = self.ask_command(SocketAddr::from((VIP4, PORT)), arguments);
+        command.args(["--count", "1000000", "--report-ms", &report_ms.to_string()]);
+        self.bed.spawn_in(from, command)
+    }
+
+    fn ask_command(&self, to: SocketAddr, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(["demo", "ask", &to.to_string(), "--host", "web"]);
+        command.args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command
+    }
+
+    fn ask_from_node(&self, to: SocketAddr, arguments: &[&str]) -> anyhow::Result<Answers> {
+        answers(self.bed.spawn_node(self.ask_command(to, arguments))?)
+    }
+
+    /// Makes one server answer 503 to everything, or heals it, by talking to it directly.
+    pub(super) fn set_sick(&self, pod: &str, sick: bool) -> anyhow::Result<()> {
+        let server = self
+            .servers
+            .iter()
+            .find(|server| server.pod.name == pod)
+            .with_context(|| format!("no server {pod}"))?;
+        let method = if sick { "PUT" } else { "DELETE" };
+        let to = SocketAddr::from((server.pod.v4, TARGET));
+        let answers = self.ask_from_node(to, &["--method", method, "--path", "/_sick"])?;
+        ensure!(answers.failed() == 0, "{pod} can't be made sick: {:?}", answers.errors);
+        Ok(())
+    }
+
+    /// Removes everything: agent, kernel state, servers, namespaces, cgroups, files.
+    pub(super) fn tear_down(mut self) -> anyhow::Result<()> {
+        self.stop_agent()?;
+        let report = cleanup::cleanup(&self.instance, false, false);
+        ensure!(report.failed.is_empty(), "cleanup: {}", report.failed.join("; "));
+        self.end_servers();
+        std::fs::remove_dir_all(&self.dir).ok();
+        Ok(())
+    }
+
+    fn end_servers(&mut self) {
+        for server in &mut self.servers {
+            server.process.kill().ok();
+            server.process.wait().ok();
+        }
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.kill_agent().ok();
+        cleanup::cleanup(&self.instance, false, true);
+        self.end_servers();
+    }
+}
+
+fn answers(child: Child) -> anyhow::Result<Answers> {
+    let output = child.wait_with_output().context("can't wait for the client")?;
+    ensure!(output.status.success(), "the client ended with {}", output.status);
+    serde_json::from_slice(&output.stdout).context("the client's report is not JSON")
+}
