@@ -8,7 +8,9 @@ pub mod status;
 
 use std::{net::SocketAddr, sync::Arc};
 
-pub use status::{ConfigStatus, Condition, Drain, LastError, Status, WorkloadState, WorkloadStatus};
+pub use status::{
+    Condition, ConfigStatus, Drain, LastError, Status, WorkloadState, WorkloadStatus,
+};
 
 use crate::{
     kernel::{

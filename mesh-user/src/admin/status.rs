@@ -139,7 +139,7 @@ mod rfc3339 {
     }
 
     fn parse(text: &str) -> Result<SystemTime, jiff::Error> {
-        text.parse::<Timestamp>().map(SystemTime::from)
+        SystemTime::try_from(text.parse::<Timestamp>()?)
     }
 
     /// The same, where there may be none.
