@@ -1,11 +1,79 @@
 //! The configuration file: raw -> validated -> [`Config`]. Reports every problem at once, each with
 //! file, line, column, an excerpt, the field and what would be right.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Serialize;
 
 use crate::model::Model;
+
+pub mod report;
+
+pub use report::{ConfigError, Problem, Report, Severity};
+
+/// Reads and checks a configuration file.
+///
+/// Warnings are dropped: [`examine`] keeps them.
+///
+/// # Errors
+/// Every problem of the file at once.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    examine(path).into_result()
+}
+
+/// Checks the text of a configuration file; `name` stands for the file in messages.
+///
+/// # Errors
+/// Every problem of the text at once.
+pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
+    examine_text(name, text).into_result()
+}
+
+/// Reads and checks a configuration file, and keeps the warnings (`mesh validate`).
+pub fn examine(_path: &Path) -> Examined {
+    unimplemented!("config")
+}
+
+/// [`examine`] for a text at hand.
+pub fn examine_text(_name: &str, _text: &str) -> Examined {
+    unimplemented!("config")
+}
+
+/// The JSON Schema (draft 2020-12) of the file.
+pub fn schema() -> serde_json::Value {
+    unimplemented!("config")
+}
+
+/// `docs/CONFIG.md`.
+pub fn reference_markdown() -> String {
+    unimplemented!("config")
+}
+
+/// What an examination of a file found.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// The configuration; none when the report has an error.
+    pub config: Option<Config>,
+    /// Errors and warnings, in the order of the file.
+    pub report: Report,
+}
+
+impl Examined {
+    /// The configuration without its warnings.
+    ///
+    /// # Errors
+    /// The report, when it has an error.
+    pub fn into_result(self) -> Result<Config, ConfigError> {
+        match self.config {
+            Some(config) => Ok(config),
+            None => Err(ConfigError::from(self.report)),
+        }
+    }
+}
 
 /// A valid configuration file.
 #[derive(Clone, Debug, PartialEq)]
