@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 /// How the agent is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Status {
     /// Name of the instance.
     pub instance: String,
@@ -44,7 +43,6 @@ impl Status {
 
 /// One condition of readiness: `programs`, `model`, ...
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Condition {
     /// Its name: one word.
     pub name: String,
@@ -56,7 +54,6 @@ pub struct Condition {
 
 /// The configuration file and how its last reload went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct ConfigStatus {
     /// The watched file, absolute.
     pub path: String,
@@ -69,7 +66,6 @@ pub struct ConfigStatus {
 
 /// Why a reload was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct LastError {
     /// When.
     #[serde(with = "rfc3339")]
@@ -80,7 +76,6 @@ pub struct LastError {
 
 /// A workload of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct WorkloadStatus {
     /// `namespace/name`.
     pub key: String,
@@ -104,6 +99,21 @@ pub enum WorkloadState {
     Gone,
     /// It could not be enrolled; tried again.
     Failed,
+}
+
+impl WorkloadState {
+    /// Every state.
+    pub const ALL: &'static [Self] = &[Self::Pending, Self::Live, Self::Gone, Self::Failed];
+
+    /// Its name in `mesh_workloads{state}` and in tables.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Live => "live",
+            Self::Gone => "gone",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// Whether the agent is stopping.
@@ -139,7 +149,7 @@ mod rfc3339 {
     }
 
     fn parse(text: &str) -> Result<SystemTime, jiff::Error> {
-        text.parse::<Timestamp>().map(SystemTime::from)
+        SystemTime::try_from(text.parse::<Timestamp>()?)
     }
 
     /// The same, where there may be none.

@@ -1,0 +1,66 @@
+//! Text from requests, made harmless for one line of one format.
+//!
+//! A client chooses paths, names and agents: none of them may end a line, close a quote, or move
+//! a terminal's cursor.
+
+/// Most bytes of one field. Longer ones end in `...`: a log line is not the place for 64 KiB.
+pub(super) const FIELD_BYTES_MAX: usize = 4_096;
+
+/// How a character that may not stand as it is gets written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// `\"`, `\\`, `\xHH` and `\u{HHHH}`: Envoy's line and logfmt.
+    Backslash,
+    /// As RFC 8259 §7 asks.
+    Json,
+}
+
+/// Appends `text` between quotes.
+pub(super) fn quoted(style: Style, text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    bare(style, text, out);
+    out.push(b'"');
+}
+
+/// Appends `text` without quotes around it.
+pub(super) fn bare(style: Style, text: &str, out: &mut Vec<u8>) {
+    let kept = &text[..text.floor_char_boundary(FIELD_BYTES_MAX)];
+    // Nearly every field is plain: one pass to see it, one copy.
+    if kept.bytes().all(plain) {
+        out.extend_from_slice(kept.as_bytes());
+    } else {
+        kept.chars().for_each(|char| one(style, char, out));
+    }
+    if kept.len() < text.len() {
+        out.extend_from_slice(b"...");
+    }
+}
+
+fn plain(byte: u8) -> bool {
+    matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\'
+}
+
+fn one(style: Style, char: char, out: &mut Vec<u8>) {
+    let mut utf8 = [0; 4];
+    match char {
+        '"' => out.extend_from_slice(b"\\\""),
+        '\\' => out.extend_from_slice(b"\\\\"),
+        // Line ends for some readers; and what turns the direction of text round.
+        '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            hex(style, char, out);
+        }
+        control if control.is_control() => hex(style, control, out),
+        other => out.extend_from_slice(other.encode_utf8(&mut utf8).as_bytes()),
+    }
+}
+
+fn hex(style: Style, char: char, out: &mut Vec<u8>) {
+    use std::io::Write as _;
+    let code = u32::from(char);
+    // Writing to a Vec can't fail. All characters that come here are below U+10000.
+    let _ = match style {
+        Style::Json => write!(out, "\\u{code:04x}"),
+        Style::Backslash if code < 0x100 => write!(out, "\\x{code:02x}"),
+        Style::Backslash => write!(out, "\\u{{{code:x}}}"),
+    };
+}
