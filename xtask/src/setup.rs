@@ -32,6 +32,9 @@ pub(crate) fn run() -> Result<()> {
     if toolchain::linker().is_none_or(|path| run::ask(path, &["--version"]).is_none()) {
         install_linker(&toolchain)?;
     }
+    if names.contains(&"bpffs") {
+        mount_bpffs()?;
+    }
     match installable()
         .into_iter()
         .find_map(|need| Some((need.what, need.state.err()?)))
