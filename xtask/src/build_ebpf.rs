@@ -6,6 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -80,22 +81,9 @@ fn tools() -> Result<(Toolchain, PathBuf)> {
 }
 
 fn compile(args: &Args, toolchain: &Toolchain, linker: &Path) -> Result<PathBuf> {
-    let mut cargo = toolchain.cargo();
+    let mut cargo = cargo(toolchain, "build");
     cargo
-        .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
-        .args([
-            "build",
-            "--locked",
-            "--package",
-            "mesh-ebpf",
-            "--bins",
-            "--profile",
-            "bpf",
-        ])
-        .args(["-Zbuild-std=core", "--target", "bpfel-unknown-none"])
-        // An own folder: the host's cargo, of another version, would throw away each other's work.
-        .args(["--target-dir", "target/bpf-build"])
         .arg("--message-format=json-render-diagnostics");
     if !args.features.is_empty() {
         cargo.args(["--features", &args.features.join(",")]);
@@ -113,6 +101,33 @@ fn compile(args: &Args, toolchain: &Toolchain, linker: &Path) -> Result<PathBuf>
             many.len()
         ),
     }
+}
+
+/// Checks the programs for the kernel's target; a warning is an error.
+pub(crate) fn check(toolchain: &Toolchain) -> Result<()> {
+    let mut cargo = cargo(toolchain, "check");
+    run::run(cargo.args(["-Zwarnings", "--config", "build.warnings=\"deny\""]))
+}
+
+/// cargo for the kernel's target.
+fn cargo(toolchain: &Toolchain, verb: &str) -> Command {
+    let mut cargo = toolchain.cargo();
+    cargo
+        .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS)
+        .args([
+            verb,
+            "--locked",
+            "--package",
+            "mesh-ebpf",
+            "--bins",
+            "--profile",
+            "bpf",
+        ])
+        .args(["-Zbuild-std=core", "--target", "bpfel-unknown-none"])
+        // An own folder: this cargo and the host's, of other versions, would throw away each
+        // other's work.
+        .args(["--target-dir", "target/bpf-build"]);
+    cargo
 }
 
 /// The path in cargo's message about a binary of ours.
