@@ -53,6 +53,17 @@ struct Reported {
     draining: bool,
 }
 
+/// The settings that differ and only take effect at a start.
+fn restart_needed(started_with: &AgentConfig, wanted: &AgentConfig) -> Vec<String> {
+    let differs = [
+        ("attach", started_with.attach != wanted.attach),
+        ("agent.workers", started_with.workers != wanted.workers),
+        ("agent.unknown-netns", started_with.unknown_netns != wanted.unknown_netns),
+        ("agent.metrics", started_with.metrics != wanted.metrics),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(field, _)| field.to_owned()).collect()
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere is no reason to stop controlling the node: every write below is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -67,7 +78,7 @@ impl NodeAgent {
         workers: Arc<Workers>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
-        let paused = kernel.paused();
+        let paused = View::open(&instance).is_ok_and(|view| view.paused());
         Self {
             instance,
             config_path,
@@ -110,13 +121,14 @@ impl NodeAgent {
         self.snapshot.store(Arc::clone(&new));
         let Control { kernel, enrolments, .. } = &mut *control;
         enrolments.follow(&new.model, kernel, &self.workers, now);
-        self.telemetry.set_access_log(&config.agent.access_log);
-        self.telemetry.reloaded(new.generation, enrolments.live());
+        if let Err(error) = self.telemetry.set_access_log(&config.agent.access_log) {
+            tracing::warn!(%error, "the access log can't be written, the old one goes on");
+        }
         self.workers.set_limits(&config.agent.limits);
         let mut report = lock(&self.report);
         report.last_success = Some(SystemTime::now());
         report.last_error = None;
-        report.restart_needed = self.settings.restart_needed(&config.agent);
+        report.restart_needed = restart_needed(&self.settings, &config.agent);
         report.workloads = enrolments.status();
         for field in &report.restart_needed {
             tracing::warn!(field, "changed in the file, but needs a restart to take effect");
@@ -135,7 +147,6 @@ impl NodeAgent {
     /// A file that can't be used: the old snapshot stays.
     pub(super) fn rejected(&self, message: String) {
         tracing::warn!(%message, "configuration refused, the last snapshot stays in force");
-        self.telemetry.reload_failed();
         lock(&self.report).last_error = Some(LastError { at: SystemTime::now(), message });
     }
 
@@ -144,13 +155,14 @@ impl NodeAgent {
         let mut control = lock(&self.control);
         let Control { kernel, enrolments, swept } = &mut *control;
         enrolments.tick(kernel, &self.workers, now);
-        self.telemetry.set_workloads(enrolments.live());
         lock(&self.report).workloads = enrolments.status();
         if now.since(*swept).as_millis() >= 1000 {
             *swept = now;
-            for change in self.snapshot.load().sweep(now) {
-                tracing::info!(?change, "ejection");
+            let snapshot = self.snapshot.load();
+            for change in snapshot.sweep(now) {
+                self.telemetry.ejection(&change);
             }
+            self.telemetry.retire(&|key| snapshot.source(key).is_some(), now);
         }
     }
 

@@ -58,7 +58,7 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
     let telemetry = Telemetry::new(&config.agent.access_log)
         .context("the access log can't be written (agent.access-log.path)")?;
     // Whether anything of this instance was there before: a failed start must not remove it.
-    let adopting = crate::kernel::has_pins(&options.instance);
+    let adopting = !crate::kernel::inventory::pins(&options.instance).is_empty();
     let started = start(&options.instance, config_path, &config, Arc::clone(&telemetry));
     let running = match started {
         Ok(running) => running,
@@ -97,7 +97,8 @@ fn start(
     let workers = Workers::start(
         WorkersOptions {
             workers: settings.workers,
-            pin: settings.pin_workers,
+            // Pinning helps only when every CPU has its worker; else the scheduler knows better.
+            pin: std::thread::available_parallelism().is_ok_and(|n| n.get() == settings.workers),
             limits: settings.limits.clone(),
             origins: kernel.origins(),
             node_sockets: kernel.node_sockets(),

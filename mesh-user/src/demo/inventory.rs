@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fmt, path::Path};
 
 use anyhow::Context as _;
 
-use crate::{kernel, testbed};
+use crate::{
+    kernel::{Instance, inventory, mounts},
+    testbed,
+};
 
 /// Everything that a demo could leave.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,15 +22,19 @@ pub(super) struct Inventory {
 impl Inventory {
     /// Looks around. Programs and maps are counted by the names that only ours have.
     pub(super) fn take(name: &str) -> anyhow::Result<Self> {
-        let objects = kernel::loaded_objects().context("can't list the kernel's programs")?;
+        let instance = Instance::new(name).map_err(anyhow::Error::msg)?;
+        let objects = inventory::loaded_objects().context("can't list the kernel's programs")?;
         let prefix = format!("mb-{name}");
-        let cgroup2 = kernel::cgroup2_mount().context("no cgroup2 mount")?;
+        let cgroup2 = mounts::cgroup2()?.context("no cgroup2 mount")?;
         let mut cgroups = names(&cgroup2, |entry| entry.starts_with(&prefix));
         cgroups.extend(names(&cgroup2, |entry| entry == format!("mesh-agent-{name}")));
         Ok(Self {
             programs: objects.programs.into_iter().collect(),
             maps: objects.maps.into_iter().collect(),
-            pins: kernel::pins_of(name).into_iter().collect(),
+            pins: inventory::pins(&instance)
+                .iter()
+                .map(|pin| pin.display().to_string())
+                .collect(),
             namespaces: names(Path::new(testbed::NETNS_DIR), |entry| entry.starts_with(&prefix)),
             cgroups,
         })

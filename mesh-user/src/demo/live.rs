@@ -38,7 +38,7 @@ const LOG_LINES: usize = 14;
 pub(super) fn show(name: &str) -> anyhow::Result<()> {
     let before = Inventory::take(name)?;
     println!("making pods, starting servers and the agent ...");
-    let result = Scene::build(name).and_then(run);
+    let result = super::build(name).and_then(run);
     let left = Inventory::take(name)?.since(&before);
     println!("{left}");
     result?;

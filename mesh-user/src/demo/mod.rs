@@ -6,10 +6,10 @@
 pub mod ask;
 mod inventory;
 mod live;
-mod scene;
+pub mod scene;
 mod story;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 
 /// `mesh demo`.
@@ -54,4 +54,10 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         .collect();
     ensure!(missing.is_empty(), "this machine can't run mesh:\n  {}", missing.join("\n  "));
     if args.script { story::play(&args.name) } else { live::show(&args.name) }
+}
+
+/// A scene whose parts run this very binary.
+fn build(name: &str) -> anyhow::Result<scene::Scene> {
+    let binary = std::env::current_exe().context("can't find the own binary")?;
+    scene::Scene::build(name, &binary)
 }

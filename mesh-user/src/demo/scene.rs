@@ -1,4 +1,5 @@
-//! The demo's stage: pods, servers, the agent, and its configuration file.
+//! A stage: pods, echo servers, the agent, and its configuration file. The demo plays on it, and so
+//! do the traffic tests.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -16,26 +17,32 @@ use crate::{
 };
 
 /// Virtual address of `web`, IPv4. Nobody routes it: without the mesh it leads nowhere.
-pub(super) const VIP4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// Virtual address of `web`, IPv6.
-pub(super) const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10);
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10);
 /// Port of `web` that clients dial.
-pub(super) const PORT: u16 = 80;
-/// Port on which the servers really listen.
+pub const PORT: u16 = 80;
+/// Port of `web` for opaque TCP that echoes.
+pub const TCP_PORT: u16 = 7;
+/// Port of `web` on which the server speaks first.
+pub const BANNER_PORT: u16 = 25;
+/// Ports on which the servers really listen.
 const TARGET: u16 = 8080;
+const TCP_TARGET: u16 = 9000;
+const BANNER_TARGET: u16 = 9001;
 
 /// How long anything may take to come up.
 const READY: Duration = Duration::from_secs(10);
 
 /// What the configuration of a moment says.
 #[derive(Clone, Debug)]
-pub(super) struct Stage {
+pub struct Stage {
     /// Weights of v1 and v2.
-    pub(super) weights: (u32, u32),
+    pub weights: (u32, u32),
     /// Whether `x-user: beta` and the workload `tester` get v2.
-    pub(super) beta: bool,
+    pub beta: bool,
     /// Requests a second for each workload, and the burst.
-    pub(super) limit: Option<(u32, u32)>,
+    pub limit: Option<(u32, u32)>,
 }
 
 impl Default for Stage {
@@ -46,11 +53,11 @@ impl Default for Stage {
 
 /// Everything that runs.
 #[derive(Debug)]
-pub(super) struct Scene {
-    pub(super) bed: Testbed,
-    pub(super) instance: Instance,
-    pub(super) client: Pod,
-    pub(super) tester: Pod,
+pub struct Scene {
+    pub bed: Testbed,
+    pub instance: Instance,
+    pub client: Pod,
+    pub tester: Pod,
     servers: Vec<Server>,
     dir: PathBuf,
     agent: Option<Child>,
@@ -65,8 +72,12 @@ struct Server {
 }
 
 impl Scene {
-    /// Makes pods and servers; the agent doesn't run yet.
-    pub(super) fn build(name: &str) -> anyhow::Result<Self> {
+    /// Makes pods and servers; the agent doesn't run yet. `binary` is `mesh` itself, run for all
+    /// parts; `name` prefixes everything.
+    ///
+    /// # Errors
+    /// Not root, no `ip` command, or a server did not come up.
+    pub fn build(name: &str, binary: &Path) -> anyhow::Result<Self> {
         let instance = Instance::new(name).map_err(anyhow::Error::msg)?;
         // What a killed demo left: the kernel side first, then its namespaces.
         cleanup::cleanup(&instance, false, true);
@@ -75,7 +86,6 @@ impl Scene {
         let tester = bed.pod("tester")?;
         let dir = PathBuf::from("/run").join(format!("mesh-demo-{name}"));
         std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
-        let binary = std::env::current_exe().context("can't find the own binary")?;
         let mut scene = Self {
             bed,
             instance,
@@ -84,7 +94,7 @@ impl Scene {
             servers: Vec::new(),
             dir,
             agent: None,
-            binary,
+            binary: binary.to_owned(),
         };
         for (pod, version) in [("web-v1-a", "v1"), ("web-v1-b", "v1"), ("web-v2", "v2")] {
             scene.server(pod, version)?;
@@ -118,34 +128,19 @@ impl Scene {
     }
 
     /// The watched configuration file.
-    pub(super) fn config_path(&self) -> PathBuf {
+    pub fn config_path(&self) -> PathBuf {
         self.dir.join("mesh.yaml")
     }
 
     /// Where logs and files of the demo are.
-    pub(super) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The configuration for a stage, as text.
-    pub(super) fn config_text(&self, stage: &Stage) -> String {
+    pub fn config_text(&self, stage: &Stage) -> String {
         let Stage { weights: (v1, v2), beta, limit } = stage;
-        let mut text = format!(
-            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: none\n  \
-             access-log: {{format: envoy, filter: all, path: {}/access.log}}\n\nservices:\n  - name: web\n    \
-             hostnames: [web, web.demo.svc]\n    addresses: [{VIP4}, \"{VIP6}\"]\n    \
-             ports: [{{name: http, number: {PORT}, target: {TARGET}, protocol: http}}]\n    \
-             versions: {{v1: {{version: v1}}, v2: {{version: v2}}}}\n    endpoints:\n",
-            self.bed.pods_cgroup().display(),
-            self.dir.display(),
-        );
-        for server in &self.servers {
-            text.push_str(&format!(
-                "      - {{address: {}, tags: {{version: {}, pod: {}}}}}\n",
-                server.pod.v4, server.version, server.pod.name
-            ));
-        }
-        text.push_str("\nrules:\n");
+        let mut text = String::from("rules:\n");
         if *beta {
             text.push_str(
                 "  - name: beta users and testers\n    service: web\n    precedence: 10\n    \
@@ -162,13 +157,59 @@ impl Scene {
         ));
         if let Some((rate, burst)) = limit {
             text.push_str(&format!(
-                "    rate-limit: [{{name: per-workload, key: [source.workload], rate: {rate}/s, burst: {burst}}}]\n"
+                "    rate-limit: [{{name: per-workload, key: [source.workload], rate: {rate}/s, \
+                 burst: {burst}}}]\n"
             ));
         }
-        text.push_str("\nworkloads:\n");
+        self.config_with(&text)
+    }
+
+    /// A whole configuration with the given `rules:` and `policies:` around this scene's
+    /// services and workloads.
+    pub fn config_with(&self, rules_and_policies: &str) -> String {
+        format!(
+            "{}\n{}\n{rules_and_policies}\n{}",
+            self.head_text(),
+            self.services_text(),
+            self.workloads_text("")
+        )
+    }
+
+    /// The head of a configuration: where to attach, no metrics port, all log lines.
+    pub fn head_text(&self) -> String {
+        format!(
+            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: none\n  \
+             access-log: {{format: envoy, filter: all, path: {}}}\n",
+            self.bed.pods_cgroup().display(),
+            self.access_log().display(),
+        )
+    }
+
+    /// The `services:` of a configuration: `web` with its virtual addresses and endpoints.
+    pub fn services_text(&self) -> String {
+        let mut text = format!(
+            "services:\n  - name: web\n    hostnames: [web, web.demo.svc]\n    \
+             addresses: [{VIP4}, \"{VIP6}\"]\n    \
+             ports:\n      - {{name: http, number: {PORT}, target: {TARGET}, protocol: http}}\n      \
+             - {{name: tcp, number: {TCP_PORT}, target: {TCP_TARGET}, protocol: tcp}}\n      \
+             - {{name: banner, number: {BANNER_PORT}, target: {BANNER_TARGET}, protocol: auto}}\n    \
+             versions: {{v1: {{version: v1}}, v2: {{version: v2}}}}\n    endpoints:\n",
+        );
+        for server in &self.servers {
+            text.push_str(&format!(
+                "      - {{address: {}, tags: {{version: {}, pod: {}}}}}\n",
+                server.pod.v4, server.version, server.pod.name
+            ));
+        }
+        text
+    }
+
+    /// The `workloads:` of a configuration, `client` and `tester`, with more fields for both.
+    pub fn workloads_text(&self, more: &str) -> String {
+        let mut text = String::from("workloads:\n");
         for pod in [&self.client, &self.tester] {
             text.push_str(&format!(
-                "  - {{name: {0}, netns: {1}, tags: {{app: {0}}}}}\n",
+                "  - {{name: {0}, netns: {1}, tags: {{app: {0}}}{more}}}\n",
                 pod.name,
                 pod.netns.display()
             ));
@@ -176,8 +217,13 @@ impl Scene {
         text
     }
 
+    /// The access log that the agent writes.
+    pub fn access_log(&self) -> PathBuf {
+        self.dir.join("access.log")
+    }
+
     /// Writes the configuration for a stage to a file beside the watched one, for `mesh apply`.
-    pub(super) fn draft(&self, name: &str, stage: &Stage) -> anyhow::Result<PathBuf> {
+    pub fn draft(&self, name: &str, stage: &Stage) -> anyhow::Result<PathBuf> {
         let path = self.dir.join(name);
         std::fs::write(&path, self.config_text(stage))
             .with_context(|| format!("can't write {}", path.display()))?;
@@ -185,12 +231,12 @@ impl Scene {
     }
 
     /// Puts the configuration for a stage where the agent finds it at its start.
-    pub(super) fn write(&self, stage: &Stage) -> anyhow::Result<()> {
+    pub fn write(&self, stage: &Stage) -> anyhow::Result<()> {
         self.draft("mesh.yaml", stage).map(drop)
     }
 
     /// Starts the agent and waits until it is ready and both clients are captured.
-    pub(super) fn start_agent(&mut self) -> anyhow::Result<()> {
+    pub fn start_agent(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(&self.binary);
         command.arg("run").arg("--config").arg(self.config_path());
         command.args(["--instance", self.instance.name()]);
@@ -208,7 +254,7 @@ impl Scene {
     }
 
     /// Kills the agent with SIGKILL, as a crash would.
-    pub(super) fn kill_agent(&mut self) -> anyhow::Result<()> {
+    pub fn kill_agent(&mut self) -> anyhow::Result<()> {
         if let Some(mut agent) = self.agent.take() {
             agent.kill().context("can't kill the agent")?;
             agent.wait().context("can't wait for the agent")?;
@@ -217,7 +263,7 @@ impl Scene {
     }
 
     /// Stops the agent as an operator does (SIGTERM) and waits for its end.
-    pub(super) fn stop_agent(&mut self) -> anyhow::Result<()> {
+    pub fn stop_agent(&mut self) -> anyhow::Result<()> {
         let Some(mut agent) = self.agent.take() else { return Ok(()) };
         // A pid that was never waited for is still ours.
         let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.id())?);
@@ -232,7 +278,7 @@ impl Scene {
     }
 
     /// Runs a `mesh` verb on this instance.
-    pub(super) fn mesh(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+    pub fn mesh(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         Command::new(&self.binary)
             .args(["--instance", self.instance.name()])
             .args(arguments)
@@ -243,12 +289,12 @@ impl Scene {
     }
 
     /// Asks the service by its virtual IPv4 address from inside a pod.
-    pub(super) fn ask(&self, from: &Pod, arguments: &[&str]) -> anyhow::Result<Answers> {
+    pub fn ask(&self, from: &Pod, arguments: &[&str]) -> anyhow::Result<Answers> {
         self.ask_at(from, IpAddr::V4(VIP4), arguments)
     }
 
     /// Asks the service by one of its addresses from inside a pod.
-    pub(super) fn ask_at(
+    pub fn ask_at(
         &self,
         from: &Pod,
         address: IpAddr,
@@ -259,7 +305,7 @@ impl Scene {
     }
 
     /// Starts an endless client inside a pod, one report line for each `report_ms`.
-    pub(super) fn flood(
+    pub fn flood(
         &self,
         from: &Pod,
         report_ms: u64,
@@ -283,7 +329,7 @@ impl Scene {
     }
 
     /// Makes one server answer 503 to everything, or heals it, by talking to it directly.
-    pub(super) fn set_sick(&self, pod: &str, sick: bool) -> anyhow::Result<()> {
+    pub fn set_sick(&self, pod: &str, sick: bool) -> anyhow::Result<()> {
         let server = self
             .servers
             .iter()
@@ -297,7 +343,7 @@ impl Scene {
     }
 
     /// Removes everything: agent, kernel state, servers, namespaces, cgroups, files.
-    pub(super) fn tear_down(mut self) -> anyhow::Result<()> {
+    pub fn tear_down(mut self) -> anyhow::Result<()> {
         self.stop_agent()?;
         let report = cleanup::cleanup(&self.instance, false, false);
         ensure!(report.failed.is_empty(), "cleanup: {}", report.failed.join("; "));

@@ -21,7 +21,7 @@ const PROPAGATION: Duration = Duration::from_secs(2);
 /// The first step that is not true.
 pub(super) fn play(name: &str) -> anyhow::Result<()> {
     let before = Inventory::take(name)?;
-    let result = Scene::build(name).and_then(|mut scene| {
+    let result = super::build(name).and_then(|mut scene| {
         steps(&mut scene)?;
         scene.tear_down()
     });

@@ -8,6 +8,7 @@
 //! `steer` -> self-probe -> `POD_BY_NETNS`. Undo: `POD_BY_NETNS`, `steer`, listeners, routes.
 
 pub mod cleanup;
+pub mod inventory;
 pub mod mounts;
 pub mod probe;
 pub mod view;
