@@ -61,7 +61,7 @@ impl<const N: usize> Cell<N> {
 
 /// One value for each label of the family, in its order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LabelSet(pub Box<[Arc<str>]>);
+pub(super) struct LabelSet(pub(super) Box<[Arc<str>]>);
 
 /// What a family counted: each label set with its numbers, sorted.
 pub(super) type Sums<const N: usize> = Vec<(LabelSet, [u64; N])>;
@@ -126,11 +126,6 @@ impl<const N: usize> Family<N> {
                 (labels.clone(), series.sum())
             })
             .collect()
-    }
-
-    /// How many label sets are kept.
-    pub(super) fn len(&self) -> usize {
-        self.lock().len()
     }
 
     /// Removes the series of workloads that have been gone for [`GONE_KEPT`]; returns how many.

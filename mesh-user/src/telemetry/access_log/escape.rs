@@ -16,28 +16,59 @@ pub(super) enum Style {
 }
 
 /// Appends `text` between quotes.
-pub(super) fn quoted(style: Style, text: &str, out: &mut Vec<u8>) {
+pub(super) fn quoted(style: Style, text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     bare(style, text, out);
     out.push(b'"');
 }
 
 /// Appends `text` without quotes around it.
-pub(super) fn bare(style: Style, text: &str, out: &mut Vec<u8>) {
-    let kept = &text[..text.floor_char_boundary(FIELD_BYTES_MAX)];
+pub(super) fn bare(style: Style, text: &[u8], out: &mut Vec<u8>) {
+    let (kept, cut) = match text.get(..FIELD_BYTES_MAX) {
+        Some(kept) if kept.len() < text.len() => (whole_chars(kept), true),
+        _ => (text, false),
+    };
     // Nearly every field is plain: one pass to see it, one copy.
-    if kept.bytes().all(plain) {
-        out.extend_from_slice(kept.as_bytes());
+    if kept.iter().copied().all(plain) {
+        out.extend_from_slice(kept);
     } else {
-        kept.chars().for_each(|char| one(style, char, out));
+        for chunk in kept.utf8_chunks() {
+            chunk.valid().chars().for_each(|char| one(style, char, out));
+            chunk
+                .invalid()
+                .iter()
+                .for_each(|byte| not_utf8(style, *byte, out));
+        }
     }
-    if kept.len() < text.len() {
+    if cut {
         out.extend_from_slice(b"...");
     }
 }
 
 fn plain(byte: u8) -> bool {
     matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\'
+}
+
+/// Leaves out a character that was cut through at the end.
+fn whole_chars(text: &[u8]) -> &[u8] {
+    let continued = text
+        .iter()
+        .rev()
+        .take(3)
+        .take_while(|byte| **byte & 0xc0 == 0x80)
+        .count();
+    match text.get(text.len() - continued - 1) {
+        Some(first) if *first >= 0xc0 => &text[..text.len() - continued - 1],
+        _ => text,
+    }
+}
+
+/// JSON has no way to write a byte, so there it becomes the replacement character.
+fn not_utf8(style: Style, byte: u8, out: &mut Vec<u8>) {
+    match style {
+        Style::Backslash => hex(style, char::from(byte), out),
+        Style::Json => out.extend_from_slice(b"\\ufffd"),
+    }
 }
 
 fn one(style: Style, char: char, out: &mut Vec<u8>) {
