@@ -64,86 +64,106 @@ pub(super) enum ClientError {
     },
 }
 
-/// Asks one question.
-pub(super) fn ask(
-    instance: &Instance,
-    method: Method,
-    path: &str,
-    body: impl Into<Bytes>,
-) -> Result<Value, ClientError> {
-    let body = body.into();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| ClientError::Broken(error.to_string()))?;
-    runtime.block_on(async {
-        time::timeout(TIMEOUT, exchange(instance, method, path, body))
-            .await
-            .unwrap_or(Err(ClientError::Timeout))
-    })
+/// A running agent, or where one would be.
+#[derive(Clone, Debug)]
+pub(super) struct Agent {
+    pub(super) instance: Instance,
+    pub(super) socket: PathBuf,
 }
 
-/// [`ask`] for what only reads.
-pub(super) fn get(instance: &Instance, path: &str) -> Result<Value, ClientError> {
-    ask(instance, Method::GET, path, Bytes::new())
-}
-
-async fn exchange(
-    instance: &Instance,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> Result<Value, ClientError> {
-    let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
-    let stream = connect(instance).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| broken(&error))?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(http::header::HOST, "mesh")
-        .body(Full::new(body))
-        .map_err(|error| broken(&error))?;
-    let exchange = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| broken(&error))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| broken(&error))?;
-        Ok((status, body.to_bytes()))
-    };
-    let (status, body) = tokio::select! {
-        biased;
-        answer = exchange => answer?,
-        ended = connection => {
-            let why = ended.err().map_or_else(|| "it closed".into(), |error| error.to_string());
-            return Err(ClientError::Broken(why));
+impl Agent {
+    /// The agent of an instance.
+    pub(super) fn of(instance: &Instance) -> Self {
+        Self {
+            instance: instance.clone(),
+            socket: instance.admin_socket(),
         }
-    };
-    understand(status, &body)
+    }
+
+    /// Asks what only reads.
+    pub(super) fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.ask(Method::GET, path, Bytes::new())
+    }
+
+    /// Asks one question.
+    pub(super) fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> Result<Value, ClientError> {
+        let body = body.into();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| ClientError::Broken(error.to_string()))?;
+        runtime.block_on(async {
+            time::timeout(TIMEOUT, self.exchange(method, path, body))
+                .await
+                .unwrap_or(Err(ClientError::Timeout))
+        })
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Value, ClientError> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "mesh")
+            .body(Full::new(body))
+            .map_err(broken)?;
+        let exchange = async {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+            Ok((status, body.collect().await.map_err(broken)?.to_bytes()))
+        };
+        let (status, body) = {
+            let mut exchange = std::pin::pin!(exchange);
+            tokio::select! {
+                biased;
+                answer = &mut exchange => answer?,
+                // It closes as soon as the answer is complete; the answer may still be unread.
+                ended = connection => match (exchange.await, ended) {
+                    (Ok(answer), _) => answer,
+                    (Err(_), Err(error)) => return Err(broken(error)),
+                    (Err(error), Ok(())) => return Err(error),
+                },
+            }
+        };
+        understand(status, &body)
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ClientError::NoAgent {
+                        instance: self.instance.clone(),
+                        there: error.kind() == io::ErrorKind::ConnectionRefused,
+                        socket: self.socket.clone(),
+                    }
+                }
+                io::ErrorKind::PermissionDenied => ClientError::Denied {
+                    instance: self.instance.clone(),
+                    socket: self.socket.clone(),
+                },
+                _ => ClientError::Broken(format!("{}: {error}", self.socket.display())),
+            })
+    }
 }
 
-async fn connect(instance: &Instance) -> Result<UnixStream, ClientError> {
-    let socket = instance.admin_socket();
-    UnixStream::connect(&socket)
-        .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent {
-                instance: instance.clone(),
-                there: error.kind() == io::ErrorKind::ConnectionRefused,
-                socket,
-            },
-            io::ErrorKind::PermissionDenied => ClientError::Denied {
-                instance: instance.clone(),
-                socket,
-            },
-            _ => ClientError::Broken(format!("{}: {error}", socket.display())),
-        })
+fn broken(error: impl std::fmt::Display) -> ClientError {
+    ClientError::Broken(error.to_string())
 }
 
 fn understand(status: StatusCode, body: &[u8]) -> Result<Value, ClientError> {

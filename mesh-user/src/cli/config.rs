@@ -8,12 +8,12 @@ use serde_json::json;
 use super::{
     Exit, Io,
     args::{ConfigVerb, OutputArgs, PlainFormat, ValidateArgs},
-    client, columns, output,
+    client::Agent,
+    columns, output,
 };
 use crate::{
     admin::document,
     config::{self, Examined, Severity},
-    kernel::Instance,
 };
 
 /// Largest configuration that is read from standard input, in bytes.
@@ -21,7 +21,7 @@ const STDIN_BYTES_MAX: u64 = 64 << 20;
 
 /// Prints one list of the snapshot in force.
 pub(super) fn list(
-    instance: &Instance,
+    agent: &Agent,
     what: ConfigVerb,
     args: OutputArgs,
     io: &mut Io<'_>,
@@ -32,7 +32,7 @@ pub(super) fn list(
         ConfigVerb::Endpoints => ("/config/endpoints", columns::ENDPOINTS),
         ConfigVerb::Policies => ("/config/policies", columns::POLICIES),
     };
-    let document = client::get(instance, path)?;
+    let document = agent.get(path)?;
     output::list(io.out, args, columns, &document)?;
     Ok(Exit::Done)
 }

@@ -13,7 +13,8 @@ use http::Method;
 use super::{
     Exit, Io,
     args::{ApplyArgs, CleanupArgs, Switch},
-    client, config, output,
+    client::Agent,
+    config, output,
 };
 use crate::{
     admin::document,
@@ -22,23 +23,20 @@ use crate::{
 };
 
 /// Pauses or resumes capture.
-pub(super) fn redirect(
-    instance: &Instance,
-    state: Switch,
-    io: &mut Io<'_>,
-) -> anyhow::Result<Exit> {
+pub(super) fn redirect(agent: &Agent, state: Switch, io: &mut Io<'_>) -> anyhow::Result<Exit> {
     let (body, said) = match state {
         Switch::On => ("on", "capture is on: new connections go through the mesh"),
         Switch::Off => ("off", "capture is off: new connections pass untouched"),
     };
-    client::ask(instance, Method::PUT, "/redirect", body)?;
+    agent.ask(Method::PUT, "/redirect", body)?;
     io.say(said);
     Ok(Exit::Done)
 }
 
 /// Has the agent read its file again.
-pub(super) fn reload(instance: &Instance, io: &mut Io<'_>) -> anyhow::Result<Exit> {
-    let answer = client::ask(instance, Method::POST, "/reload", "")
+pub(super) fn reload(agent: &Agent, io: &mut Io<'_>) -> anyhow::Result<Exit> {
+    let answer = agent
+        .ask(Method::POST, "/reload", "")
         .context("the old configuration stays in force")?;
     io.say(&format!(
         "in force: generation {}",
@@ -49,13 +47,13 @@ pub(super) fn reload(instance: &Instance, io: &mut Io<'_>) -> anyhow::Result<Exi
 
 /// Shows or changes the log filter.
 pub(super) fn logging(
-    instance: &Instance,
+    agent: &Agent,
     filter: Option<String>,
     io: &mut Io<'_>,
 ) -> anyhow::Result<Exit> {
     let answer = match filter {
-        Some(filter) => client::ask(instance, Method::PUT, "/logging", filter)?,
-        None => client::get(instance, "/logging")?,
+        Some(filter) => agent.ask(Method::PUT, "/logging", filter)?,
+        None => agent.get("/logging")?,
     };
     writeln!(
         io.out,
@@ -102,11 +100,7 @@ pub(super) fn cleanup(
 }
 
 /// Checks a file, replaces the one that the agent watches, waits until it is in force.
-pub(super) fn apply(
-    instance: &Instance,
-    args: &ApplyArgs,
-    io: &mut Io<'_>,
-) -> anyhow::Result<Exit> {
+pub(super) fn apply(agent: &Agent, args: &ApplyArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
     let (name, text) = read(&args.file)?;
     // What is checked and what is written are the same bytes, whoever edits the file meanwhile.
     let examined = file_config::examine_text(&name, &text);
@@ -117,10 +111,10 @@ pub(super) fn apply(
         let colour = io.colour_err;
         io.say(&examined.report.render(colour));
     }
-    let watched = watched_file(instance)?;
+    let watched = watched_file(agent)?;
     replace(&watched, text.as_bytes())
         .with_context(|| format!("can't replace {}", watched.display()))?;
-    let answer = client::ask(instance, Method::POST, "/reload", "").with_context(|| {
+    let answer = agent.ask(Method::POST, "/reload", "").with_context(|| {
         format!(
             "{} is in place, but the agent does not take it",
             watched.display()
@@ -144,8 +138,8 @@ fn read(path: &Path) -> anyhow::Result<(String, String)> {
 }
 
 /// The file behind the path that the agent watches.
-fn watched_file(instance: &Instance) -> anyhow::Result<PathBuf> {
-    let status = client::get(instance, "/status")?;
+fn watched_file(agent: &Agent) -> anyhow::Result<PathBuf> {
+    let status = agent.get("/status")?;
     let Some(path) = status["config"]["path"].as_str() else {
         bail!("the agent's status names no configuration file");
     };

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::{
     Exit, Io,
     args::ExplainArgs,
-    client, config,
+    client::Agent,
+    config,
     output::{self, Paint, cell, harmless},
 };
 use crate::{
@@ -17,16 +18,11 @@ use crate::{
         explain::{self, Question},
     },
     clock,
-    kernel::Instance,
     policy::Snapshot,
 };
 
 /// Explains; exit status 3 when the request would be refused.
-pub(super) fn explain(
-    instance: &Instance,
-    args: ExplainArgs,
-    io: &mut Io<'_>,
-) -> anyhow::Result<Exit> {
+pub(super) fn explain(agent: &Agent, args: ExplainArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
     let question = Question {
         from: args.from,
         host: args.to.host,
@@ -37,12 +33,7 @@ pub(super) fn explain(
     };
     let answer = match &args.file {
         Some(file) => from_file(file, &question)?,
-        None => client::ask(
-            instance,
-            Method::POST,
-            "/explain",
-            serde_json::to_string(&question)?,
-        )?,
+        None => agent.ask(Method::POST, "/explain", serde_json::to_string(&question)?)?,
     };
     if !output::machine(io.out, args.output.output, &answer)? {
         tell(&question, &answer, io)?;

@@ -28,6 +28,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, OutputArgs, RunArgs, Verb};
+use client::Agent;
 pub use docs::markdown;
 use output::{Format, Paint};
 
@@ -173,22 +174,23 @@ fn usage(error: &clap::Error, io: &mut Io<'_>) -> Exit {
 
 fn dispatch(cli: Cli, io: &mut Io<'_>) -> anyhow::Result<Exit> {
     let instance = cli.instance;
+    let agent = Agent::of(&instance);
     match cli.verb {
         Verb::Run(args) => run_agent(instance, args),
         Verb::Check(output) => check::check(output, io),
-        Verb::Status(output) => status::status(&instance, output, io),
+        Verb::Status(output) => status::status(&agent, output, io),
         Verb::Bpf { what, output } => bpf::list(&instance, what, output.into(), io),
-        Verb::Config { what, output } => config::list(&instance, what, output.into(), io),
-        Verb::Explain(args) => explain::explain(&instance, args, io),
+        Verb::Config { what, output } => config::list(&agent, what, output.into(), io),
+        Verb::Explain(args) => explain::explain(&agent, args, io),
         Verb::Validate(args) => config::validate(&args, io),
         Verb::Schema => {
             output::json(io.out, &crate::config::schema())?;
             Ok(Exit::Done)
         }
-        Verb::Apply(args) => control::apply(&instance, &args, io),
-        Verb::Redirect { state } => control::redirect(&instance, state, io),
-        Verb::Reload => control::reload(&instance, io),
-        Verb::Logging { filter } => control::logging(&instance, filter, io),
+        Verb::Apply(args) => control::apply(&agent, &args, io),
+        Verb::Redirect { state } => control::redirect(&agent, state, io),
+        Verb::Reload => control::reload(&agent, io),
+        Verb::Logging { filter } => control::logging(&agent, filter, io),
         Verb::Cleanup(args) => control::cleanup(&instance, args, io),
         // The demo's verb stands here: `Verb::Demo(args) => crate::demo::run(args)`.
         Verb::Completions { shell } => {

@@ -7,21 +7,15 @@ use anyhow::Context as _;
 use super::{
     Exit, Io,
     args::OutputArgs,
-    client, columns,
+    client::Agent,
+    columns,
     output::{self, Format, age, harmless},
 };
-use crate::{
-    admin::{Drain, Status, document},
-    kernel::Instance,
-};
+use crate::admin::{Drain, Status, document};
 
 /// Prints how the agent is; fails when it isn't ready.
-pub(super) fn status(
-    instance: &Instance,
-    args: OutputArgs,
-    io: &mut Io<'_>,
-) -> anyhow::Result<Exit> {
-    let answer = client::get(instance, "/status")?;
+pub(super) fn status(agent: &Agent, args: OutputArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
+    let answer = agent.get("/status")?;
     let status: Status = serde_json::from_value(answer.clone())
         .context("the agent's status can't be read: another version of mesh runs?")?;
     match args.output {

@@ -95,3 +95,73 @@ fn hex(style: Style, char: char, out: &mut Vec<u8>) {
         Style::Backslash => write!(out, "\\u{{{code:x}}}"),
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(style: Style, text: &[u8]) -> String {
+        let mut out = Vec::new();
+        quoted(style, text, &mut out);
+        String::from_utf8(out).expect("a line is always UTF-8")
+    }
+
+    #[test]
+    fn line_ends_and_quotes_stay_inside_their_field() {
+        let evil = b"a\r\n[2026] \"GET / HTTP/1.1\" 200\\";
+        assert_eq!(
+            shown(Style::Backslash, evil),
+            r#""a\x0d\x0a[2026] \"GET / HTTP/1.1\" 200\\""#
+        );
+        assert_eq!(
+            shown(Style::Json, evil),
+            r#""a\u000d\u000a[2026] \"GET / HTTP/1.1\" 200\\""#
+        );
+    }
+
+    #[test]
+    fn json_of_every_byte_is_one_valid_string() {
+        for first in 0..=255_u8 {
+            for second in [b'"', b'\\', b'\n', 0x80, 0xc3, 0xff, b'x'] {
+                let shown = shown(Style::Json, &[first, second]);
+                let parsed: Result<String, _> = serde_json::from_str(&shown);
+                assert!(parsed.is_ok(), "{first:#x} {second:#x}: {shown}");
+                assert!(!shown.bytes().any(|byte| byte < 0x20), "{shown:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_shown_not_dropped() {
+        assert_eq!(shown(Style::Backslash, b"/a\xff/b"), r#""/a\xff/b""#);
+        assert_eq!(shown(Style::Json, b"/a\xff/b"), r#""/a\ufffd/b""#);
+        assert_eq!(
+            shown(Style::Backslash, "/\u{fc}ber".as_bytes()),
+            "\"/\u{fc}ber\""
+        );
+    }
+
+    #[test]
+    fn terminals_and_line_readers_see_no_control() {
+        let evil = "\u{1b}[2J\u{7f}\u{85}\u{2028}\u{202e}\u{2066}";
+        assert_eq!(
+            shown(Style::Backslash, evil.as_bytes()),
+            r#""\x1b[2J\x7f\x85\u{2028}\u{202e}\u{2066}""#
+        );
+    }
+
+    #[test]
+    fn field_is_cut_at_its_limit_and_never_inside_a_character() {
+        let inside = |text: &str| shown(Style::Json, text.as_bytes()).len() - 2;
+        let at = "a".repeat(FIELD_BYTES_MAX);
+        assert_eq!(inside(&at), FIELD_BYTES_MAX);
+        assert_eq!(inside(&format!("{at}a")), FIELD_BYTES_MAX + 3);
+        for wide in ["\u{e4}", "\u{20ac}", "\u{1f600}"] {
+            for before in 0..4 {
+                let text = "a".repeat(FIELD_BYTES_MAX - before) + &wide.repeat(3);
+                let shown = shown(Style::Json, text.as_bytes());
+                assert!(!shown.contains("ufffd"), "{wide} {before}: {shown}");
+            }
+        }
+    }
+}

@@ -6,6 +6,8 @@
 
 mod escape;
 mod line;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
