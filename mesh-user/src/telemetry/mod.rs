@@ -69,6 +69,9 @@ pub enum Spoken {
 }
 
 /// One finished request. Borrowed: nothing is copied unless a log line is written.
+///
+/// What the client chose is bytes: RFC 9110 §5.5 allows values that are not UTF-8, and one such
+/// byte must not hide a request's path from the log.
 #[derive(Clone, Debug)]
 pub struct RequestRecord<'a> {
     /// The snapshot that decided.
@@ -90,15 +93,15 @@ pub struct RequestRecord<'a> {
     /// What was spoken.
     pub spoken: Spoken,
     /// Method; empty when the head could not be read.
-    pub method: &'a str,
+    pub method: &'a [u8],
     /// Path with query, as received.
-    pub target: &'a str,
+    pub target: &'a [u8],
     /// Authority.
-    pub authority: &'a str,
+    pub authority: &'a [u8],
     /// `x-request-id`, when the request had one.
-    pub request_id: &'a str,
+    pub request_id: &'a [u8],
     /// `user-agent`.
-    pub user_agent: &'a str,
+    pub user_agent: &'a [u8],
     /// Status that the client got; 0 when none.
     pub status: u16,
     /// `grpc-status`, from trailers or header.

@@ -61,7 +61,7 @@ impl<const N: usize> Cell<N> {
 
 /// One value for each label of the family, in its order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LabelSet(pub Box<[Arc<str>]>);
+pub(super) struct LabelSet(pub(super) Box<[Arc<str>]>);
 
 /// What a family counted: each label set with its numbers, sorted.
 pub(super) type Sums<const N: usize> = Vec<(LabelSet, [u64; N])>;
@@ -102,7 +102,10 @@ impl<const N: usize> Family<N> {
     ) -> Arc<Cell<N>> {
         debug_assert_eq!(labels.0.len(), self.labels);
         let mut all = self.lock();
-        let room = all.len() < self.max || all.contains_key(&labels);
+        let overflow = self.overflow();
+        // The overflow series stands beside the limit, not under it.
+        let kept = all.len() - usize::from(all.contains_key(&overflow));
+        let room = kept < self.max || all.contains_key(&labels);
         let (labels, owner) = if room {
             (labels, owner.cloned())
         } else {
@@ -126,11 +129,6 @@ impl<const N: usize> Family<N> {
                 (labels.clone(), series.sum())
             })
             .collect()
-    }
-
-    /// How many label sets are kept.
-    pub(super) fn len(&self) -> usize {
-        self.lock().len()
     }
 
     /// Removes the series of workloads that have been gone for [`GONE_KEPT`]; returns how many.
@@ -217,5 +215,110 @@ impl<const N: usize> Series<N> {
         for cell in self.cells.values() {
             cell.retired.store(true, Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn labels(value: &str) -> LabelSet {
+        LabelSet(Box::new([value.into()]))
+    }
+
+    fn shown<const N: usize>(family: &Family<N>) -> Vec<(String, u64)> {
+        let sums = family.sums();
+        sums.iter()
+            .map(|(labels, sum)| (labels.0[0].to_string(), sum[0]))
+            .collect()
+    }
+
+    #[test]
+    fn sums_of_threads_that_ended_are_kept() {
+        let family = Family::<1>::new(1, 8);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let family = &family;
+                scope.spawn(move || {
+                    let cell = family.cell(thread, None, labels("a"));
+                    (0..1_000).for_each(|_| cell.add(0, 1));
+                });
+            }
+        });
+        assert_eq!(shown(&family), [("a".into(), 4_000)]);
+        // The cells were folded at the first look; the second must say the same.
+        assert_eq!(shown(&family), [("a".into(), 4_000)]);
+        assert!(
+            family.lock()[&labels("a")].cells.is_empty(),
+            "cells of ended threads pile up"
+        );
+    }
+
+    #[test]
+    fn same_thread_gets_its_cell_again() {
+        let family = Family::<1>::new(1, 8);
+        let first = family.cell(1, None, labels("a"));
+        assert!(Arc::ptr_eq(&first, &family.cell(1, None, labels("a"))));
+        assert!(!Arc::ptr_eq(&first, &family.cell(2, None, labels("a"))));
+    }
+
+    #[test]
+    fn label_sets_above_the_limit_are_counted_as_overflow() {
+        let family = Family::<1>::new(1, 2);
+        for (value, amount) in [("a", 1), ("b", 2), ("c", 4), ("d", 8), ("a", 16)] {
+            family.cell(1, None, labels(value)).add(0, amount);
+        }
+        let expected = [("a".into(), 17), ("b".into(), 2), ("overflow".into(), 12)];
+        assert_eq!(shown(&family), expected);
+    }
+
+    #[test]
+    fn series_of_a_workload_that_is_gone_stay_for_their_time() {
+        let family = Family::<1>::new(1, 8);
+        let (gone, here): (Arc<str>, Arc<str>) = ("shop/gone".into(), "shop/here".into());
+        let cell = family.cell(1, Some(&gone), labels("gone"));
+        family.cell(1, Some(&here), labels("here"));
+        let live = |key: &str| key == "shop/here";
+        let at = |seconds| MonoNanos(seconds * SECOND);
+        assert_eq!(family.retire(&live, at(100)), 0);
+        assert_eq!(family.retire(&live, MonoNanos(160 * SECOND - 1)), 0);
+        assert!(!cell.retired());
+        assert_eq!(family.retire(&live, at(160)), 1);
+        assert!(
+            cell.retired(),
+            "its thread would go on counting where nobody looks"
+        );
+        assert_eq!(shown(&family), [("here".into(), 0)]);
+    }
+
+    #[test]
+    fn workload_that_returns_in_time_keeps_its_series() {
+        let family = Family::<1>::new(1, 8);
+        let key: Arc<str> = "shop/a".into();
+        family.cell(1, Some(&key), labels("a"));
+        assert_eq!(family.retire(&|_| false, MonoNanos(0)), 0);
+        assert_eq!(family.retire(&|_| true, MonoNanos(59 * SECOND)), 0);
+        assert_eq!(
+            family.retire(&|_| false, MonoNanos(90 * SECOND)),
+            0,
+            "the clock starts anew"
+        );
+    }
+
+    #[test]
+    fn room_made_by_removal_goes_to_what_overflowed() {
+        let family = Family::<1>::new(1, 1);
+        let (a, b): (Arc<str>, Arc<str>) = ("n/a".into(), "n/b".into());
+        family.cell(1, Some(&a), labels("a"));
+        let overflowed = family.cell(1, Some(&b), labels("b"));
+        overflowed.add(0, 5);
+        let live = |key: &str| key == "n/b";
+        family.retire(&live, MonoNanos(0));
+        assert_eq!(family.retire(&live, MonoNanos(60 * SECOND)), 1);
+        assert!(overflowed.retired());
+        family.cell(1, Some(&b), labels("b")).add(0, 7);
+        assert_eq!(shown(&family), [("b".into(), 7), ("overflow".into(), 5)]);
     }
 }

@@ -94,13 +94,7 @@ pub(super) fn connection(
 /// `[start] "METHOD path PROTOCOL" status flags in out duration upstream "xff" "agent" "id"
 /// "authority" "endpoint"`.
 fn envoy_request(start: &Stamp<'_>, record: &RequestRecord<'_>, out: &mut Vec<u8>) {
-    let quote = |text: &str, out: &mut Vec<u8>| {
-        quoted(
-            Style::Backslash,
-            if text.is_empty() { "-" } else { text },
-            out,
-        );
-    };
+    let quote = |text: &[u8], out: &mut Vec<u8>| quoted(Style::Backslash, or_dash(text), out);
     let _ = write!(out, "[{}.{:03}Z] \"", start.second, start.millis);
     bare(Style::Backslash, or_dash(record.method), out);
     out.push(b' ');
@@ -161,8 +155,8 @@ fn endpoint(endpoint: Option<SocketAddr>, out: &mut Vec<u8>) {
     };
 }
 
-fn or_dash(text: &str) -> &str {
-    if text.is_empty() { "-" } else { text }
+fn or_dash(text: &[u8]) -> &[u8] {
+    if text.is_empty() { b"-" } else { text }
 }
 
 fn flag(reject: Option<Reject>) -> &'static str {
@@ -179,7 +173,12 @@ fn protocol(spoken: Spoken) -> &'static str {
 
 /// Takes fields in order; absent ones are not given.
 trait Fields {
-    fn text(&mut self, name: &str, value: &str);
+    /// What a client chose.
+    fn text(&mut self, name: &str, value: &[u8]);
+    /// A word of ours or a name of the model.
+    fn word(&mut self, name: &str, value: &str) {
+        self.text(name, value.as_bytes());
+    }
     /// A number, or another value that needs no quotes and no escapes in any format.
     fn number(&mut self, name: &str, value: std::fmt::Arguments<'_>);
     /// A value that needs quotes, but no escapes.
@@ -191,15 +190,12 @@ fn request_fields(start: &Stamp<'_>, record: &RequestRecord<'_>, to: &mut impl F
         "time",
         format_args!("{}.{:03}Z", start.second, start.millis),
     );
-    to.text("mesh.record", "request");
+    to.word("mesh.record", "request");
     present("http.request.method", record.method, to);
-    let (path, query) = match record.target.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
-        None => (record.target, None),
-    };
-    present("url.path", path, to);
-    present("url.query", query.unwrap_or(""), to);
-    to.text(
+    let mut parts = record.target.splitn(2, |byte| *byte == b'?');
+    present("url.path", parts.next().unwrap_or_default(), to);
+    present("url.query", parts.next().unwrap_or_default(), to);
+    to.word(
         "network.protocol.name",
         if record.spoken == Spoken::Grpc {
             "grpc"
@@ -207,7 +203,7 @@ fn request_fields(start: &Stamp<'_>, record: &RequestRecord<'_>, to: &mut impl F
             "http"
         },
     );
-    to.text(
+    to.word(
         "network.protocol.version",
         if record.spoken == Spoken::Http1 {
             "1.1"
@@ -251,8 +247,8 @@ fn connection_fields(start: &Stamp<'_>, record: &ConnectionRecord<'_>, to: &mut 
         "time",
         format_args!("{}.{:03}Z", start.second, start.millis),
     );
-    to.text("mesh.record", "connection");
-    to.text(
+    to.word("mesh.record", "connection");
+    to.word(
         "network.protocol.name",
         match record.spoken {
             Spoken::Http1 | Spoken::Http2 => "http",
@@ -280,7 +276,7 @@ fn connection_fields(start: &Stamp<'_>, record: &ConnectionRecord<'_>, to: &mut 
     addresses(record.peer, record.destination, record.endpoint, to);
 }
 
-fn present(name: &str, value: &str, to: &mut impl Fields) {
+fn present(name: &str, value: &[u8], to: &mut impl Fields) {
     if !value.is_empty() {
         to.text(name, value);
     }
@@ -293,9 +289,9 @@ fn common(
     duration: Duration,
     to: &mut impl Fields,
 ) {
-    to.text("mesh.flags", flag(reject));
+    to.word("mesh.flags", flag(reject));
     if let Some(reject) = reject {
-        to.text("mesh.reject", reject.label());
+        to.word("mesh.reject", reject.label());
     }
     to.number("mesh.bytes_received", format_args!("{bytes_in}"));
     to.number("mesh.bytes_sent", format_args!("{bytes_out}"));
@@ -309,16 +305,16 @@ fn place(
     rule: Option<RuleIx>,
     to: &mut impl Fields,
 ) {
-    to.text("mesh.workload", workload);
+    to.word("mesh.workload", workload);
     if let Some(version) = version.and_then(|ix| snapshot.versions.get(ix.0 as usize)) {
         if let Some(port) = snapshot.ports.get(version.port.0 as usize) {
-            to.text("mesh.service", &port.service);
-            to.text("mesh.service_namespace", &port.namespace);
+            to.word("mesh.service", &port.service);
+            to.word("mesh.service_namespace", &port.namespace);
         }
-        to.text("mesh.version", &version.name);
+        to.word("mesh.version", &version.name);
     }
     if let Some(rule) = rule.and_then(|ix| snapshot.rules.get(ix.0 as usize)) {
-        to.text("mesh.rule", &rule.name);
+        to.word("mesh.rule", &rule.name);
     }
 }
 
@@ -360,7 +356,7 @@ impl<'a> Json<'a> {
 }
 
 impl Fields for Json<'_> {
-    fn text(&mut self, name: &str, value: &str) {
+    fn text(&mut self, name: &str, value: &[u8]) {
         self.name(name);
         quoted(Style::Json, value, self.out);
     }
@@ -397,10 +393,10 @@ impl<'a> Logfmt<'a> {
 }
 
 impl Fields for Logfmt<'_> {
-    fn text(&mut self, name: &str, value: &str) {
+    fn text(&mut self, name: &str, value: &[u8]) {
         self.name(name);
         let simple = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\' | b'=');
-        if !value.is_empty() && value.bytes().all(simple) {
+        if !value.is_empty() && value.iter().copied().all(simple) {
             bare(Style::Backslash, value, self.out);
         } else {
             quoted(Style::Backslash, value, self.out);

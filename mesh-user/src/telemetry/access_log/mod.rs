@@ -6,6 +6,8 @@
 
 mod escape;
 mod line;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -28,7 +30,7 @@ use crate::config::{AccessLog as Settings, LogFilter, LogFormat};
 
 /// Most bytes of lines that wait in one buffer of one thread. At 200 bytes a line and 50,000
 /// requests a second on one core, a writer may be late by 100 ms; twice, since there are two.
-pub const LANE_BYTES_MAX: usize = 1 << 20;
+pub(super) const LANE_BYTES_MAX: usize = 1 << 20;
 
 /// How long a stop waits for the last lines to be written.
 const STOP_MAX: Duration = Duration::from_secs(2);
