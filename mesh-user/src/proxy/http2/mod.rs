@@ -1,0 +1,6 @@
+//! HTTP/2 with prior knowledge, and gRPC.
+
+pub(super) mod client;
+mod serve;
+
+pub(super) use serve::serve;
