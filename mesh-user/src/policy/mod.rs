@@ -9,7 +9,9 @@
 
 pub mod balance;
 pub mod breaker;
+pub mod describe;
 pub mod ejection;
+pub mod explain;
 pub mod observe;
 pub mod rate_limit;
 pub mod reject;
