@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn sniff_target_at_and_above_its_limit() {
-        let line = |len| format!("GET /{} HTTP/1.1", "a".repeat(len - 1)).into_bytes();
+        let line = |len: usize| format!("GET /{} HTTP/1.1", "a".repeat(len - 1)).into_bytes();
         assert_eq!(sniffed(&line(100)), Guess::Http1);
         assert_eq!(sniffed(&line(101)), Guess::Opaque);
     }

@@ -100,7 +100,7 @@ impl Workers {
     /// # Errors
     /// A thread or runtime could not be made.
     pub fn start(options: WorkersOptions, first: Arc<Snapshot>) -> io::Result<Self> {
-        let count = options.workers.clamp(1, usize::from(mesh_common::listener::SHARDS_MAX));
+        let count = options.workers.clamp(1, mesh_common::abi::SHARDS_MAX as usize);
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::new(first),
             swaps: AtomicU64::new(0),

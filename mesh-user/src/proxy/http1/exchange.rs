@@ -63,6 +63,11 @@ impl Sending {
         self.body.is_done() && self.ready == 0
     }
 
+    /// Drops what was taken in and not forwarded.
+    pub(super) fn drop_ready(&mut self, buf: &mut Buf) {
+        buf.consume(std::mem::take(&mut self.ready));
+    }
+
     fn forwarded(&mut self, bytes: &[u8]) {
         self.ready -= bytes.len();
         self.bytes += bytes.len() as u64;
@@ -196,6 +201,12 @@ impl<'a> Exchange<'a> {
         self.sent > 0
     }
 
+    /// Whether an answer of our own would still be understood: no final head, and no half of an
+    /// interim one, has gone out.
+    pub(super) fn can_answer(&self) -> bool {
+        self.response.is_none() && (self.out_sent == 0 || self.out_sent == self.out.len())
+    }
+
     /// Whether the endpoint's connection may carry another request.
     pub(super) fn upstream_is_reusable(&self, up: &Upstream) -> bool {
         self.request_done
@@ -204,8 +215,8 @@ impl<'a> Exchange<'a> {
             && self.response.is_some_and(|response| response.keeps_upstream)
     }
 
-    /// Goes on until the exchange ends. `choose` is asked once for the final status whether to
-    /// try again instead of answering; `how` says how the head is written.
+    /// Goes on until the exchange ends. `retry` is asked once, for the final status, whether to
+    /// try again instead of answering; `keep_alive` and `extra` go into the head.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -217,14 +228,16 @@ impl<'a> Exchange<'a> {
     ) -> Poll<End> {
         self.moved = false;
         if let Some(end) = self.poll_request(cx, wires, sending) {
-            return Poll::Ready(end);
+            // Once the answer is out, nothing that befalls the rest of the request changes it.
+            return Poll::Ready(if self.response_done { End::Complete } else { end });
         }
         if !self.response_done
             && let Some(end) = self.poll_response(cx, wires, keep_alive, extra, retry)
         {
             return Poll::Ready(end);
         }
-        if self.response_done && (self.request_done || self.request_broken) {
+        let closes = self.response.is_some_and(|response| !response.keeps_upstream);
+        if self.response_done && (self.request_done || self.request_broken || closes) {
             return Poll::Ready(End::Complete);
         }
         if self.request_done && !self.response_done && self.client_is_gone(cx, wires) {
@@ -458,7 +471,9 @@ impl<'a> Exchange<'a> {
         };
         let first = request.min(per_try).min(still);
         wires.timer.poll(cx, first).map(|()| {
-            if first == request {
+            if self.response_done {
+                End::Complete
+            } else if first == request {
                 End::RequestTimeout
             } else if first == per_try {
                 End::TryTimeout

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock::{self, MonoNanos},
     policy::{
-        NoObserver, Reject, balance,
+        Reject, balance,
         rate_limit::Verdict,
         retry::Failure,
         route::Plan,
@@ -410,7 +410,7 @@ impl Session {
             None => 0,
         };
         let mut sending = Sending::new(request.body, keep_max, log.started);
-        let mut attempts = Attempts { tried: Vec::new(), stale: false, permit: None };
+        let mut attempts = Attempts { count: 0, tried: Vec::new(), stale: false, permit: None };
         let extra = answer::limit_lines(&verdict);
         loop {
             let turn =
@@ -421,11 +421,9 @@ impl Session {
                     return next;
                 }
                 Turn::Again(pause) => {
-                    if !pause.is_zero() && self.pause(pause, &sending, version.request_timeout).await
-                    {
-                        continue;
-                    }
-                    if !pause.is_zero() {
+                    let there = pause.is_zero()
+                        || self.pause(pause, &sending, version.request_timeout).await;
+                    if !there {
                         log.bytes_in = sending.bytes;
                         log.reject = Some(Reject::DownstreamClosed);
                         return Next::Gone;
@@ -433,6 +431,7 @@ impl Session {
                 }
                 Turn::Refuse(reject) => {
                     log.bytes_in = sending.bytes;
+                    sending.drop_ready(&mut self.buf);
                     let close = !(sending.is_taken() || self.drop_body(&mut sending.body));
                     return self.refuse(&mut log, Some(&request), reject, &verdict, close).await;
                 }
@@ -503,7 +502,8 @@ impl Session {
         let core = &conn.core;
         let snapshot: Snap = Rc::clone(&log.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
-        let now = if attempts.tried.is_empty() { log.started } else { clock::now() };
+        let now = if attempts.count == 0 { log.started } else { clock::now() };
+        attempts.count += 1;
         let until = deadline(sending.complete.unwrap_or(log.started), version.request_timeout);
         if now >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
@@ -550,20 +550,11 @@ impl Session {
         let mut exchange =
             Exchange::new(request, &log.head, sending, core.limits(), spans, started);
         let keep_alive = || request.keep_alive && !core.draining.get();
-        let (method, deliveries, replayable) = (log.method(), log.attempts, sending.replayable);
+        let (method, replayable) = (log.method(), sending.replayable);
         let mut wait = None;
         let mut choose = |status: u16| {
-            if attempts.permit.is_none() || version.retry.policy.is_some() {
-                wait = retry_after(
-                    version,
-                    attempts,
-                    method,
-                    Failure::Status(status),
-                    deliveries,
-                    replayable,
-                    core,
-                );
-            }
+            let failure = Failure::Status(status);
+            wait = retry_after(version, attempts, method, failure, replayable, core);
             wait.is_some()
         };
         let end = {
@@ -583,6 +574,7 @@ impl Session {
         let upstream_time = exchange.answered_at.map(|at| at.since(started));
         let (responding, was_sent, bytes) =
             (exchange.responding, exchange.was_sent(), exchange.bytes);
+        let can_answer = exchange.can_answer();
         let any_byte = exchange.answered;
         let reusable = exchange.upstream_is_reusable(&upstream);
         let delimited = exchange.response.is_some_and(|response| response.is_delimited);
@@ -627,7 +619,7 @@ impl Session {
                 record(answered.map_or(Outcome::Abandoned, Outcome::Status), ended);
                 let reject =
                     if end == End::BadBody { Reject::BadRequest } else { Reject::BodyTimeout };
-                Turn::fail(log, reject, responding)
+                Turn::fail(log, reject, can_answer)
             }
             End::RequestTimeout | End::TryTimeout | End::IdleTimeout => {
                 record(answered.map_or(Outcome::Timeout, Outcome::Status), ended);
@@ -636,11 +628,11 @@ impl Session {
                 let again = (end == End::TryTimeout && !responding)
                     .then(|| self.again(log, plan, attempts, Failure::PerTry, sending))
                     .flatten();
-                again.unwrap_or_else(|| Turn::fail(log, Reject::UpstreamTimeout, responding))
+                again.unwrap_or_else(|| Turn::fail(log, Reject::UpstreamTimeout, can_answer))
             }
             End::UpstreamMalformed => {
                 record(answered.map_or(Outcome::Reset, Outcome::Status), ended);
-                Turn::fail(log, Reject::UpstreamMalformed, responding)
+                Turn::fail(log, Reject::UpstreamMalformed, can_answer)
             }
             End::UpstreamGone { reset } => {
                 let stale = upstream.reused && !any_byte && !attempts.stale && sending.replayable;
@@ -648,6 +640,7 @@ impl Session {
                     // Closed while it lay idle, which says nothing about the endpoint.
                     record(Outcome::Abandoned, ended);
                     attempts.stale = true;
+                    attempts.count -= 1;
                     return Turn::Again(Duration::ZERO);
                 }
                 record(Outcome::Reset, ended);
@@ -661,7 +654,7 @@ impl Session {
                     .flatten();
                 let reject =
                     if reset { Reject::UpstreamReset } else { Reject::UpstreamClosed };
-                again.unwrap_or_else(|| Turn::fail(log, reject, responding))
+                again.unwrap_or_else(|| Turn::fail(log, reject, can_answer))
             }
         }
     }
@@ -676,17 +669,9 @@ impl Session {
         sending: &Sending,
     ) -> Option<Turn> {
         let version = &log.snapshot.versions[plan.version.0 as usize];
-        let deliveries = attempts.tried.len() as u32;
-        retry_after(
-            version,
-            attempts,
-            log.method(),
-            failure,
-            deliveries,
-            sending.replayable,
-            &self.conn.core,
-        )
-        .map(Turn::Again)
+        let replayable = sending.replayable;
+        retry_after(version, attempts, log.method(), failure, replayable, &self.conn.core)
+            .map(Turn::Again)
     }
 
     /// After 101: opaque bytes, no HTTP time-outs but the idle one.
@@ -715,6 +700,8 @@ impl Session {
 
 /// What the attempts of one request share.
 struct Attempts {
+    /// How many were made.
+    count: u32,
     /// Endpoints that failed.
     tried: Vec<u64>,
     /// An idle connection turned out to be dead: the next one is made anew.
@@ -737,12 +724,12 @@ impl Turn {
     }
 
     /// A failure: an answer when none is under way, a reset otherwise.
-    fn fail(log: &mut RequestLog, reject: Reject, responding: bool) -> Self {
-        if responding && log.status != 0 {
+    fn fail(log: &mut RequestLog, reject: Reject, can_answer: bool) -> Self {
+        if can_answer {
+            Self::Refuse(reject)
+        } else {
             log.reject = Some(reject);
             Self::Next(Next::Reset)
-        } else {
-            Self::Refuse(reject)
         }
     }
 }
@@ -753,12 +740,12 @@ fn retry_after(
     attempts: &mut Attempts,
     method: &str,
     failure: Failure,
-    deliveries: u32,
     replayable: bool,
     core: &crate::proxy::core::Core,
 ) -> Option<Duration> {
+    version.retry.policy.as_ref()?;
     let mut rng = core.rng.borrow_mut();
-    let pause = version.retry.again(method, failure, deliveries, replayable, &mut rng)?;
+    let pause = version.retry.again(method, failure, attempts.count, replayable, &mut rng)?;
     if attempts.permit.is_none() {
         attempts.permit = Some(version.breaker.retry()?);
     }
