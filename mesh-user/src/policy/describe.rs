@@ -1,13 +1,19 @@
 //! The snapshot in rows: what `mesh config services|routes|endpoints|policies` prints.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use serde::Serialize;
 
-use super::Snapshot;
+use super::{
+    RuleIx, Snapshot, VersionIx,
+    balance::candidates,
+    ejection::Standing,
+    snapshot::{EndpointState, PortPlan},
+};
 use crate::{
     clock::MonoNanos,
     model::{Protocol, Tags, kernel_table::Path},
@@ -163,21 +169,173 @@ impl Origin {
 impl Snapshot {
     /// Rows of `mesh config services`.
     pub fn describe_services(&self) -> Vec<ServiceRow> {
-        unimplemented!("policy")
+        let row = |port: &PortPlan| {
+            let service = &self.model.services[port.service_index];
+            let all = self.version(port.all);
+            ServiceRow {
+                namespace: Arc::clone(&port.namespace),
+                service: Arc::clone(&port.service),
+                hostnames: service.hostnames.clone(),
+                addresses: service.addresses.clone(),
+                port_name: Arc::clone(&port.name),
+                port: port.number,
+                protocol: port.protocol,
+                path: port.path,
+                reason: port.path_reason.clone(),
+                rules: port.routes.rules().len(),
+                versions: port.versions.iter().map(|ix| self.name(*ix)).collect(),
+                endpoints: all.endpoints.len(),
+                usable: candidates(all).count(),
+            }
+        };
+        self.ports.iter().map(row).collect()
     }
 
     /// Rows of `mesh config routes`.
     pub fn describe_routes(&self) -> Vec<RouteRow> {
-        unimplemented!("policy")
+        self.ports
+            .iter()
+            .flat_map(|port| self.port_routes(port))
+            .collect()
+    }
+
+    fn port_routes(&self, port: &PortPlan) -> Vec<RouteRow> {
+        if port.routes.is_empty() {
+            return vec![RouteRow {
+                service: port.key.to_string(),
+                port: port.number,
+                order: 1,
+                rule: "-".into(),
+                precedence: 0,
+                matches: Vec::new(),
+                targets: vec![self.target(port.all, 1, 1)],
+            }];
+        }
+        let row = |(rank, ix): (usize, &RuleIx)| {
+            let rule = self.rule(*ix);
+            RouteRow {
+                service: port.key.to_string(),
+                port: port.number,
+                order: rank + 1,
+                rule: Arc::clone(&rule.name),
+                precedence: rule.precedence,
+                matches: port.routes.texts(rank),
+                targets: self.targets(*ix),
+            }
+        };
+        port.routes.rules().iter().enumerate().map(row).collect()
+    }
+
+    /// The targets of a rule, with shares.
+    pub(super) fn targets(&self, rule: RuleIx) -> Vec<TargetRow> {
+        let rule = self.rule(rule);
+        let targets = rule.targets.iter();
+        targets
+            .map(|(ix, weight)| self.target(*ix, *weight, rule.split.sum))
+            .collect()
+    }
+
+    pub(super) fn target(&self, ix: VersionIx, weight: u32, sum: u64) -> TargetRow {
+        let version = self.version(ix);
+        TargetRow {
+            version: Arc::clone(&version.name),
+            weight,
+            share: if sum == 0 {
+                0.0
+            } else {
+                f64::from(weight) * 100.0 / sum as f64
+            },
+            endpoints: version.endpoints.len(),
+            usable: candidates(version).count(),
+        }
     }
 
     /// Rows of `mesh config endpoints`.
-    pub fn describe_endpoints(&self, _now: MonoNanos) -> Vec<EndpointRow> {
-        unimplemented!("policy")
+    pub fn describe_endpoints(&self, now: MonoNanos) -> Vec<EndpointRow> {
+        let ports = self.ports.iter();
+        ports
+            .flat_map(|port| self.endpoint_rows(port, port.all, now))
+            .collect()
+    }
+
+    /// The endpoints of one version.
+    pub(super) fn endpoint_rows(
+        &self,
+        port: &PortPlan,
+        version: VersionIx,
+        now: MonoNanos,
+    ) -> Vec<EndpointRow> {
+        // Which versions an endpoint is in: one pass over all, not one for each endpoint.
+        let mut versions_of: HashMap<u64, Vec<Arc<str>>> = HashMap::new();
+        for ix in port.versions.iter().filter(|ix| **ix != port.all) {
+            for endpoint in &self.version(*ix).endpoints {
+                versions_of
+                    .entry(endpoint.id)
+                    .or_default()
+                    .push(self.name(*ix));
+            }
+        }
+        let row = |endpoint: &Arc<EndpointState>| {
+            let live = &endpoint.live;
+            let standing = live.standing();
+            let (requests, failures) = live.recorded();
+            let (ejections, skipped) = live.ejections();
+            EndpointRow {
+                service: port.key.to_string(),
+                port: port.number,
+                address: endpoint.address,
+                tags: endpoint.tags.clone(),
+                versions: versions_of.get(&endpoint.id).cloned().unwrap_or_default(),
+                identity: endpoint.identity.clone(),
+                weight: endpoint.weight,
+                state: match standing {
+                    _ if !endpoint.healthy => "unready",
+                    Standing::InRotation => "ready",
+                    Standing::Probing => "probing",
+                    Standing::Ejected { .. } => "ejected",
+                },
+                ejected_for_ms: match standing {
+                    Standing::Ejected { until } => {
+                        Some(u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX))
+                    }
+                    Standing::InRotation | Standing::Probing => None,
+                },
+                in_flight: live.in_flight(),
+                requests,
+                failures,
+                ejections,
+                skipped,
+            }
+        };
+        self.version(version).endpoints.iter().map(row).collect()
     }
 
     /// Rows of `mesh config policies`.
     pub fn describe_policies(&self) -> Vec<PolicyRow> {
-        unimplemented!("policy")
+        let versions = self.ports.iter().flat_map(|port| {
+            port.versions
+                .iter()
+                .map(move |ix| (port, self.version(*ix)))
+        });
+        versions
+            .flat_map(|(port, version)| {
+                version.effective.rows(&PolicyRow {
+                    service: port.key.to_string(),
+                    port: port.number,
+                    version: Arc::clone(&version.name),
+                    field: String::new(),
+                    value: String::new(),
+                    from: Origin::Default,
+                    reason: "",
+                })
+            })
+            .collect()
+    }
+
+    fn name(&self, version: VersionIx) -> Arc<str> {
+        Arc::clone(&self.version(version).name)
     }
 }
+
+#[cfg(test)]
+mod tests;
