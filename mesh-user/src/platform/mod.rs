@@ -1,1 +1,3 @@
-//! To be written.
+//! Platform adapters: they describe services and workloads, and nothing else.
+
+pub mod file;
