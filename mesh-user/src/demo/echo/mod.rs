@@ -53,7 +53,7 @@ pub struct EchoArgs {
     pub name: String,
     /// Version that it answers with (header `x-echo-version`).
     #[arg(long, default_value = "v1")]
-    pub tag: String,
+    pub version: String,
     /// Threads, each with its own sockets.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub threads: u16,
@@ -117,7 +117,7 @@ impl Echo {
     /// # Errors
     /// No address was given, one can't be opened, or a name is no header value.
     pub fn start(args: &EchoArgs) -> Result<Self> {
-        let identity = Arc::new(Identity::new(&args.name, &args.tag)?);
+        let identity = Arc::new(Identity::new(&args.name, &args.version)?);
         let http = if args.fast {
             Speech::Fast
         } else {

@@ -20,7 +20,7 @@ pub(in crate::demo) fn args() -> EchoArgs {
         tcp: any.clone(),
         server_first: any,
         name: "web".into(),
-        tag: "v1".into(),
+        version: "v1".into(),
         threads: 1,
         fast: false,
     }
