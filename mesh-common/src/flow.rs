@@ -59,7 +59,11 @@ pub struct Flow {
     /// When it was established, 0 before: CLOCK_MONOTONIC, nanoseconds.
     pub established_ns: u64,
 }
-plain!(Flow, 64, [Addr, u16, u8, u8, u32, u32, u32, u64, u64, u64, u64]);
+plain!(
+    Flow,
+    64,
+    [Addr, u16, u8, u8, u32, u32, u32, u64, u64, u64, u64]
+);
 
 /// The connection was left alone.
 pub const VERDICT_PASS: u8 = 0;
@@ -97,7 +101,11 @@ pub struct Intent {
     /// CLOCK_MONOTONIC, nanoseconds.
     pub connect_ns: u64,
 }
-plain!(Intent, 56, [Addr, u16, u8, u8, u32, u32, u32, u32, u32, u64, u64]);
+plain!(
+    Intent,
+    56,
+    [Addr, u16, u8, u8, u32, u32, u32, u32, u32, u64, u64]
+);
 
 /// Value of `PROXY_FLOWS`: a connection that the agent itself opened.
 #[repr(C)]

@@ -100,6 +100,9 @@ reasons! {
     NoConfig = 31, "no_config", false;
     /// Not a TCP stream socket.
     PassNotTcp = 32, "pass_not_tcp", false;
+    /// The kernel decides for the service, and none of its endpoints can be reached by a socket of
+    /// this family.
+    RefuseNoEndpoint = 33, "refuse_no_endpoint", true;
 }
 
 /// Capacity of `COUNTERS`; room for reasons to come.
@@ -147,7 +150,8 @@ mod tests {
     #[test]
     fn refusals_say_so_in_their_name() {
         for reason in Reason::ALL {
-            let named = reason.label().starts_with("refuse") || reason.label() == "steer_miss_closed";
+            let named =
+                reason.label().starts_with("refuse") || reason.label() == "steer_miss_closed";
             assert_eq!(reason.is_refusal(), named, "{}", reason.label());
         }
     }

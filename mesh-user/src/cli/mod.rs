@@ -1,2 +1,4 @@
 //! To be written.
-pub fn main() -> std::process::ExitCode { unimplemented!("cli") }
+pub fn main() -> std::process::ExitCode {
+    unimplemented!("cli")
+}

@@ -8,6 +8,7 @@
 //! `steer` -> self-probe -> `POD_BY_NETNS`. Undo: `POD_BY_NETNS`, `steer`, listeners, routes.
 
 pub mod cleanup;
+pub mod mounts;
 pub mod probe;
 pub mod view;
 
@@ -33,11 +34,15 @@ impl Instance {
     /// Any other name, with what is allowed.
     pub fn new(name: &str) -> Result<Self, String> {
         let good = (1..=32).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         if good {
             Ok(Self(name.to_owned()))
         } else {
-            Err(format!("instance name {name:?}: expected 1 to 32 of a-z, 0-9 and '-'"))
+            Err(format!(
+                "instance name {name:?}: expected 1 to 32 of a-z, 0-9 and '-'"
+            ))
         }
     }
 

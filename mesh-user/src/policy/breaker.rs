@@ -61,7 +61,10 @@ impl Breaker {
     ///
     /// # Errors
     /// [`Reject::OverflowRequests`].
-    pub fn request(self: &Arc<Self>, _endpoint: &Arc<EndpointState>) -> Result<RequestPermit, Reject> {
+    pub fn request(
+        self: &Arc<Self>,
+        _endpoint: &Arc<EndpointState>,
+    ) -> Result<RequestPermit, Reject> {
         unimplemented!("policy")
     }
 
