@@ -4,8 +4,10 @@
 //! client (`ask`), echo servers (`echo`), a load generator (`load`).
 
 pub mod ask;
+pub mod echo;
 mod inventory;
 mod live;
+pub mod load;
 pub mod scene;
 mod story;
 
@@ -31,6 +33,12 @@ enum Part {
     /// A plain HTTP client that prints what it saw, as JSON.
     #[command(hide = true)]
     Ask(ask::AskArgs),
+    /// Echo servers that say who they are.
+    #[command(hide = true)]
+    Echo(echo::EchoArgs),
+    /// A load generator that measures.
+    #[command(hide = true)]
+    Load(load::LoadArgs),
 }
 
 /// Runs the demo or one of its parts.
@@ -40,7 +48,9 @@ enum Part {
 pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     if let Some(part) = &args.part {
         return match part {
-            Part::Ask(ask) => ask::run_ask(ask),
+            Part::Ask(args) => ask::run_ask(args),
+            Part::Echo(args) => echo::run_echo(args),
+            Part::Load(args) => load::run_load(args),
         };
     }
     ensure!(

@@ -106,8 +106,10 @@ impl Scene {
     fn server(&mut self, name: &str, version: &'static str) -> anyhow::Result<()> {
         let pod = self.bed.pod(name)?;
         let mut command = Command::new(&self.binary);
-        command.args(["demo", "echo", "--name", name, "--version", version, "--http"]);
-        command.arg(format!("[::]:{TARGET}"));
+        command.args(["demo", "echo", "--name", name, "--version", version]);
+        command.arg("--http").arg(format!("[::]:{TARGET}"));
+        command.arg("--tcp").arg(format!("[::]:{TCP_TARGET}"));
+        command.arg("--server-first").arg(format!("[::]:{BANNER_TARGET}"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log("echo")?);
         let process = self.bed.spawn_in(&pod, command)?;
         let address = SocketAddr::from((pod.v4, TARGET));
