@@ -60,6 +60,7 @@ fn restart_needed(started_with: &AgentConfig, wanted: &AgentConfig) -> Vec<Strin
         ("agent.workers", started_with.workers != wanted.workers),
         ("agent.unknown-netns", started_with.unknown_netns != wanted.unknown_netns),
         ("agent.metrics", started_with.metrics != wanted.metrics),
+        ("agent.limits", started_with.limits != wanted.limits),
     ];
     differs.into_iter().filter(|(_, differs)| *differs).map(|(field, _)| field.to_owned()).collect()
 }
@@ -124,7 +125,6 @@ impl NodeAgent {
         if let Err(error) = self.telemetry.set_access_log(&config.agent.access_log) {
             tracing::warn!(%error, "the access log can't be written, the old one goes on");
         }
-        self.workers.set_limits(&config.agent.limits);
         let mut report = lock(&self.report);
         report.last_success = Some(SystemTime::now());
         report.last_error = None;

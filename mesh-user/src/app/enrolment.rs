@@ -128,11 +128,6 @@ impl Enrolments {
             })
             .collect()
     }
-
-    /// How many are captured now.
-    pub(super) fn live(&self) -> usize {
-        self.slots.values().filter(|slot| slot.pod_id.is_some()).count()
-    }
 }
 
 /// Whether an enrolled workload can stay as it is: only what the kernel was told counts, tags and

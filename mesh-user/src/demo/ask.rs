@@ -331,7 +331,7 @@ fn read_line(connection: &mut Connection) -> anyhow::Result<String> {
 }
 
 fn note(answers: &mut Answers, answer: Answer) {
-    let mut count = |map: &mut BTreeMap<String, u32>, field: &str| {
+    let count = |map: &mut BTreeMap<String, u32>, field: &str| {
         if let Some(value) = answer.headers.get(field) {
             *map.entry(value.clone()).or_default() += 1;
         }

@@ -4,7 +4,7 @@ use std::{
     io,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -91,7 +91,7 @@ pub struct Workers {
     shared: Arc<Shared>,
     orders: Vec<UnboundedSender<Order>>,
     /// Each returns how many connections it had to cut.
-    threads: Vec<JoinHandle<usize>>,
+    threads: Mutex<Vec<JoinHandle<usize>>>,
 }
 
 impl Workers {
@@ -114,7 +114,7 @@ impl Workers {
         let cpus = if options.pin { allowed_cpus() } else { Vec::new() };
         let (orders, receivers): (Vec<_>, Vec<_>) =
             (0..count).map(|_| unbounded_channel()).unzip();
-        let mut workers = Self { shared, orders, threads: Vec::with_capacity(count) };
+        let workers = Self { shared, orders, threads: Mutex::default() };
         for (index, receiver) in receivers.into_iter().enumerate() {
             let peers = workers.orders.iter().enumerate();
             let peers = peers.filter(|(peer, _)| *peer != index).map(|(_, o)| o.clone()).collect();
@@ -125,9 +125,13 @@ impl Workers {
             let thread = std::thread::Builder::new()
                 .name(format!("mesh-worker-{index}"))
                 .spawn(move || run(&runtime, index, shared, peers, receiver, cpu))?;
-            workers.threads.push(thread);
+            workers.threads().push(thread);
         }
         Ok(workers)
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<usize>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many there are: the number of shards.
@@ -160,11 +164,11 @@ impl Workers {
 
     /// Stops accepting, lets requests in flight end (HTTP/1.1 answers get `connection: close`,
     /// HTTP/2 a GOAWAY), then cuts the rest after `limit`. Returns how many were cut.
-    pub fn drain(mut self, limit: Duration) -> usize {
+    pub fn drain(&self, limit: Duration) -> usize {
         for order in &self.orders {
             let _ended = order.send(Order::Drain { limit });
         }
-        self.threads.drain(..).map(|thread| thread.join().unwrap_or(0)).sum()
+        self.threads().drain(..).map(|thread| thread.join().unwrap_or(0)).sum()
     }
 }
 
@@ -173,7 +177,7 @@ impl Drop for Workers {
         for order in &self.orders {
             let _ended = order.send(Order::Drain { limit: Duration::ZERO });
         }
-        for thread in self.threads.drain(..) {
+        for thread in self.threads().drain(..) {
             let _panicked = thread.join();
         }
     }
