@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::ask::Answers;
 use crate::{
-    kernel::{Instance, cleanup},
+    kernel::{Instance, cleanup, mounts},
     testbed::{Pod, Testbed, wait_until},
 };
 
@@ -145,7 +145,7 @@ impl Scene {
         let mut text = String::from("rules:\n");
         if *beta {
             text.push_str(
-                "  - name: beta users and testers\n    service: web\n    precedence: 10\n    \
+                "  - name: beta-and-testers\n    service: web\n    precedence: 10\n    \
                  match: [{headers: {x-user: beta}}, {source: {tags: {app: tester}}}]\n    \
                  route: [{version: v2}]\n",
             );
@@ -180,11 +180,18 @@ impl Scene {
     /// The head of a configuration: where to attach, no metrics port, all log lines.
     pub fn head_text(&self) -> String {
         format!(
-            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: none\n  \
+            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: off\n  \
              access-log: {{format: envoy, filter: all, path: {}}}\n",
-            self.bed.pods_cgroup().display(),
+            self.attach(),
             self.access_log().display(),
         )
+    }
+
+    /// Where the hooks attach, as the configuration names it: below the cgroup2 mount.
+    fn attach(&self) -> String {
+        let pods = self.bed.pods_cgroup();
+        let mount = mounts::cgroup2().ok().flatten().unwrap_or_default();
+        pods.strip_prefix(&mount).unwrap_or(&pods).display().to_string()
     }
 
     /// The `services:` of a configuration: `web` with its virtual addresses and endpoints.
