@@ -1,4 +1,2 @@
 //! To be written.
-pub fn main() -> std::process::ExitCode {
-    unimplemented!("cli")
-}
+pub fn main() -> std::process::ExitCode { unimplemented!("cli") }

@@ -61,10 +61,7 @@ impl Breaker {
     ///
     /// # Errors
     /// [`Reject::OverflowRequests`].
-    pub fn request(
-        self: &Arc<Self>,
-        _endpoint: &Arc<EndpointState>,
-    ) -> Result<RequestPermit, Reject> {
+    pub fn request(self: &Arc<Self>, _endpoint: &Arc<EndpointState>) -> Result<RequestPermit, Reject> {
         unimplemented!("policy")
     }
 

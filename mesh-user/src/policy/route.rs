@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx, VersionIx,
-    split::Cursors,
-};
+use super::{HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx, VersionIx, split::Cursors};
 
 /// The rules of one port, indexed so that the cost of a look-up stays flat.
 #[derive(Debug, Default)]

@@ -12,16 +12,10 @@ use std::{
 
 use serde::Serialize;
 
-use super::{
-    balance, breaker::Breaker, ejection::Ejection, rate_limit::Limiter, retry::RetryPlan,
-    route::RouteTable,
-};
+use super::{balance, breaker::Breaker, ejection::Ejection, rate_limit::Limiter, retry::RetryPlan, route::RouteTable};
 use crate::{
     clock::MonoNanos,
-    model::{
-        Balance, Model, Protocol, Tags,
-        kernel_table::{KernelTable, Path},
-    },
+    model::{Balance, Model, Protocol, Tags, kernel_table::{KernelTable, Path}},
 };
 
 /// Index of a [`PortPlan`].
