@@ -54,7 +54,7 @@ pub struct WorkloadRow {
     /// `open` or `closed`.
     pub failure: String,
     /// Its addresses.
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A row of `mesh bpf redirect list`: what a connect to this address does.

@@ -104,6 +104,7 @@ enum Request {
     DialBack(Option<SocketAddr>),
     Hold(bool),
     Events,
+    Ports,
 }
 
 /// One accepted connection.
@@ -124,6 +125,11 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn spawn(bed: &Testbed) -> Self {
+        Self::spawn_by(bed, &[])
+    }
+
+    /// Started by another command, which takes something away first.
+    pub(crate) fn spawn_by(bed: &Testbed, wrapper: &[&str]) -> Self {
         let dir = std::env::temp_dir().join(format!(
             "mesh-agent-{}-{}",
             std::process::id(),
@@ -134,8 +140,11 @@ impl Agent {
         ));
         let _ = std::fs::remove_file(&dir);
         let listener = UnixListener::bind(&dir).expect("a socket");
-        let mut command = Command::new(std::env::current_exe().expect("own path"));
+        let own = std::env::current_exe().expect("own path");
+        let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([own.as_os_str()]);
+        let mut command = Command::new(words.next().expect("at least our own"));
         command
+            .args(words)
             .args(["--exact", "support::agent::agent_process", "--nocapture"])
             .env(SOCKET, &dir)
             .stdout(Stdio::null());
@@ -149,6 +158,10 @@ impl Agent {
             child,
             wire: Mutex::new(BufReader::new(stream)),
         }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn ask(&self, request: &Request) -> Result<Value, String> {
@@ -240,6 +253,11 @@ impl Agent {
         self.done(&Request::Hold(hold)).expect("set");
     }
 
+    /// Ports of all listeners.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        serde_json::from_value(self.ask(&Request::Ports).expect("ports")).expect("ports")
+    }
+
     /// Reasons of the events since the last call.
     pub(crate) fn events(&self) -> Vec<String> {
         serde_json::from_value(self.ask(&Request::Events).expect("events")).expect("names")
@@ -287,6 +305,7 @@ struct State {
     shared: Arc<Shared>,
     /// Stops the accept loops of a workload, which then close their listeners.
     loops: BTreeMap<u32, (Arc<AtomicBool>, Vec<std::thread::JoinHandle<()>>)>,
+    ports: Vec<u16>,
 }
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -336,6 +355,7 @@ impl State {
                 let stop = Arc::new(AtomicBool::new(false));
                 let mut handles = Vec::new();
                 for (shard, listener) in enrolled.listeners.into_iter().enumerate() {
+                    self.ports.push(listener.local_addr().map_err(text)?.port());
                     let loop_ = Loop {
                         pod_id: enrolled.pod_id,
                         shard,
@@ -381,6 +401,7 @@ impl State {
                 }
                 Ok(json!(gone))
             }
+            Request::Ports => Ok(json!(self.ports)),
             Request::Accepts => Ok(json!(*shared.accepts.lock().map_err(text)?)),
             Request::DialBack(to) => {
                 *shared.dial_back.lock().map_err(text)? = to;
