@@ -1,6 +1,6 @@
 //! Models for the tests of this module.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     HeaderView, NoObserver, PortIx, Reject, RequestView, Snapshot, SourceIx,
@@ -28,7 +28,10 @@ pub(super) const fn secs(secs: u64) -> Duration {
 }
 
 pub(super) fn tags(pairs: &[(&str, &str)]) -> Tags {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 pub(super) fn endpoint(address: &str, version: &str) -> Endpoint {
@@ -66,15 +69,30 @@ pub(super) fn service(v1: usize, v2: usize) -> Service {
 }
 
 pub(super) fn port(name: &str, number: u16, protocol: Protocol) -> Port {
-    Port { name: name.to_owned(), number, target: 8080, protocol }
+    Port {
+        name: name.to_owned(),
+        number,
+        target: 8080,
+        protocol,
+    }
 }
 
 pub(super) fn to(version: &str, weight: u32) -> Target {
-    Target { select: Select::Version(version.to_owned()), weight }
+    Target {
+        select: Select::Version(version.to_owned()),
+        weight,
+    }
 }
 
 pub(super) fn rule(name: &str, precedence: i32, matches: Vec<Match>, route: Vec<Target>) -> Rule {
-    Rule { name: name.to_owned(), service: 0, port: None, precedence, matches, route }
+    Rule {
+        name: name.to_owned(),
+        service: 0,
+        port: None,
+        precedence,
+        matches,
+        route,
+    }
 }
 
 pub(super) fn policy() -> Policy {
@@ -92,7 +110,10 @@ pub(super) fn policy() -> Policy {
 }
 
 pub(super) fn balanced(balance: Balance) -> Policy {
-    Policy { balance: Some(balance), ..policy() }
+    Policy {
+        balance: Some(balance),
+        ..policy()
+    }
 }
 
 pub(super) fn workload(name: &str, pairs: &[(&str, &str)]) -> Workload {
@@ -109,7 +130,12 @@ pub(super) fn workload(name: &str, pairs: &[(&str, &str)]) -> Workload {
 }
 
 pub(super) fn model(service: Service, rules: Vec<Rule>, policies: Vec<Policy>) -> Model {
-    Model { services: vec![service], rules, policies, ..Model::default() }
+    Model {
+        services: vec![service],
+        rules,
+        policies,
+        ..Model::default()
+    }
 }
 
 pub(super) fn compile(model: Model) -> Snapshot {
@@ -187,8 +213,4 @@ pub(super) fn decide<H: HeaderView>(
 pub(super) fn rule_of(snapshot: &Snapshot, source: Option<SourceIx>, ask: &Ask) -> Option<String> {
     let plan = decide(snapshot, source, &ask.view(), &mut Cursors::default()).ok()?;
     plan.rule.map(|rule| snapshot.rule(rule).name.to_string())
-}
-
-pub(super) fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
 }

@@ -283,4 +283,4 @@ fn choose(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

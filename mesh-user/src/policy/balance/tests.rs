@@ -17,9 +17,15 @@ fn pool(balance: Balance, weights: &[u32]) -> Snapshot {
     for (endpoint, weight) in web.endpoints.iter_mut().zip(weights) {
         endpoint.weight = *weight;
     }
-    let ejection =
-        EjectionPolicy { consecutive_5xx: 1, max_percent: 100, ..EjectionPolicy::default() };
-    let policy = Policy { ejection: Some(ejection), ..balanced(balance) };
+    let ejection = EjectionPolicy {
+        consecutive_5xx: 1,
+        max_percent: 100,
+        ..EjectionPolicy::default()
+    };
+    let policy = Policy {
+        ejection: Some(ejection),
+        ..balanced(balance)
+    };
     compile(model(web, Vec::new(), vec![policy]))
 }
 
@@ -28,7 +34,9 @@ fn nth(snapshot: &Snapshot, at: usize) -> &Arc<EndpointState> {
 }
 
 fn eject(snapshot: &Snapshot, at: usize) {
-    snapshot.record(ALL, nth(snapshot, at), Outcome::Reset, NOW).expect("ejected");
+    snapshot
+        .record(ALL, nth(snapshot, at), Outcome::Reset, NOW)
+        .expect("ejected");
 }
 
 fn counts(snapshot: &Snapshot, picks: usize, tried: &[u64], rng: &mut Rng) -> Vec<usize> {
@@ -36,7 +44,10 @@ fn counts(snapshot: &Snapshot, picks: usize, tried: &[u64], rng: &mut Rng) -> Ve
     let mut counts = vec![0; endpoints.len()];
     for _ in 0..picks {
         let chosen = pick(snapshot, ALL, tried, rng, NOW).unwrap();
-        counts[endpoints.iter().position(|endpoint| endpoint.id == chosen.id).unwrap()] += 1;
+        counts[endpoints
+            .iter()
+            .position(|endpoint| endpoint.id == chosen.id)
+            .unwrap()] += 1;
     }
     counts
 }
@@ -48,8 +59,14 @@ fn empty_unready_and_ejected_versions_are_told_apart() {
     let mut rng = Rng::new(1);
     let pick = |snapshot: &Snapshot, rng: &mut Rng| pick(snapshot, ALL, &[], rng, NOW).err();
     for balance in EVERY {
-        assert_eq!(pick(&pool(balance, &[]), &mut rng), Some(Reject::NoEndpoint));
-        assert_eq!(pick(&pool(balance, &[0, 0]), &mut rng), Some(Reject::NoHealthyEndpoint));
+        assert_eq!(
+            pick(&pool(balance, &[]), &mut rng),
+            Some(Reject::NoEndpoint)
+        );
+        assert_eq!(
+            pick(&pool(balance, &[0, 0]), &mut rng),
+            Some(Reject::NoHealthyEndpoint)
+        );
         let snapshot = pool(balance, &[1]);
         assert_eq!(pick(&snapshot, &mut rng), None);
         eject(&snapshot, 0);
@@ -76,7 +93,10 @@ fn idle_endpoints_are_chosen_by_weight() {
                 // Four sigma; 0 for weight 0.
                 let bound = 4.0 * (picks as f64 * p * (1.0 - p)).sqrt();
                 let off = (*count as f64 - expected).abs();
-                assert!(off <= bound, "{balance:?} {weights:?}, seed {seed}: {counts:?}");
+                assert!(
+                    off <= bound,
+                    "{balance:?} {weights:?}, seed {seed}: {counts:?}"
+                );
             }
         }
     }
@@ -98,7 +118,10 @@ fn round_robin_is_exact_over_whole_rounds() {
 fn round_robin_share_of_the_ejected_goes_to_all_others() {
     let snapshot = pool(Balance::RoundRobin, &[1, 1, 1, 1]);
     eject(&snapshot, 0);
-    assert_eq!(counts(&snapshot, 1_200, &[], &mut Rng::new(1)), [0, 400, 400, 400]);
+    assert_eq!(
+        counts(&snapshot, 1_200, &[], &mut Rng::new(1)),
+        [0, 400, 400, 400]
+    );
 }
 
 #[test]
@@ -106,7 +129,11 @@ fn least_request_of_two_always_takes_the_idler_one() {
     // Without replacement: with two endpoints the busier one is never chosen. With replacement it
     // would get a quarter.
     let snapshot = pool(Balance::LeastRequest, &[1, 1]);
-    let busy = snapshot.version(ALL).breaker.request(nth(&snapshot, 0)).unwrap();
+    let busy = snapshot
+        .version(ALL)
+        .breaker
+        .request(nth(&snapshot, 0))
+        .unwrap();
     assert_eq!(counts(&snapshot, 1_000, &[], &mut Rng::new(3)), [0, 1_000]);
     drop(busy);
     let even = counts(&snapshot, 1_000, &[], &mut Rng::new(3));
@@ -117,7 +144,9 @@ fn least_request_of_two_always_takes_the_idler_one() {
 fn least_request_with_weights_compares_load_for_weight() {
     let snapshot = pool(Balance::LeastRequest, &[3, 1]);
     let breaker = &snapshot.version(ALL).breaker;
-    let mut held: Vec<_> = (0..2).map(|_| breaker.request(nth(&snapshot, 0)).unwrap()).collect();
+    let mut held: Vec<_> = (0..2)
+        .map(|_| breaker.request(nth(&snapshot, 0)).unwrap())
+        .collect();
     held.push(breaker.request(nth(&snapshot, 1)).unwrap());
     // 2/3 against 1/1.
     assert_eq!(counts(&snapshot, 500, &[], &mut Rng::new(3)), [500, 0]);
@@ -150,7 +179,10 @@ fn slow_endpoint_gets_little_of_ten() {
         permits.insert(n, breaker.request(&chosen).unwrap());
         in_flight.push(std::cmp::Reverse((now + takes, n)));
     }
-    assert!(to_slow * 100 < picks * 6, "seed {seed}: {to_slow} of {picks}");
+    assert!(
+        to_slow * 100 < picks * 6,
+        "seed {seed}: {to_slow} of {picks}"
+    );
     assert!(to_slow > 0);
 }
 
@@ -164,9 +196,16 @@ fn tried_endpoint_is_avoided_while_another_is_left() {
             let without = counts(&snapshot, 600, &ids[..1], &mut rng);
             assert_eq!(without[0], 0, "{balance:?}");
             assert!(without[1] > 0 && without[2] > 0, "{balance:?}");
-            assert_eq!(counts(&snapshot, 50, &ids[..2], &mut rng), [0, 0, 50], "{balance:?}");
+            assert_eq!(
+                counts(&snapshot, 50, &ids[..2], &mut rng),
+                [0, 0, 50],
+                "{balance:?}"
+            );
             // All tried: better one of them than none.
-            assert_eq!(counts(&snapshot, 50, &ids, &mut rng).iter().sum::<usize>(), 50);
+            assert_eq!(
+                counts(&snapshot, 50, &ids, &mut rng).iter().sum::<usize>(),
+                50
+            );
             // The only one left is ejected: one that was tried, then.
             eject(&snapshot, 2);
             let last = counts(&snapshot, 200, &ids[..2], &mut rng);
@@ -190,7 +229,13 @@ fn ejected_endpoints_share_is_split_by_weight() {
 
 #[test]
 fn turn_goes_on_after_a_reload() {
-    let make = || model(service(3, 0), Vec::new(), vec![balanced(Balance::RoundRobin)]);
+    let make = || {
+        model(
+            service(3, 0),
+            Vec::new(),
+            vec![balanced(Balance::RoundRobin)],
+        )
+    };
     let first = compile(make());
     let mut rng = Rng::new(1);
     assert_eq!(counts(&first, 1, &[], &mut rng), [1, 0, 0]);

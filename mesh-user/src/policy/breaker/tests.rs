@@ -20,7 +20,12 @@ use super::{
 use crate::{clock::MonoNanos, model::Policy};
 
 fn caps(all: u32) -> BreakerPolicy {
-    BreakerPolicy { max_connections: all, max_pending: all, max_requests: all, max_retries: all }
+    BreakerPolicy {
+        max_connections: all,
+        max_pending: all,
+        max_requests: all,
+        max_retries: all,
+    }
 }
 
 fn breaker(all: u32) -> Arc<Breaker> {
@@ -47,7 +52,10 @@ fn waker() -> (Arc<Woken>, Waker) {
     (Arc::clone(&woken), Waker::from(woken))
 }
 
-fn poll(breaker: &Arc<Breaker>, permit: &mut PendingPermit) -> (Arc<Woken>, Option<ConnectionPermit>) {
+fn poll(
+    breaker: &Arc<Breaker>,
+    permit: &mut PendingPermit,
+) -> (Arc<Woken>, Option<ConnectionPermit>) {
     let (woken, waker) = waker();
     match breaker.poll_connection(permit, &mut Context::from_waker(&waker)) {
         Poll::Ready(connection) => (woken, Some(connection)),
@@ -60,19 +68,35 @@ fn caps_hold_at_n_minus_1_n_and_n_plus_1() {
     let endpoint = an_endpoint();
     for cap in [0, 1, 2, 10] {
         let breaker = breaker(cap);
-        let requests: Vec<_> =
-            (0..cap).map(|_| breaker.request(&endpoint).expect("below the cap")).collect();
-        assert_eq!(breaker.request(&endpoint).err(), Some(Reject::OverflowRequests));
-        let connections: Vec<_> =
-            (0..cap).map(|_| breaker.connection().expect("below the cap")).collect();
-        assert_eq!(breaker.connection().err(), Some(Reject::OverflowConnections));
-        let pending: Vec<_> =
-            (0..cap).map(|_| breaker.pending().expect("below the cap")).collect();
+        let requests: Vec<_> = (0..cap)
+            .map(|_| breaker.request(&endpoint).expect("below the cap"))
+            .collect();
+        assert_eq!(
+            breaker.request(&endpoint).err(),
+            Some(Reject::OverflowRequests)
+        );
+        let connections: Vec<_> = (0..cap)
+            .map(|_| breaker.connection().expect("below the cap"))
+            .collect();
+        assert_eq!(
+            breaker.connection().err(),
+            Some(Reject::OverflowConnections)
+        );
+        let pending: Vec<_> = (0..cap)
+            .map(|_| breaker.pending().expect("below the cap"))
+            .collect();
         assert_eq!(breaker.pending().err(), Some(Reject::OverflowPending));
-        let retries: Vec<_> = (0..cap).map(|_| breaker.retry().expect("below the cap")).collect();
+        let retries: Vec<_> = (0..cap)
+            .map(|_| breaker.retry().expect("below the cap"))
+            .collect();
         assert!(breaker.retry().is_none());
 
-        let full = Gauges { connections: cap, pending: cap, requests: cap, retries: cap };
+        let full = Gauges {
+            connections: cap,
+            pending: cap,
+            requests: cap,
+            retries: cap,
+        };
         assert_eq!(breaker.gauges(), full);
         assert_eq!(endpoint.live.in_flight(), cap);
         drop((requests, connections, pending, retries));
@@ -95,31 +119,43 @@ fn one_place_given_back_admits_exactly_one() {
 #[test]
 fn caps_change_on_reload_while_permits_are_out() {
     let with = |cap: u32| {
-        let policy = Policy { breaker: Some(caps(cap)), ..policy() };
+        let policy = Policy {
+            breaker: Some(caps(cap)),
+            ..policy()
+        };
         model(service(1, 0), Vec::new(), vec![policy])
     };
     let first = compile(with(2));
     let breaker = Arc::clone(&first.version(VersionIx(0)).breaker);
     let endpoint = an_endpoint();
-    let held: Vec<_> = (0..2).map(|_| breaker.request(&endpoint).unwrap()).collect();
+    let held: Vec<_> = (0..2)
+        .map(|_| breaker.request(&endpoint).unwrap())
+        .collect();
 
-    let thrown_away = super::super::Snapshot::compile(
-        Arc::new(with(9)),
-        Some(&first),
-        MonoNanos(1),
+    let thrown_away =
+        super::super::Snapshot::compile(Arc::new(with(9)), Some(&first), MonoNanos(1));
+    assert_eq!(
+        breaker.caps(),
+        caps(2),
+        "a snapshot that is not in force changes nothing"
     );
-    assert_eq!(breaker.caps(), caps(2), "a snapshot that is not in force changes nothing");
     drop(thrown_away);
 
     let second = recompile(with(3), &first, MonoNanos(1));
     let carried = &second.version(VersionIx(0)).breaker;
-    assert!(Arc::ptr_eq(&breaker, carried), "requests in flight stay counted");
+    assert!(
+        Arc::ptr_eq(&breaker, carried),
+        "requests in flight stay counted"
+    );
     let third = carried.request(&endpoint).unwrap();
     assert!(carried.request(&endpoint).is_err());
 
     recompile(with(1), &second, MonoNanos(2));
     drop(third);
-    assert!(breaker.request(&endpoint).is_err(), "two are still out, the cap is one");
+    assert!(
+        breaker.request(&endpoint).is_err(),
+        "two are still out, the cap is one"
+    );
     drop(held);
     assert!(breaker.request(&endpoint).is_ok());
 }
@@ -168,7 +204,10 @@ fn nobody_is_refused_while_there_is_room() {
 
 #[test]
 fn waiters_are_served_first_come_first_served() {
-    let breaker = Arc::new(Breaker::new(BreakerPolicy { max_connections: 1, ..caps(10) }));
+    let breaker = Arc::new(Breaker::new(BreakerPolicy {
+        max_connections: 1,
+        ..caps(10)
+    }));
     let held = breaker.connection().unwrap();
     let mut waiting: Vec<PendingPermit> = (0..3).map(|_| breaker.pending().unwrap()).collect();
     let woken: Vec<_> = waiting
@@ -181,10 +220,18 @@ fn waiters_are_served_first_come_first_served() {
         .collect();
     assert!(breaker.has_waiters());
     drop(held);
-    let is_woken = || woken.iter().map(|w| w.0.load(Ordering::SeqCst)).collect::<Vec<_>>();
+    let is_woken = || {
+        woken
+            .iter()
+            .map(|w| w.0.load(Ordering::SeqCst))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(is_woken(), [true, false, false]);
     // Who comes new, or polls out of turn, does not overtake.
-    assert_eq!(breaker.connection().err(), Some(Reject::OverflowConnections));
+    assert_eq!(
+        breaker.connection().err(),
+        Some(Reject::OverflowConnections)
+    );
     assert!(poll(&breaker, &mut waiting[2]).1.is_none());
     let first = poll(&breaker, &mut waiting[0]).1.expect("granted");
     assert!(poll(&breaker, &mut waiting[1]).1.is_none());
@@ -208,7 +255,10 @@ fn waiting_with_room_is_over_at_once() {
 
 #[test]
 fn waiter_that_leaves_after_its_grant_passes_it_on() {
-    let breaker = Arc::new(Breaker::new(BreakerPolicy { max_connections: 1, ..caps(10) }));
+    let breaker = Arc::new(Breaker::new(BreakerPolicy {
+        max_connections: 1,
+        ..caps(10)
+    }));
     let held = breaker.connection().unwrap();
     let mut first = breaker.pending().unwrap();
     let mut second = breaker.pending().unwrap();
@@ -226,7 +276,10 @@ fn waiter_that_leaves_after_its_grant_passes_it_on() {
 
 #[test]
 fn waiter_that_leaves_before_its_turn_is_skipped() {
-    let breaker = Arc::new(Breaker::new(BreakerPolicy { max_connections: 1, ..caps(10) }));
+    let breaker = Arc::new(Breaker::new(BreakerPolicy {
+        max_connections: 1,
+        ..caps(10)
+    }));
     let held = breaker.connection().unwrap();
     let mut first = breaker.pending().unwrap();
     let mut second = breaker.pending().unwrap();
@@ -240,11 +293,17 @@ fn waiter_that_leaves_before_its_turn_is_skipped() {
 
 #[test]
 fn raised_cap_serves_waiters() {
-    let breaker = Arc::new(Breaker::new(BreakerPolicy { max_connections: 1, ..caps(10) }));
+    let breaker = Arc::new(Breaker::new(BreakerPolicy {
+        max_connections: 1,
+        ..caps(10)
+    }));
     let _held = breaker.connection().unwrap();
     let mut permit = breaker.pending().unwrap();
     let (woken, _) = poll(&breaker, &mut permit);
-    breaker.set_caps(BreakerPolicy { max_connections: 2, ..caps(10) });
+    breaker.set_caps(BreakerPolicy {
+        max_connections: 2,
+        ..caps(10)
+    });
     assert!(woken.0.load(Ordering::SeqCst));
     assert!(poll(&breaker, &mut permit).1.is_some());
 }
@@ -270,7 +329,10 @@ fn wait(breaker: &Arc<Breaker>, permit: &mut PendingPermit) -> Option<Connection
 fn waiters_on_many_threads_lose_no_wake_up_also_when_some_give_up() {
     const CAP: u32 = 2;
     let seed = 0xbea4e5;
-    let breaker = Arc::new(Breaker::new(BreakerPolicy { max_connections: CAP, ..caps(1_000) }));
+    let breaker = Arc::new(Breaker::new(BreakerPolicy {
+        max_connections: CAP,
+        ..caps(1_000)
+    }));
     let (now, most, taken) = (AtomicU32::new(0), AtomicU32::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         for thread in 0..8 {
@@ -309,6 +371,8 @@ fn permits_may_end_on_another_thread() {
     let (breaker, endpoint) = (breaker(1), an_endpoint());
     let (send, receive) = mpsc::channel();
     send.send(breaker.request(&endpoint).unwrap()).unwrap();
-    thread::spawn(move || drop(receive.recv().unwrap())).join().unwrap();
+    thread::spawn(move || drop(receive.recv().unwrap()))
+        .join()
+        .unwrap();
     assert_eq!(breaker.gauges(), Gauges::default());
 }

@@ -9,12 +9,18 @@ use super::{
 use crate::model::{EjectionPolicy, Policy};
 
 fn with(ejection: EjectionPolicy) -> Vec<Policy> {
-    vec![Policy { ejection: Some(ejection), ..policy() }]
+    vec![Policy {
+        ejection: Some(ejection),
+        ..policy()
+    }]
 }
 
 /// `endpoints` of v1; the version `*`.
 fn pool(endpoints: usize, change: impl FnOnce(&mut EjectionPolicy)) -> Snapshot {
-    let mut ejection = EjectionPolicy { max_percent: 100, ..EjectionPolicy::default() };
+    let mut ejection = EjectionPolicy {
+        max_percent: 100,
+        ..EjectionPolicy::default()
+    };
     change(&mut ejection);
     compile(model(service(endpoints, 0), Vec::new(), with(ejection)))
 }
@@ -62,8 +68,14 @@ fn ejection_acts_at_once_on_the_fifth_consecutive_5xx_and_not_on_the_fourth() {
     let snapshot = pool(2, |_| ());
     assert_eq!(fail(&snapshot, 0, Outcome::Status(500), 4, at_ms(1)), []);
     assert!(!is_out(&snapshot, 0));
-    let what = What::Ejected { by: Detector::Consecutive5xx, for_ms: 30_000 };
-    assert_eq!(fail(&snapshot, 0, Outcome::Status(500), 1, at_ms(2)), [what]);
+    let what = What::Ejected {
+        by: Detector::Consecutive5xx,
+        for_ms: 30_000,
+    };
+    assert_eq!(
+        fail(&snapshot, 0, Outcome::Status(500), 1, at_ms(2)),
+        [what]
+    );
     assert!(is_out(&snapshot, 0));
     assert!(!is_out(&snapshot, 1));
 }
@@ -71,7 +83,9 @@ fn ejection_acts_at_once_on_the_fifth_consecutive_5xx_and_not_on_the_fourth() {
 #[test]
 fn ejection_change_names_service_and_endpoint() {
     let snapshot = pool(2, |ejection| ejection.consecutive_5xx = 1);
-    let change = snapshot.record(ALL, nth(&snapshot, 1), Outcome::Timeout, at_ms(1)).unwrap();
+    let change = snapshot
+        .record(ALL, nth(&snapshot, 1), Outcome::Timeout, at_ms(1))
+        .unwrap();
     assert_eq!(change.service, "default/web:80");
     assert_eq!(change.endpoint, "10.0.1.2:8080".parse().unwrap());
 }
@@ -109,9 +123,19 @@ fn abandoned_request_neither_counts_nor_resets() {
 
 #[test]
 fn local_refusals_never_reach_the_endpoint() {
-    let caps = crate::model::BreakerPolicy { max_requests: 0, ..Default::default() };
-    let ejection = EjectionPolicy { consecutive_5xx: 1, ..EjectionPolicy::default() };
-    let both = Policy { breaker: Some(caps), ejection: Some(ejection), ..policy() };
+    let caps = crate::model::BreakerPolicy {
+        max_requests: 0,
+        ..Default::default()
+    };
+    let ejection = EjectionPolicy {
+        consecutive_5xx: 1,
+        ..EjectionPolicy::default()
+    };
+    let both = Policy {
+        breaker: Some(caps),
+        ejection: Some(ejection),
+        ..policy()
+    };
     let snapshot = compile(model(service(2, 0), Vec::new(), vec![both]));
     for _ in 0..100 {
         let refused = snapshot.version(ALL).breaker.request(nth(&snapshot, 0));
@@ -129,7 +153,11 @@ fn connect_failures_resets_and_time_outs_count_as_5xx_when_not_split() {
         fail(&snapshot, 0, Outcome::Status(500), 2, at_ms(1));
         let changes = fail(&snapshot, 0, outcome, 3, at_ms(1));
         let by = Detector::Consecutive5xx;
-        assert_eq!(changes, [What::Ejected { by, for_ms: 30_000 }], "{outcome:?}");
+        assert_eq!(
+            changes,
+            [What::Ejected { by, for_ms: 30_000 }],
+            "{outcome:?}"
+        );
     }
 }
 
@@ -174,14 +202,23 @@ fn ejection_times_back_to_back_are_30_60_90_to_300_and_stay_there() {
         times.extend(seconds(&fail(&snapshot, 0, Outcome::Status(500), 1, now)));
         now = until_back(&snapshot, 0, now);
     }
-    assert_eq!(times, [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300, 300]);
+    assert_eq!(
+        times,
+        [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300, 300]
+    );
 }
 
 #[test]
 fn ejection_time_shrinks_by_one_base_for_each_healthy_sweep_down_to_one_base() {
-    for (ejections, healthy, expected) in
-        [(4, 3, 60), (4, 0, 150), (4, 1, 120), (4, 4, 30), (4, 5, 30), (4, 100, 30), (10, 3, 240)]
-    {
+    for (ejections, healthy, expected) in [
+        (4, 3, 60),
+        (4, 0, 150),
+        (4, 1, 120),
+        (4, 4, 30),
+        (4, 5, 30),
+        (4, 100, 30),
+        (10, 3, 240),
+    ] {
         let snapshot = pool(2, |ejection| ejection.consecutive_5xx = 1);
         let mut now = at_ms(0);
         for _ in 0..ejections {
@@ -194,7 +231,11 @@ fn ejection_time_shrinks_by_one_base_for_each_healthy_sweep_down_to_one_base() {
         }
         let next = seconds(&fail(&snapshot, 0, Outcome::Status(500), 1, now));
         // (k - healthy + 1) x 30, at least 30.
-        assert_eq!(next, [expected], "{ejections} ejections, {healthy} healthy sweeps");
+        assert_eq!(
+            next,
+            [expected],
+            "{ejections} ejections, {healthy} healthy sweeps"
+        );
     }
 }
 
@@ -242,7 +283,9 @@ fn max_percent_for_small_pools_allows_one_from_two_endpoints_on() {
             .collect();
         let ejected = seconds(&changes).len();
         assert_eq!(ejected, expected, "{endpoints} endpoints");
-        let skipped = What::Skipped { by: Detector::Consecutive5xx };
+        let skipped = What::Skipped {
+            by: Detector::Consecutive5xx,
+        };
         let skips = changes.iter().filter(|what| **what == skipped).count();
         assert_eq!(skips, endpoints - expected, "{endpoints} endpoints");
     }
@@ -264,15 +307,24 @@ fn max_percent_bounds_are_rounded_down_and_exact() {
         (100, 50, 50),
         (101, 50, 50),
     ] {
-        assert_eq!(allowed(usable, percent), expected, "{usable} at {percent} %");
+        assert_eq!(
+            allowed(usable, percent),
+            expected,
+            "{usable} at {percent} %"
+        );
     }
 }
 
 #[test]
 fn skipped_ejection_is_counted_and_tried_again_only_after_a_full_count() {
     let snapshot = pool(1, |ejection| ejection.max_percent = 50);
-    let skipped = What::Skipped { by: Detector::Consecutive5xx };
-    assert_eq!(fail(&snapshot, 0, Outcome::Status(500), 10, at_ms(1)), [skipped, skipped]);
+    let skipped = What::Skipped {
+        by: Detector::Consecutive5xx,
+    };
+    assert_eq!(
+        fail(&snapshot, 0, Outcome::Status(500), 10, at_ms(1)),
+        [skipped, skipped]
+    );
     assert_eq!(nth(&snapshot, 0).live.ejections(), (0, 2));
     assert!(!is_out(&snapshot, 0));
 }
@@ -282,11 +334,19 @@ fn unready_endpoints_are_not_counted_in_the_share() {
     // Two endpoints, one of them unready: ejecting the other would leave none.
     let mut web = service(2, 0);
     web.endpoints[1].healthy = false;
-    let ejection =
-        EjectionPolicy { consecutive_5xx: 1, max_percent: 50, ..EjectionPolicy::default() };
+    let ejection = EjectionPolicy {
+        consecutive_5xx: 1,
+        max_percent: 50,
+        ..EjectionPolicy::default()
+    };
     let snapshot = compile(model(web, Vec::new(), with(ejection)));
-    let skipped = What::Skipped { by: Detector::Consecutive5xx };
-    assert_eq!(fail(&snapshot, 0, Outcome::Status(500), 1, at_ms(1)), [skipped]);
+    let skipped = What::Skipped {
+        by: Detector::Consecutive5xx,
+    };
+    assert_eq!(
+        fail(&snapshot, 0, Outcome::Status(500), 1, at_ms(1)),
+        [skipped]
+    );
 }
 
 #[test]
@@ -297,16 +357,26 @@ fn failures_while_ejected_do_not_count() {
     assert_eq!(fail(&snapshot, 0, Outcome::Status(500), 50, at_ms(2)), []);
     let now = until_back(&snapshot, 0, at_ms(2));
     assert_eq!(fail(&snapshot, 0, Outcome::Status(500), 4, now), []);
-    assert_eq!(seconds(&fail(&snapshot, 0, Outcome::Status(500), 1, now)), [60]);
+    assert_eq!(
+        seconds(&fail(&snapshot, 0, Outcome::Status(500), 1, now)),
+        [60]
+    );
 }
 
 #[test]
 fn endpoint_shared_by_versions_is_out_of_all_and_returned_once() {
-    let ejection = EjectionPolicy { consecutive_5xx: 1, ..EjectionPolicy::default() };
+    let ejection = EjectionPolicy {
+        consecutive_5xx: 1,
+        ..EjectionPolicy::default()
+    };
     let snapshot = compile(model(service(2, 0), Vec::new(), with(ejection)));
     let v1 = snapshot.port(super::super::fixture::PORT).versions[1];
     let victim = Arc::clone(&snapshot.version(v1).endpoints[0]);
-    assert!(snapshot.record(v1, &victim, Outcome::Reset, at_ms(1)).is_some());
+    assert!(
+        snapshot
+            .record(v1, &victim, Outcome::Reset, at_ms(1))
+            .is_some()
+    );
     assert!(is_out(&snapshot, 0), "also in *");
     let mut returned = 0;
     for now in 1..100 {
@@ -318,7 +388,10 @@ fn endpoint_shared_by_versions_is_out_of_all_and_returned_once() {
 #[test]
 fn reload_keeps_ejection_and_its_clock() {
     let model = || {
-        let ejection = EjectionPolicy { consecutive_5xx: 1, ..EjectionPolicy::default() };
+        let ejection = EjectionPolicy {
+            consecutive_5xx: 1,
+            ..EjectionPolicy::default()
+        };
         model(service(2, 1), Vec::new(), with(ejection))
     };
     let first = compile(model());
@@ -334,10 +407,17 @@ fn reload_keeps_ejection_and_its_clock() {
 
 #[test]
 fn endpoint_whose_ejection_policy_is_gone_returns_at_the_next_sweep() {
-    let ejection = EjectionPolicy { consecutive_5xx: 1, ..EjectionPolicy::default() };
+    let ejection = EjectionPolicy {
+        consecutive_5xx: 1,
+        ..EjectionPolicy::default()
+    };
     let first = compile(model(service(2, 0), Vec::new(), with(ejection)));
     fail(&first, 0, Outcome::Status(500), 1, at_ms(1_000));
-    let second = recompile(model(service(2, 0), Vec::new(), Vec::new()), &first, at_ms(2_000));
+    let second = recompile(
+        model(service(2, 0), Vec::new(), Vec::new()),
+        &first,
+        at_ms(2_000),
+    );
     assert!(is_out(&second, 0));
     assert_eq!(second.sweep(at_ms(3_000)).len(), 1);
     assert!(!is_out(&second, 0));
@@ -346,9 +426,15 @@ fn endpoint_whose_ejection_policy_is_gone_returns_at_the_next_sweep() {
 #[test]
 fn endpoint_that_left_the_version_that_ejected_it_returns_at_the_next_sweep() {
     let only_v1 = |service| {
-        let ejection = EjectionPolicy { consecutive_5xx: 1, ..EjectionPolicy::default() };
-        let policy =
-            Policy { version: Some("v1".to_owned()), ejection: Some(ejection), ..policy() };
+        let ejection = EjectionPolicy {
+            consecutive_5xx: 1,
+            ..EjectionPolicy::default()
+        };
+        let policy = Policy {
+            version: Some("v1".to_owned()),
+            ejection: Some(ejection),
+            ..policy()
+        };
         model(service, Vec::new(), vec![policy])
     };
     let first = compile(only_v1(service(2, 0)));
@@ -356,7 +442,9 @@ fn endpoint_that_left_the_version_that_ejected_it_returns_at_the_next_sweep() {
     let victim = Arc::clone(&first.version(v1).endpoints[0]);
     first.record(v1, &victim, Outcome::Reset, at_ms(1)).unwrap();
     let mut moved = service(2, 0);
-    moved.endpoints[0].tags.insert("version".to_owned(), "v2".to_owned());
+    moved.endpoints[0]
+        .tags
+        .insert("version".to_owned(), "v2".to_owned());
     let second = recompile(only_v1(moved), &first, at_ms(2));
     assert!(is_out(&second, 0));
     assert_eq!(second.sweep(at_ms(1_000)).len(), 1);
@@ -389,9 +477,17 @@ fn picks(snapshot: &Snapshot, count: usize, now: MonoNanos) -> usize {
 fn probe_is_one_request_and_its_success_restores_the_endpoint() {
     let (snapshot, now) = probing();
     assert_eq!(picks(&snapshot, 200, now), 1);
-    let permit = snapshot.version(ALL).breaker.request(nth(&snapshot, 0)).unwrap();
+    let permit = snapshot
+        .version(ALL)
+        .breaker
+        .request(nth(&snapshot, 0))
+        .unwrap();
     assert_eq!(picks(&snapshot, 200, now), 0);
-    assert!(snapshot.record(ALL, nth(&snapshot, 0), Outcome::Status(200), now).is_none());
+    assert!(
+        snapshot
+            .record(ALL, nth(&snapshot, 0), Outcome::Status(200), now)
+            .is_none()
+    );
     drop(permit);
     assert_eq!(nth(&snapshot, 0).live.standing(), Standing::InRotation);
     assert!(picks(&snapshot, 200, now) > 50);
@@ -401,9 +497,19 @@ fn probe_is_one_request_and_its_success_restores_the_endpoint() {
 fn probe_that_fails_ejects_at_once_for_longer() {
     let (snapshot, now) = probing();
     assert_eq!(picks(&snapshot, 50, now), 1);
-    let permit = snapshot.version(ALL).breaker.request(nth(&snapshot, 0)).unwrap();
+    let permit = snapshot
+        .version(ALL)
+        .breaker
+        .request(nth(&snapshot, 0))
+        .unwrap();
     let changes = fail(&snapshot, 0, Outcome::Status(500), 1, now);
-    assert_eq!(changes, [What::Ejected { by: Detector::Probe, for_ms: 60_000 }]);
+    assert_eq!(
+        changes,
+        [What::Ejected {
+            by: Detector::Probe,
+            for_ms: 60_000
+        }]
+    );
     drop(permit);
     assert!(is_out(&snapshot, 0));
 }
@@ -413,8 +519,16 @@ fn probe_without_verdict_is_due_again() {
     let (snapshot, now) = probing();
     // The client went away.
     assert_eq!(picks(&snapshot, 50, now), 1);
-    let permit = snapshot.version(ALL).breaker.request(nth(&snapshot, 0)).unwrap();
-    assert!(snapshot.record(ALL, nth(&snapshot, 0), Outcome::Abandoned, now).is_none());
+    let permit = snapshot
+        .version(ALL)
+        .breaker
+        .request(nth(&snapshot, 0))
+        .unwrap();
+    assert!(
+        snapshot
+            .record(ALL, nth(&snapshot, 0), Outcome::Abandoned, now)
+            .is_none()
+    );
     drop(permit);
     assert_eq!(picks(&snapshot, 50, now), 1);
     // Chosen, but never sent: a sweep asks again.

@@ -17,21 +17,50 @@ use super::{
 };
 use crate::model::{Model, Policy};
 
-fn limit(name: &str, key: Vec<RateKey>, requests: u64, per: Duration, burst: u64) -> RateLimitPolicy {
-    RateLimitPolicy { name: name.to_owned(), key, requests, per, burst }
+fn limit(
+    name: &str,
+    key: Vec<RateKey>,
+    requests: u64,
+    per: Duration,
+    burst: u64,
+) -> RateLimitPolicy {
+    RateLimitPolicy {
+        name: name.to_owned(),
+        key,
+        requests,
+        per,
+        burst,
+    }
 }
 
 fn limited(limits: Vec<RateLimitPolicy>) -> Model {
-    let limits = Policy { rate_limits: limits, ..policy() };
+    let limits = Policy {
+        rate_limits: limits,
+        ..policy()
+    };
     let mut model = model(service(1, 1), Vec::new(), vec![limits]);
-    model.workloads = vec![workload("a", &[("app", "x")]), workload("b", &[("app", "x")])];
+    model.workloads = vec![
+        workload("a", &[("app", "x")]),
+        workload("b", &[("app", "x")]),
+    ];
     model
 }
 
-const ALL: Plan = Plan { port: PORT, rule: None, version: VersionIx(0) };
+const ALL: Plan = Plan {
+    port: PORT,
+    rule: None,
+    version: VersionIx(0),
+};
 
 fn ask(snapshot: &Snapshot, source: Option<SourceIx>, ask: &Ask, now: MonoNanos) -> Verdict {
-    admit(snapshot, &ALL, source, Some(&ask.view()), now, &mut NoObserver)
+    admit(
+        snapshot,
+        &ALL,
+        source,
+        Some(&ask.view()),
+        now,
+        &mut NoObserver,
+    )
 }
 
 fn is_admitted(snapshot: &Snapshot, now: MonoNanos) -> bool {
@@ -42,7 +71,9 @@ fn is_admitted(snapshot: &Snapshot, now: MonoNanos) -> bool {
 fn burst_is_admitted_and_one_more_is_not() {
     for burst in [1, 2, 100] {
         let snapshot = compile(limited(vec![limit("l", Vec::new(), 1, secs(1), burst)]));
-        let admitted = (0..2 * burst).filter(|_| is_admitted(&snapshot, at_ms(5))).count() as u64;
+        let admitted = (0..2 * burst)
+            .filter(|_| is_admitted(&snapshot, at_ms(5)))
+            .count() as u64;
         assert_eq!(admitted, burst);
     }
 }
@@ -78,10 +109,14 @@ fn closed_loop_admits_burst_plus_rate_over_three_decades() {
                 // Always there when a token is: nothing is lost, nothing is given away.
                 assert_eq!(attempts(&limited(), end, || quarter), expected, "{what}");
                 // At uneven times: never more.
-                let uneven =
-                    attempts(&limited(), end, || 1 + u64::from(rng.below(3 * quarter as u32)));
+                let uneven = attempts(&limited(), end, || {
+                    1 + u64::from(rng.below(3 * quarter as u32))
+                });
                 assert!(uneven <= expected, "{what}: {uneven}");
-                assert!(burst == 1 || uneven * 100 >= expected * 99 - 100, "{what}: {uneven}");
+                assert!(
+                    burst == 1 || uneven * 100 >= expected * 99 - 100,
+                    "{what}: {uneven}"
+                );
             }
         }
     }
@@ -146,7 +181,9 @@ fn sixteen_threads_share_one_exact_bucket() {
 fn burst_after_idle_is_the_bucket_and_no_more() {
     let snapshot = compile(limited(vec![limit("l", Vec::new(), 10, secs(1), 5)]));
     for now in [0, 3_600_000, 10 * 3_600_000] {
-        let admitted = (0..100).filter(|_| is_admitted(&snapshot, at_ms(now))).count();
+        let admitted = (0..100)
+            .filter(|_| is_admitted(&snapshot, at_ms(now)))
+            .count();
         assert_eq!(admitted, 5);
     }
 }
@@ -163,9 +200,13 @@ fn clock_that_steps_back_admits_nothing_more() {
 
 #[test]
 fn client_that_waits_retry_after_is_admitted_and_one_second_less_would_not_do() {
-    for (requests, per, burst) in
-        [(1, secs(1), 1), (1, secs(60), 3), (10, secs(1), 5), (3, secs(7), 2), (1, secs(3_600), 1)]
-    {
+    for (requests, per, burst) in [
+        (1, secs(1), 1),
+        (1, secs(60), 3),
+        (10, secs(1), 5),
+        (3, secs(7), 2),
+        (1, secs(3_600), 1),
+    ] {
         let snapshot = compile(limited(vec![limit("l", Vec::new(), requests, per, burst)]));
         let mut now = at_ms(123_457);
         let refused = loop {
@@ -178,9 +219,15 @@ fn client_that_waits_retry_after_is_admitted_and_one_second_less_would_not_do() 
         let wait = refused.retry_after_s().unwrap();
         assert_eq!(wait, refused.asked[0].reset_s);
         if wait > 1 {
-            assert!(!is_admitted(&snapshot, now.after(secs(wait - 1))), "{requests} in {per:?}");
+            assert!(
+                !is_admitted(&snapshot, now.after(secs(wait - 1))),
+                "{requests} in {per:?}"
+            );
         }
-        assert!(is_admitted(&snapshot, now.after(secs(wait))), "{requests} in {per:?}");
+        assert!(
+            is_admitted(&snapshot, now.after(secs(wait))),
+            "{requests} in {per:?}"
+        );
     }
 }
 
@@ -197,17 +244,29 @@ fn fields_are_structured_fields_with_quota_window_rest_and_reset() {
         verdict.policy_field(),
         r#""perhr";q=1000;w=3600, "odd \"n\\me";q=3;w=6"#
     );
-    assert_eq!(verdict.limit_field(), r#""perhr";r=999;t=4, "odd \"n\\me";r=2;t=2"#);
+    assert_eq!(
+        verdict.limit_field(),
+        r#""perhr";r=999;t=4, "odd \"n\\me";r=2;t=2"#
+    );
     assert_eq!(verdict.retry_after_s(), None);
     assert_eq!(Verdict::default().policy_field(), "");
 }
 
 #[test]
 fn integers_in_fields_stay_in_their_range_and_names_in_ascii() {
-    let snapshot =
-        compile(limited(vec![limit("größe\n", Vec::new(), u64::MAX, secs(1), u64::MAX)]));
+    let snapshot = compile(limited(vec![limit(
+        "größe\n",
+        Vec::new(),
+        u64::MAX,
+        secs(1),
+        u64::MAX,
+    )]));
     let verdict = ask(&snapshot, None, &get("/"), at_ms(1));
-    assert!(verdict.policy_field().starts_with("\"gr??e?\";q=999999999999999;w="));
+    assert!(
+        verdict
+            .policy_field()
+            .starts_with("\"gr??e?\";q=999999999999999;w=")
+    );
 }
 
 #[test]
@@ -240,14 +299,38 @@ fn keys_have_buckets_of_their_own() {
     };
     let (a, b, unknown) = (Some("default/a"), Some("default/b"), None);
     let root = || get("/");
-    let three = [(a, root()), (b, root()), (a, root()), (unknown, root()), (unknown, root())];
-    assert_eq!(sources(RateKey::SourceWorkload, &three), [true, true, false, true, false]);
-    assert_eq!(sources(RateKey::SourceIdentity, &three), [true, true, false, true, false]);
-    assert_eq!(sources(RateKey::SourceNamespace, &three), [true, false, false, true, false]);
-    assert_eq!(sources(RateKey::SourceTag("app".into()), &three), [true, false, false, true, false]);
+    let three = [
+        (a, root()),
+        (b, root()),
+        (a, root()),
+        (unknown, root()),
+        (unknown, root()),
+    ];
+    assert_eq!(
+        sources(RateKey::SourceWorkload, &three),
+        [true, true, false, true, false]
+    );
+    assert_eq!(
+        sources(RateKey::SourceIdentity, &three),
+        [true, true, false, true, false]
+    );
+    assert_eq!(
+        sources(RateKey::SourceNamespace, &three),
+        [true, false, false, true, false]
+    );
+    assert_eq!(
+        sources(RateKey::SourceTag("app".into()), &three),
+        [true, false, false, true, false]
+    );
     // Who has no such tag shares one bucket, known or not.
-    assert_eq!(sources(RateKey::SourceTag("no".into()), &three), [true, false, false, false, false]);
-    assert_eq!(sources(RateKey::Destination, &three), [true, false, false, false, false]);
+    assert_eq!(
+        sources(RateKey::SourceTag("no".into()), &three),
+        [true, false, false, false, false]
+    );
+    assert_eq!(
+        sources(RateKey::Destination, &three),
+        [true, false, false, false, false]
+    );
     let asks = [
         (a, root().with("x", "1")),
         (b, root().with("x", "1")),
@@ -261,7 +344,12 @@ fn keys_have_buckets_of_their_own() {
     ];
     let expected = [true, false, true, true, false, true, true, false];
     assert_eq!(sources(RateKey::Header("x".into()), &asks), expected);
-    let asks = [(a, get("/a")), (a, get("/a?q")), (a, get("/b")), (a, get("/a").method("PUT"))];
+    let asks = [
+        (a, get("/a")),
+        (a, get("/a?q")),
+        (a, get("/b")),
+        (a, get("/a").method("PUT")),
+    ];
     assert_eq!(sources(RateKey::Path, &asks), [true, false, true, false]);
     assert_eq!(sources(RateKey::Method, &asks), [true, false, false, true]);
 }
@@ -272,19 +360,36 @@ fn combined_keys_do_not_run_into_each_other() {
     let snapshot = compile(limited(vec![limit("l", key, 1, secs(1_000), 1)]));
     for (x, y) in [("ab", "c"), ("a", "bc"), ("abc", ""), ("", "abc")] {
         let one = get("/").with("x", x).with("y", y);
-        assert_eq!(ask(&snapshot, None, &one, at_ms(1)).refused, None, "{x:?} {y:?}");
-        assert_eq!(ask(&snapshot, None, &one, at_ms(1)).refused, Some(0), "{x:?} {y:?}");
+        assert_eq!(
+            ask(&snapshot, None, &one, at_ms(1)).refused,
+            None,
+            "{x:?} {y:?}"
+        );
+        assert_eq!(
+            ask(&snapshot, None, &one, at_ms(1)).refused,
+            Some(0),
+            "{x:?} {y:?}"
+        );
     }
 }
 
 #[test]
 fn versions_share_the_service_limit_unless_the_key_says_version() {
-    let v2 = Plan { version: VersionIx(2), ..ALL };
+    let v2 = Plan {
+        version: VersionIx(2),
+        ..ALL
+    };
     for (key, expected) in [(Vec::new(), Some(0)), (vec![RateKey::Version], None)] {
         let snapshot = compile(limited(vec![limit("l", key, 1, secs(1_000), 1)]));
         assert_eq!(ask(&snapshot, None, &get("/"), at_ms(1)).refused, None);
-        let second =
-            admit(&snapshot, &v2, None, Some(&get("/").view()), at_ms(1), &mut NoObserver);
+        let second = admit(
+            &snapshot,
+            &v2,
+            None,
+            Some(&get("/").view()),
+            at_ms(1),
+            &mut NoObserver,
+        );
         assert_eq!(second.refused, expected);
     }
 }
@@ -308,7 +413,14 @@ fn peek_spends_nothing_and_says_what_admit_will_say() {
     let snapshot = compile(limited(limits));
     let look = || {
         let one = get("/a");
-        peek(&snapshot, &ALL, None, Some(&one.view()), at_ms(1), &mut NoObserver)
+        peek(
+            &snapshot,
+            &ALL,
+            None,
+            Some(&one.view()),
+            at_ms(1),
+            &mut NoObserver,
+        )
     };
     for left in [2, 1] {
         for _ in 0..10 {
@@ -334,10 +446,24 @@ fn reload_keeps_the_level_of_an_unchanged_limit_only() {
 fn version_limit_replaces_the_service_limit() {
     let mut model = limited(vec![limit("service", Vec::new(), 1, secs(1_000), 1)]);
     let of_v1 = vec![limit("v1", Vec::new(), 1, secs(1_000), 5)];
-    model.policies.push(Policy { version: Some("v1".into()), rate_limits: of_v1, ..policy() });
+    model.policies.push(Policy {
+        version: Some("v1".into()),
+        rate_limits: of_v1,
+        ..policy()
+    });
     let snapshot = compile(model);
-    let v1 = Plan { version: VersionIx(1), ..ALL };
-    let verdict = admit(&snapshot, &v1, None, Some(&get("/").view()), at_ms(1), &mut NoObserver);
+    let v1 = Plan {
+        version: VersionIx(1),
+        ..ALL
+    };
+    let verdict = admit(
+        &snapshot,
+        &v1,
+        None,
+        Some(&get("/").view()),
+        at_ms(1),
+        &mut NoObserver,
+    );
     assert_eq!(verdict.asked.len(), 1);
     assert_eq!(&*verdict.asked[0].name, "v1");
 }
@@ -363,7 +489,10 @@ fn keys_beyond_the_bound_are_never_admitted_more_than_the_burst() {
     }
     assert!(admitted.iter().all(|count| *count <= 3));
     let full = admitted.iter().filter(|count| **count == 3).count();
-    assert!(full > KEYS_MAX * 3 / 4, "{full} keys have a bucket of their own");
+    assert!(
+        full > KEYS_MAX * 3 / 4,
+        "{full} keys have a bucket of their own"
+    );
     assert!(buckets.in_use(shape.time(at_ms(1_000))) <= KEYS_MAX);
 }
 
@@ -374,7 +503,9 @@ fn key_that_shared_the_spare_bucket_gets_no_second_burst_with_a_place_of_its_own
     let shape = Shape::new(1, secs(10), 3, MonoNanos(0));
     let at = |ms: u64| shape.time(at_ms(ms));
     let spent = |key: u64, time: u64| {
-        (0..10).filter(|_| buckets.take(&shape, spread(key), time).answer.admitted).count()
+        (0..10)
+            .filter(|_| buckets.take(&shape, spread(key), time).answer.admitted)
+            .count()
     };
     for key in 0..2 * KEYS_MAX as u64 {
         let _ = buckets.take(&shape, spread(key), at(1_000));
@@ -398,10 +529,16 @@ fn full_buckets_give_their_places_to_new_keys() {
     for second in 0..20_u64 {
         let time = shape.time(at_ms(1_000 + 2_000 * second));
         let fresh = (0..KEYS_MAX as u64 / 3).filter(|n| {
-            buckets.take(&shape, spread(second * 1_000_000 + n), time).answer.admitted
+            buckets
+                .take(&shape, spread(second * 1_000_000 + n), time)
+                .answer
+                .admitted
         });
         let fresh = fresh.count();
-        assert!(fresh * 1_000 > KEYS_MAX / 3 * 999, "second {second}: {fresh}");
+        assert!(
+            fresh * 1_000 > KEYS_MAX / 3 * 999,
+            "second {second}: {fresh}"
+        );
     }
 }
 

@@ -17,7 +17,10 @@ fn every_reason_has_a_label_of_its_own_that_fits_metrics() {
     assert_eq!(labels.len(), Reject::ALL.len());
     for reject in Reject::ALL {
         let label = reject.label();
-        assert!(label.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{label}");
+        assert!(
+            label.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
+            "{label}"
+        );
         // One name in code, metric, log and JSON.
         assert_eq!(serde_json::to_value(reject).unwrap(), label);
     }
@@ -29,7 +32,10 @@ fn every_reason_has_a_valid_status_sentence_and_flag() {
     assert_eq!(sentences.len(), Reject::ALL.len());
     for reject in Reject::ALL {
         let (status, label) = (reject.status(), reject.label());
-        assert!(status == 0 || (400..600).contains(&status), "{label}: {status}");
+        assert!(
+            status == 0 || (400..600).contains(&status),
+            "{label}: {status}"
+        );
         assert_eq!(status == 0, *reject == Reject::DownstreamClosed, "{label}");
         assert!((1..=16).contains(&reject.grpc_status()), "{label}");
         assert!(!reject.flag().is_empty(), "{label}");
@@ -53,7 +59,12 @@ fn statuses_follow_the_table_of_local_replies() {
         (Reject::UpstreamReset, 503, "UR"),
         (Reject::RateLimited, 429, "RL"),
     ] {
-        assert_eq!((reject.status(), reject.flag()), (status, flag), "{}", reject.label());
+        assert_eq!(
+            (reject.status(), reject.flag()),
+            (status, flag),
+            "{}",
+            reject.label()
+        );
     }
     // gRPC: RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED.
     assert_eq!(Reject::RateLimited.grpc_status(), 8);
@@ -64,8 +75,11 @@ fn statuses_follow_the_table_of_local_replies() {
 
 #[test]
 fn overload_is_said_of_caps_only() {
-    let overload: Vec<&str> =
-        Reject::ALL.iter().filter(|r| r.is_overload()).map(|r| r.label()).collect();
+    let overload: Vec<&str> = Reject::ALL
+        .iter()
+        .filter(|r| r.is_overload())
+        .map(|r| r.label())
+        .collect();
     assert_eq!(
         overload,
         [

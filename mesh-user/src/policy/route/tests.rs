@@ -25,20 +25,33 @@ fn exact(value: &str) -> ValueMatch {
 }
 
 fn path(path: PathMatch) -> Match {
-    Match { path: Some(path), ..Match::default() }
+    Match {
+        path: Some(path),
+        ..Match::default()
+    }
 }
 
 fn header(name: &str, value: ValueMatch) -> Match {
-    Match { headers: vec![(name.to_owned(), value)], ..Match::default() }
+    Match {
+        headers: vec![(name.to_owned(), value)],
+        ..Match::default()
+    }
 }
 
 fn from(source: SourceMatch) -> Match {
-    Match { source: Some(source), ..Match::default() }
+    Match {
+        source: Some(source),
+        ..Match::default()
+    }
 }
 
 /// One rule with these alternatives, and nothing else.
 fn only(matches: Vec<Match>) -> Snapshot {
-    compile(model(service(1, 1), vec![rule("it", 0, matches, vec![to("v1", 1)])], Vec::new()))
+    compile(model(
+        service(1, 1),
+        vec![rule("it", 0, matches, vec![to("v1", 1)])],
+        Vec::new(),
+    ))
 }
 
 fn matches(snapshot: &Snapshot, ask: &Ask) -> bool {
@@ -47,10 +60,14 @@ fn matches(snapshot: &Snapshot, ask: &Ask) -> bool {
 
 #[test]
 fn prefix_is_matched_by_elements_and_exact_and_regex_are_whole() {
-    let asks = ["/abc", "/abc/", "/abc/d", "/abcd", "/ab", "/", "/abc//d", "/ABC"];
+    let asks = [
+        "/abc", "/abc/", "/abc/d", "/abcd", "/ab", "/", "/abc//d", "/ABC",
+    ];
     let hits = |cond: PathMatch| -> Vec<&str> {
         let snapshot = only(vec![path(cond)]);
-        asks.into_iter().filter(|ask| matches(&snapshot, &get(ask))).collect()
+        asks.into_iter()
+            .filter(|ask| matches(&snapshot, &get(ask)))
+            .collect()
     };
     let below = ["/abc", "/abc/", "/abc/d", "/abc//d"];
     assert_eq!(hits(PathMatch::Prefix("/abc".into())), below);
@@ -58,10 +75,16 @@ fn prefix_is_matched_by_elements_and_exact_and_regex_are_whole() {
     assert_eq!(hits(PathMatch::Prefix("/".into())), asks);
     assert_eq!(hits(PathMatch::Exact("/abc".into())), ["/abc"]);
     assert_eq!(hits(PathMatch::Exact("/abc/".into())), ["/abc/"]);
-    assert_eq!(hits(PathMatch::Regex("/abc.*".into())), ["/abc", "/abc/", "/abc/d", "/abcd", "/abc//d"]);
+    assert_eq!(
+        hits(PathMatch::Regex("/abc.*".into())),
+        ["/abc", "/abc/", "/abc/d", "/abcd", "/abc//d"]
+    );
     assert_eq!(hits(PathMatch::Regex("abc".into())), [""; 0]);
     // `OPTIONS *` has no path.
-    assert!(!matches(&only(vec![path(PathMatch::Prefix("/".into()))]), &get("*")));
+    assert!(!matches(
+        &only(vec![path(PathMatch::Prefix("/".into()))]),
+        &get("*")
+    ));
 }
 
 #[test]
@@ -80,13 +103,19 @@ fn alternatives_are_ored_and_conditions_anded() {
     let snapshot = only(vec![both, path(PathMatch::Exact("/other".into()))]);
     assert!(matches(&snapshot, &get("/a").with("x", "1").with("y", "2")));
     assert!(!matches(&snapshot, &get("/a").with("x", "1")));
-    assert!(!matches(&snapshot, &get("/b").with("x", "1").with("y", "2")));
+    assert!(!matches(
+        &snapshot,
+        &get("/b").with("x", "1").with("y", "2")
+    ));
     assert!(matches(&snapshot, &get("/other")));
 }
 
 #[test]
 fn methods_are_alternatives_and_case_sensitive() {
-    let methods = Match { methods: vec!["GET".into(), "PUT".into()], ..Match::default() };
+    let methods = Match {
+        methods: vec!["GET".into(), "PUT".into()],
+        ..Match::default()
+    };
     let snapshot = only(vec![methods]);
     assert!(matches(&snapshot, &get("/")));
     assert!(matches(&snapshot, &get("/").method("PUT")));
@@ -113,11 +142,22 @@ fn higher_precedence_first_then_the_order_given() {
         rule("first-of-equals", 5, Vec::new(), vec![to("v1", 1)]),
         rule("second-of-equals", 5, Vec::new(), vec![to("v1", 1)]),
         rule("negative", -1, Vec::new(), vec![to("v1", 1)]),
-        rule("narrow", 10, vec![header("x", exact("1"))], vec![to("v2", 1)]),
+        rule(
+            "narrow",
+            10,
+            vec![header("x", exact("1"))],
+            vec![to("v2", 1)],
+        ),
     ];
     let snapshot = compile(model(service(1, 1), rules, Vec::new()));
-    assert_eq!(rule_of(&snapshot, None, &get("/")).as_deref(), Some("first-of-equals"));
-    assert_eq!(rule_of(&snapshot, None, &get("/").with("x", "1")).as_deref(), Some("narrow"));
+    assert_eq!(
+        rule_of(&snapshot, None, &get("/")).as_deref(),
+        Some("first-of-equals")
+    );
+    assert_eq!(
+        rule_of(&snapshot, None, &get("/").with("x", "1")).as_deref(),
+        Some("narrow")
+    );
 }
 
 #[test]
@@ -150,8 +190,10 @@ fn source_conditions_are_met_by_known_workloads_only() {
             vec![rule("it", 0, vec![from(source)], vec![to("v1", 1)])],
             Vec::new(),
         );
-        model.workloads =
-            vec![workload("a", &[("app", "a"), ("v", "1")]), workload("b", &[("app", "b")])];
+        model.workloads = vec![
+            workload("a", &[("app", "a"), ("v", "1")]),
+            workload("b", &[("app", "b")]),
+        ];
         model.workloads[1].namespace = "other".into();
         let snapshot = compile(model);
         let hit = |key: &str| {
@@ -159,16 +201,32 @@ fn source_conditions_are_met_by_known_workloads_only() {
             assert!(known.is_some(), "{key}");
             rule_of(&snapshot, known, &get("/")).is_some()
         };
-        (hit("default/a"), hit("other/b"), rule_of(&snapshot, None, &get("/")).is_some())
+        (
+            hit("default/a"),
+            hit("other/b"),
+            rule_of(&snapshot, None, &get("/")).is_some(),
+        )
     };
-    assert_eq!(source(|s| s.workload = Some("a".into())), (true, false, false));
-    assert_eq!(source(|s| s.namespace = Some("other".into())), (false, true, false));
+    assert_eq!(
+        source(|s| s.workload = Some("a".into())),
+        (true, false, false)
+    );
+    assert_eq!(
+        source(|s| s.namespace = Some("other".into())),
+        (false, true, false)
+    );
     let identity = |s: &mut SourceMatch| {
         s.identity = Some("spiffe://cluster.local/ns/default/sa/a".into());
     };
     assert_eq!(source(identity), (true, false, false));
-    assert_eq!(source(|s| s.tags = tags(&[("app", "a")])), (true, false, false));
-    assert_eq!(source(|s| s.tags = tags(&[("app", "a"), ("v", "2")])), (false, false, false));
+    assert_eq!(
+        source(|s| s.tags = tags(&[("app", "a")])),
+        (true, false, false)
+    );
+    assert_eq!(
+        source(|s| s.tags = tags(&[("app", "a"), ("v", "2")])),
+        (false, false, false)
+    );
     // «Any workload of the mesh»: an unknown one is not.
     assert_eq!(source(|_| ()), (true, true, false));
 }
@@ -178,14 +236,27 @@ fn tcp_connection_never_matches_http_conditions() {
     let mut model = model(
         service(1, 1),
         vec![
-            rule("http", 9, vec![path(PathMatch::Prefix("/".into()))], vec![to("v2", 1)]),
+            rule(
+                "http",
+                9,
+                vec![path(PathMatch::Prefix("/".into()))],
+                vec![to("v2", 1)],
+            ),
             rule(
                 "source",
                 5,
-                vec![from(SourceMatch { workload: Some("a".into()), ..SourceMatch::default() })],
+                vec![from(SourceMatch {
+                    workload: Some("a".into()),
+                    ..SourceMatch::default()
+                })],
                 vec![to("v2", 1)],
             ),
-            rule("rest", 0, vec![header("x", exact("1")), Match::default()], vec![to("v1", 1)]),
+            rule(
+                "rest",
+                0,
+                vec![header("x", exact("1")), Match::default()],
+                vec![to("v1", 1)],
+            ),
         ],
         Vec::new(),
     );
@@ -193,8 +264,14 @@ fn tcp_connection_never_matches_http_conditions() {
     let snapshot = compile(model);
     let name = |key: &str| {
         let source = snapshot.source(key);
-        let plan =
-            decide_tcp(&snapshot, PORT, source, &mut Cursors::default(), &mut NoObserver).unwrap();
+        let plan = decide_tcp(
+            &snapshot,
+            PORT,
+            source,
+            &mut Cursors::default(),
+            &mut NoObserver,
+        )
+        .unwrap();
         snapshot.rule(plan.rule.unwrap()).name.to_string()
     };
     assert_eq!(name("default/a"), "source");
@@ -202,8 +279,13 @@ fn tcp_connection_never_matches_http_conditions() {
     assert_eq!(name("default/unknown"), "rest");
 
     let http_only = only(vec![header("x", ValueMatch::Present(false))]);
-    let refused =
-        decide_tcp(&http_only, PORT, None, &mut Cursors::default(), &mut NoObserver);
+    let refused = decide_tcp(
+        &http_only,
+        PORT,
+        None,
+        &mut Cursors::default(),
+        &mut NoObserver,
+    );
     assert_eq!(refused, Err(Reject::NoRoute));
 }
 
@@ -229,19 +311,38 @@ fn observer_hears_every_rule_tried_and_the_condition_that_came_furthest() {
         ..Match::default()
     };
     let rules = vec![
-        rule("one", 3, vec![path(PathMatch::Exact("/b".into())), far], vec![to("v1", 1)]),
-        rule("two", 2, vec![path(PathMatch::Prefix("/a".into()))], vec![to("v1", 1)]),
+        rule(
+            "one",
+            3,
+            vec![path(PathMatch::Exact("/b".into())), far],
+            vec![to("v1", 1)],
+        ),
+        rule(
+            "two",
+            2,
+            vec![path(PathMatch::Prefix("/a".into()))],
+            vec![to("v1", 1)],
+        ),
         rule("never tried", 1, Vec::new(), vec![to("v1", 1)]),
     ];
     let snapshot = compile(model(service(1, 1), rules, Vec::new()));
     let mut heard = Heard::default();
     let ask = get("/a/b");
-    let decided =
-        super::decide(&snapshot, PORT, None, &ask.view(), &mut Cursors::default(), &mut heard);
+    let decided = super::decide(
+        &snapshot,
+        PORT,
+        None,
+        &ask.view(),
+        &mut Cursors::default(),
+        &mut heard,
+    );
     assert_eq!(decided.unwrap().rule, Some(RuleIx(1)));
     assert_eq!(
         heard.0,
-        [(RuleIx(0), Some("header x: \"1\"".to_owned())), (RuleIx(1), None)]
+        [
+            (RuleIx(0), Some("header x: \"1\"".to_owned())),
+            (RuleIx(1), None)
+        ]
     );
 }
 
@@ -284,7 +385,10 @@ fn naive_regex(pattern: &str, value: &str) -> bool {
     }
     KNOWN.with_borrow_mut(|known| {
         let compile = || regex::Regex::new(&format!("^(?:{pattern})$")).unwrap();
-        known.entry(pattern.to_owned()).or_insert_with(compile).is_match(value)
+        known
+            .entry(pattern.to_owned())
+            .or_insert_with(compile)
+            .is_match(value)
     })
 }
 
@@ -297,44 +401,77 @@ fn naive_match(from: &Match, source: Option<&Workload>, ask: &Ask) -> bool {
         }
         Some(PathMatch::Prefix(prefix)) => {
             let elements = |path: &str| -> Vec<String> {
-                path.trim_end_matches('/').split('/').map(str::to_owned).collect()
+                path.trim_end_matches('/')
+                    .split('/')
+                    .map(str::to_owned)
+                    .collect()
             };
             let (wanted, is) = (elements(prefix), elements(&ask.path));
             ask.path.starts_with('/') && is.len() >= wanted.len() && is[..wanted.len()] == wanted
         }
     };
     let header = |name: &str| {
-        let values: Vec<&str> = ask.headers.0.iter().filter(|(n, _)| n == name).map(|(_, v)| &**v).collect();
+        let values: Vec<&str> = ask
+            .headers
+            .0
+            .iter()
+            .filter(|(n, _)| n == name)
+            .map(|(_, v)| &**v)
+            .collect();
         (!values.is_empty()).then(|| values.join(", "))
     };
     let parameter = |name: &str| {
         let query = ask.query.as_ref()?;
-        let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.find(|(key, _)| *key == name).map(|(_, value)| value.replace("%31", "1"))
+        let mut pairs = query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.replace("%31", "1"))
     };
     let workload = match (&from.source, source) {
         (None, _) => true,
         (Some(_), None) => false,
         (Some(cond), Some(source)) => {
-            cond.workload.as_ref().is_none_or(|name| *name == source.name)
-                && cond.namespace.as_ref().is_none_or(|name| *name == source.namespace)
-                && cond.identity.as_ref().is_none_or(|id| Some(id) == source.identity.as_ref())
+            cond.workload
+                .as_ref()
+                .is_none_or(|name| *name == source.name)
+                && cond
+                    .namespace
+                    .as_ref()
+                    .is_none_or(|name| *name == source.namespace)
+                && cond
+                    .identity
+                    .as_ref()
+                    .is_none_or(|id| Some(id) == source.identity.as_ref())
                 && selects(&cond.tags, &source.tags)
         }
     };
     let host = ask.authority.split(':').next().unwrap().to_lowercase();
     path && workload
         && (from.methods.is_empty() || from.methods.contains(&ask.method))
-        && from.headers.iter().all(|(name, cond)| naive_value(cond, header(name).as_deref()))
-        && from.query.iter().all(|(name, cond)| naive_value(cond, parameter(name).as_deref()))
-        && from.authority.as_ref().is_none_or(|cond| naive_value(cond, Some(&host)))
+        && from
+            .headers
+            .iter()
+            .all(|(name, cond)| naive_value(cond, header(name).as_deref()))
+        && from
+            .query
+            .iter()
+            .all(|(name, cond)| naive_value(cond, parameter(name).as_deref()))
+        && from
+            .authority
+            .as_ref()
+            .is_none_or(|cond| naive_value(cond, Some(&host)))
 }
 
 fn naive_rule(model: &Model, source: Option<&Workload>, ask: &Ask) -> Option<String> {
     let mut best: Option<&Rule> = None;
     for rule in &model.rules {
         let hit = rule.matches.is_empty()
-            || rule.matches.iter().any(|alternative| naive_match(alternative, source, ask));
+            || rule
+                .matches
+                .iter()
+                .any(|alternative| naive_match(alternative, source, ask));
         if hit && best.is_none_or(|best| rule.precedence > best.precedence) {
             best = Some(rule);
         }
@@ -369,7 +506,10 @@ impl Draw {
     fn value(&mut self) -> ValueMatch {
         match self.0.below(10) {
             0 => ValueMatch::Prefix(self.one(&["", "1", "12", "b"]).to_owned()),
-            1 => ValueMatch::Regex(self.one(&["1.*", "[ab]+", "1|12", "12|1", "1, ?2"]).to_owned()),
+            1 => ValueMatch::Regex(
+                self.one(&["1.*", "[ab]+", "1|12", "12|1", "1, ?2"])
+                    .to_owned(),
+            ),
             2 => ValueMatch::Present(self.chance(70)),
             _ => ValueMatch::Exact(self.one(&["1", "2", "12", "1, 2", "b", ""]).to_owned()),
         }
@@ -377,7 +517,10 @@ impl Draw {
 
     fn alternative(&mut self) -> Match {
         let path = self.chance(60).then(|| match self.0.below(6) {
-            0 => PathMatch::Regex(self.one(&["/a.*", "/[ab]/?", ".*/1", "/(a|b)/.*"]).to_owned()),
+            0 => PathMatch::Regex(
+                self.one(&["/a.*", "/[ab]/?", ".*/1", "/(a|b)/.*"])
+                    .to_owned(),
+            ),
             1 | 2 => PathMatch::Exact(self.path()),
             _ => PathMatch::Prefix(self.path()),
         });
@@ -393,7 +536,10 @@ impl Draw {
             }
         }
         let methods = if self.chance(20) {
-            vec![self.one(&["GET", "POST"]).to_owned(), self.one(&["GET", "PUT"]).to_owned()]
+            vec![
+                self.one(&["GET", "POST"]).to_owned(),
+                self.one(&["GET", "PUT"]).to_owned(),
+            ]
         } else {
             Vec::new()
         };
@@ -403,14 +549,26 @@ impl Draw {
             _ => ValueMatch::Exact(self.one(&["web", "api"]).to_owned()),
         });
         let source = self.chance(20).then(|| self.source());
-        Match { path, methods, headers, query, authority, source }
+        Match {
+            path,
+            methods,
+            headers,
+            query,
+            authority,
+            source,
+        }
     }
 
     fn source(&mut self) -> SourceMatch {
-        let tags: Tags =
-            if self.chance(60) { tags(&[("app", self.one(&["a", "b"]))]) } else { BTreeMap::new() };
+        let tags: Tags = if self.chance(60) {
+            tags(&[("app", self.one(&["a", "b"]))])
+        } else {
+            BTreeMap::new()
+        };
         SourceMatch {
-            workload: self.chance(40).then(|| self.one(&["w0", "w1", "w2"]).to_owned()),
+            workload: self
+                .chance(40)
+                .then(|| self.one(&["w0", "w1", "w2"]).to_owned()),
             namespace: self.chance(20).then(|| "default".to_owned()),
             identity: None,
             tags,
@@ -420,7 +578,9 @@ impl Draw {
     pub(in super::super) fn model(&mut self) -> Model {
         let count = [0, 1, 3, 10, 40][self.0.below(5) as usize];
         let rules = (0..count).map(|n| {
-            let matches = (0..self.0.below(4)).map(|_| self.alternative()).collect::<Vec<_>>();
+            let matches = (0..self.0.below(4))
+                .map(|_| self.alternative())
+                .collect::<Vec<_>>();
             // Most rules have conditions, or nothing behind the first would ever be reached.
             let matches = if matches.is_empty() && self.chance(80) {
                 vec![self.alternative()]
@@ -430,7 +590,10 @@ impl Draw {
             let route = vec![
                 to("v1", self.0.below(3)),
                 to("v2", self.0.below(3)),
-                Target { select: Select::All, weight: 1 },
+                Target {
+                    select: Select::All,
+                    weight: 1,
+                },
             ];
             rule(&format!("r{n}"), self.0.below(3) as i32, matches, route)
         });
@@ -489,7 +652,11 @@ fn indexed_decision_equals_watched_decision_and_naive_scan() {
             let naive = naive_rule(&model, workload, &ask);
             let told = heard.0.last().filter(|(_, failed)| failed.is_none());
             let told = told.map(|(rule, _)| snapshot.rule(*rule).name.to_string());
-            assert_eq!(told, naive, "seed {seed}, case {case}: {ask:?}\n{:?}", model.rules);
+            assert_eq!(
+                told, naive,
+                "seed {seed}, case {case}: {ask:?}\n{:?}",
+                model.rules
+            );
             match quick {
                 Ok(plan) => {
                     let name = plan.rule.map(|rule| snapshot.rule(rule).name.to_string());
@@ -498,11 +665,18 @@ fn indexed_decision_equals_watched_decision_and_naive_scan() {
                 Err(Reject::NoRoute) => assert_eq!(naive, None),
                 Err(reject) => panic!("{reject:?}"),
             }
-            if naive.is_some() { matched += 1 } else { missed += 1 }
+            if naive.is_some() {
+                matched += 1
+            } else {
+                missed += 1
+            }
         }
     }
     // The draw must reach both ends, or the test says nothing.
-    assert!(matched > 4_000 && missed > 2_000, "{matched} matched, {missed} missed");
+    assert!(
+        matched > 4_000 && missed > 2_000,
+        "{matched} matched, {missed} missed"
+    );
 }
 
 /// `count` rules of mixed kinds, of which the request meets the last one of its kind.
@@ -516,8 +690,14 @@ fn many(count: usize, kind: usize) -> (Model, Ask) {
             headers: vec![("x-user".into(), exact(&format!("user-{n}")))],
             ..Match::default()
         },
-        4 => Match { authority: Some(exact(&format!("host-{n}"))), ..Match::default() },
-        _ => Match { query: vec![("id".into(), exact(&n.to_string()))], ..Match::default() },
+        4 => Match {
+            authority: Some(exact(&format!("host-{n}"))),
+            ..Match::default()
+        },
+        _ => Match {
+            query: vec![("id".into(), exact(&n.to_string()))],
+            ..Match::default()
+        },
     };
     let rules = (0..count).map(|n| rule(&format!("r{n}"), 0, vec![one(n)], vec![to("v1", 1)]));
     let last = count - 1;
@@ -540,10 +720,15 @@ fn cost_stays_flat_from_10_to_20_000_rules() {
             let snapshot = compile(model);
             let mut looked = 0;
             let table = &snapshot.port(PORT).routes;
-            table.index.each_list(None, &ask.view(), |list| looked += list.len());
+            table
+                .index
+                .each_list(None, &ask.view(), |list| looked += list.len());
             let name = rule_of(&snapshot, None, &ask);
             assert_eq!(name, Some(format!("r{}", count - 1)), "kind {kind}");
-            assert!(looked <= 2, "kind {kind}, {count} rules: {looked} alternatives looked at");
+            assert!(
+                looked <= 2,
+                "kind {kind}, {count} rules: {looked} alternatives looked at"
+            );
         }
     }
 }
@@ -556,5 +741,9 @@ fn compile_of_20_000_rules_is_quick() {
     let snapshot = compile(model);
     let rows = snapshot.describe_routes();
     assert_eq!(rows.len(), 20_000);
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
 }

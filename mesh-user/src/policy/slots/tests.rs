@@ -16,7 +16,9 @@ fn shares(table: &KernelTable, address: &str) -> HashMap<SocketAddr, u32> {
     for slot in entry.slots_off..entry.slots_off + entry.slots_len {
         let backend = table.backends[table.slots[slot as usize] as usize];
         assert_eq!(backend.state, 1);
-        *shares.entry(backend.addr.with_port(backend.port)).or_default() += 1;
+        *shares
+            .entry(backend.addr.with_port(backend.port))
+            .or_default() += 1;
     }
     shares
 }
@@ -46,8 +48,12 @@ fn order_is_weighted_interleaved_and_exact() {
 
 #[test]
 fn shares_that_fit_no_short_list_are_within_a_tenth_of_a_point() {
-    for weights in [&[1_000_000, 1][..], &[999_983, 17, 1], &[333_333, 333_334, 333_331], &[1; 900]]
-    {
+    for weights in [
+        &[1_000_000, 1][..],
+        &[999_983, 17, 1],
+        &[333_333, 333_334, 333_331],
+        &[1; 900],
+    ] {
         let weights: Vec<u128> = weights.iter().map(|weight| *weight as u128).collect();
         let order = interleave(&weights, SLOTS_MAX);
         assert!(order.len() <= SLOTS_MAX);
@@ -70,8 +76,14 @@ fn table_names_every_address_of_both_families_and_decides() {
         assert_eq!(entry.service_id, 1);
     }
     let name = &table.names[&1];
-    assert_eq!((name.service.as_str(), name.port, name.path), ("default/web", 80, Path::Pass));
-    assert_eq!(web(&table), [(at("10.0.1.1"), 1), (at("10.0.1.2"), 1)].into());
+    assert_eq!(
+        (name.service.as_str(), name.port, name.path),
+        ("default/web", 80, Path::Pass)
+    );
+    assert_eq!(
+        web(&table),
+        [(at("10.0.1.1"), 1), (at("10.0.1.2"), 1)].into()
+    );
 }
 
 #[test]
@@ -79,27 +91,42 @@ fn unroutable_service_without_rules_is_served_by_the_proxy() {
     let mut unroutable = service(1, 0);
     unroutable.routable = false;
     let table = compile(model(unroutable, Vec::new(), Vec::new())).kernel_table();
-    assert!(table.services.values().all(|e| (e.decision, e.flags) == (DECIDE_PROXY, 0)));
+    assert!(
+        table
+            .services
+            .values()
+            .all(|e| (e.decision, e.flags) == (DECIDE_PROXY, 0))
+    );
     assert_eq!(web(&table).len(), 1);
 }
 
 #[test]
 fn slots_follow_the_first_rule_without_conditions() {
-    let conditional = Match { methods: vec!["GET".into()], ..Match::default() };
+    let conditional = Match {
+        methods: vec!["GET".into()],
+        ..Match::default()
+    };
     let rules = vec![
         rule("narrow", 10, vec![conditional], vec![to("v2", 1)]),
         rule("default", 0, Vec::new(), vec![to("v1", 90), to("v2", 10)]),
     ];
     let snapshot = compile(model(service(3, 1), rules, Vec::new()));
     // 90 % over three, 10 % on one: 30 slots in all.
-    let expected =
-        [(at("10.0.1.1"), 3), (at("10.0.1.2"), 3), (at("10.0.1.3"), 3), (at("10.0.2.1"), 1)];
+    let expected = [
+        (at("10.0.1.1"), 3),
+        (at("10.0.1.2"), 3),
+        (at("10.0.1.3"), 3),
+        (at("10.0.2.1"), 1),
+    ];
     assert_eq!(web(&snapshot.kernel_table()), expected.into());
 }
 
 #[test]
 fn slots_without_such_a_rule_are_all_endpoints_by_weight() {
-    let conditional = Match { methods: vec!["GET".into()], ..Match::default() };
+    let conditional = Match {
+        methods: vec!["GET".into()],
+        ..Match::default()
+    };
     let mut web_service = service(2, 1);
     web_service.endpoints[0].weight = 3;
     web_service.endpoints[1].weight = 0;
@@ -113,7 +140,12 @@ fn slots_without_such_a_rule_are_all_endpoints_by_weight() {
 fn unready_endpoints_and_empty_versions_have_no_slots() {
     let mut web_service = service(2, 0);
     web_service.endpoints[0].healthy = false;
-    let rules = vec![rule("default", 0, Vec::new(), vec![to("v1", 50), to("v2", 50)])];
+    let rules = vec![rule(
+        "default",
+        0,
+        Vec::new(),
+        vec![to("v1", 50), to("v2", 50)],
+    )];
     let table = compile(model(web_service, rules, Vec::new())).kernel_table();
     assert_eq!(web(&table), [(at("10.0.1.2"), 1)].into());
 
@@ -123,10 +155,16 @@ fn unready_endpoints_and_empty_versions_have_no_slots() {
 
 #[test]
 fn endpoint_in_two_targets_has_the_sum_of_both_shares() {
-    let all = Target { select: Select::All, weight: 1 };
+    let all = Target {
+        select: Select::All,
+        weight: 1,
+    };
     let rules = vec![rule("default", 0, Vec::new(), vec![to("v1", 1), all])];
     let table = compile(model(service(1, 1), rules, Vec::new())).kernel_table();
-    assert_eq!(web(&table), [(at("10.0.1.1"), 3), (at("10.0.2.1"), 1)].into());
+    assert_eq!(
+        web(&table),
+        [(at("10.0.1.1"), 3), (at("10.0.2.1"), 1)].into()
+    );
 }
 
 /// `n` services, of one endpoint each.
@@ -138,7 +176,10 @@ fn many(names: &[usize]) -> Model {
         one.endpoints = vec![endpoint(&format!("10.1.0.{n}"), "v1")];
         one
     });
-    Model { services: services.collect(), ..Model::default() }
+    Model {
+        services: services.collect(),
+        ..Model::default()
+    }
 }
 
 #[test]
@@ -154,7 +195,10 @@ fn numbers_stay_and_freed_ones_rest_for_one_snapshot() {
         assert_eq!(entry(&a, kept), entry(&b, kept));
         let slot = entry(&a, kept).slots_off as usize;
         assert_eq!(a.slots[slot], b.slots[slot]);
-        assert_eq!(a.backends[a.slots[slot] as usize], b.backends[b.slots[slot] as usize]);
+        assert_eq!(
+            a.backends[a.slots[slot] as usize],
+            b.backends[b.slots[slot] as usize]
+        );
     }
     // What service 2 had is nobody's in this snapshot: the maps are written one by one.
     let old = entry(&a, 2);
@@ -165,18 +209,27 @@ fn numbers_stay_and_freed_ones_rest_for_one_snapshot() {
     let third = recompile(many(&[3, 4, 1, 5]), &second, MonoNanos(2));
     let c = third.kernel_table();
     assert_eq!(entry(&c, 5).slots_off, old.slots_off);
-    assert_eq!(c.slots[entry(&c, 5).slots_off as usize] as usize, old_backend);
+    assert_eq!(
+        c.slots[entry(&c, 5).slots_off as usize] as usize,
+        old_backend
+    );
 }
 
 #[test]
 fn table_is_the_same_for_the_same_model_and_survives_many_reloads() {
     let mut snapshot = compile(many(&[1, 2, 3]));
-    assert_eq!(snapshot.kernel_table(), compile(many(&[1, 2, 3])).kernel_table());
+    assert_eq!(
+        snapshot.kernel_table(),
+        compile(many(&[1, 2, 3])).kernel_table()
+    );
     for n in 0..200 {
         let services: Vec<usize> = (1..4 + n % 7).collect();
         snapshot = recompile(many(&services), &snapshot, MonoNanos(1));
         let table = snapshot.kernel_table();
-        assert!(table.backends.len() < 40 && table.slots.len() < 40, "numbers leak");
+        assert!(
+            table.backends.len() < 40 && table.slots.len() < 40,
+            "numbers leak"
+        );
         for service in &services {
             let shares = shares(&table, &format!("10.96.1.{service}"));
             let expected: SocketAddr = format!("10.1.0.{service}:8080").parse().unwrap();
@@ -213,7 +266,10 @@ fn ranges_never_overlap_old_or_new_ones() {
                 *other != name || (*had != range && before.get(name) == Some(*had))
             });
             for (other, had) in others.filter(|(_, had)| had.1 > 0 && range.1 > 0) {
-                assert!(!overlap(*range, *had), "{name:?} {range:?} {other:?} {had:?}");
+                assert!(
+                    !overlap(*range, *had),
+                    "{name:?} {range:?} {other:?} {had:?}"
+                );
             }
         }
         before = after;
@@ -260,5 +316,8 @@ fn ports_of_one_service_have_numbers_and_backends_of_their_own() {
     let entry = table.services[&(Addr::from_ip("10.96.0.1".parse().unwrap()), 81)];
     assert_eq!(entry.service_id, 2);
     let backend = table.backends[table.slots[entry.slots_off as usize] as usize];
-    assert_eq!(backend.addr.with_port(backend.port), "10.0.1.1:9090".parse().unwrap());
+    assert_eq!(
+        backend.addr.with_port(backend.port),
+        "10.0.1.1:9090".parse().unwrap()
+    );
 }

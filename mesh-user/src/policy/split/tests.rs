@@ -13,14 +13,21 @@ use crate::{
 
 fn split(weights: &[u32]) -> Rule {
     let names = ["v1", "v2", "v3", "v4", "v5"];
-    let route: Vec<Target> = weights.iter().zip(names).map(|(w, name)| to(name, *w)).collect();
+    let route: Vec<Target> = weights
+        .iter()
+        .zip(names)
+        .map(|(w, name)| to(name, *w))
+        .collect();
     rule("split", 0, Vec::new(), route)
 }
 
 fn weighted(weights: &[u32]) -> Model {
     let mut web = service(2, 1);
     for name in ["v3", "v4", "v5"] {
-        web.versions.insert(name.to_owned(), super::super::fixture::tags(&[("version", name)]));
+        web.versions.insert(
+            name.to_owned(),
+            super::super::fixture::tags(&[("version", name)]),
+        );
     }
     model(web, vec![split(weights)], Vec::new())
 }
@@ -31,7 +38,11 @@ fn counts(snapshot: &Snapshot, cursors: &mut Cursors, picks: u64, targets: usize
     for _ in 0..picks {
         let plan = decide(snapshot, None, &get("/").view(), cursors).unwrap();
         let rule = snapshot.rule(plan.rule.unwrap());
-        let at = rule.targets.iter().position(|(version, _)| *version == plan.version).unwrap();
+        let at = rule
+            .targets
+            .iter()
+            .position(|(version, _)| *version == plan.version)
+            .unwrap();
         counts[at] += 1;
     }
     counts
@@ -78,7 +89,10 @@ fn picks_are_spread_evenly_inside_a_cycle() {
         let mut fresh = Cursors::default();
         let counted = counts(&snapshot, &mut fresh, picks, 2);
         let expected = picks as f64 * 0.1;
-        assert!((counted[1] as f64 - expected).abs() < 1.0, "{picks} picks: {counted:?}");
+        assert!(
+            (counted[1] as f64 - expected).abs() < 1.0,
+            "{picks} picks: {counted:?}"
+        );
     }
     assert_eq!(counts(&snapshot, &mut cursors, 0, 2), [0, 0]);
 }
@@ -103,7 +117,10 @@ fn k_workers_are_off_by_at_most_k_times_the_targets() {
                 let expected = picks as f64 * f64::from(*weight) / sum as f64;
                 let off = (*count as f64 - expected).abs();
                 let bound = (workers * weights.len()) as f64;
-                assert!(off <= bound, "{weights:?}, {workers} workers, seed {seed}: off by {off}");
+                assert!(
+                    off <= bound,
+                    "{weights:?}, {workers} workers, seed {seed}: off by {off}"
+                );
             }
         }
     }
@@ -169,7 +186,12 @@ fn position_survives_a_reload_that_leaves_the_weights() {
     let first = counts(&before, &mut cursors, 2, 2);
     // Another rule before it moves every index.
     let mut with_more = weighted(&[3, 1]);
-    let mut other = rule("other", 9, vec![crate::model::Match::default()], vec![to("v1", 1)]);
+    let mut other = rule(
+        "other",
+        9,
+        vec![crate::model::Match::default()],
+        vec![to("v1", 1)],
+    );
     other.matches[0].methods = vec!["POST".to_owned()];
     with_more.rules.insert(0, other);
     let after = recompile(with_more, &before, MonoNanos(1));

@@ -1,7 +1,12 @@
 use super::{super::request::HeaderList, *};
 
 fn headers(pairs: &[(&str, &str)]) -> HeaderList {
-    HeaderList(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect())
+    HeaderList(
+        pairs
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+            .collect(),
+    )
 }
 
 fn exact(value: &str) -> ValueCond {
@@ -44,7 +49,16 @@ fn header_name_is_matched_in_any_case_and_value_in_its_own() {
 fn repeated_header_is_matched_joined() {
     let sent = headers(&[("x", "a"), ("x", "b"), ("x", "c")]);
     assert!(exact("a, b, c").holds_header(&sent, "x"));
-    for wrong in ["a", "b", "a, b", "a,b,c", "a, b, c, ", "b, c", "a, b, cc", ""] {
+    for wrong in [
+        "a",
+        "b",
+        "a, b",
+        "a,b,c",
+        "a, b, c, ",
+        "b, c",
+        "a, b, cc",
+        "",
+    ] {
         assert!(!exact(wrong).holds_header(&sent, "x"), "{wrong:?}");
     }
     for right in ["", "a", "a, ", "a, b", "a, b, c"] {
@@ -88,7 +102,13 @@ fn regex_matches_the_whole_value_only() {
 
 #[test]
 fn invalid_regex_is_an_error_and_matches_nothing() {
-    for pattern in ["(", "a)|(b", "[z-a]", "(?P<n>a)(?P<n>b)", "((a{1000}){1000})"] {
+    for pattern in [
+        "(",
+        "a)|(b",
+        "[z-a]",
+        "(?P<n>a)(?P<n>b)",
+        "((a{1000}){1000})",
+    ] {
         assert!(whole(pattern).is_err(), "{pattern}");
         let sent = headers(&[("x", pattern)]);
         assert!(!regex(pattern).holds_header(&sent, "x"), "{pattern}");
@@ -113,7 +133,10 @@ fn query_is_compared_after_percent_decoding_with_plus_as_it_is() {
     assert!(regex("a.c").holds_query(Some("q=a%62c"), "q"));
     // What is no escape stays.
     for odd in ["%", "%4", "%zz", "100%", "%4g"] {
-        assert!(exact(odd).holds_query(Some(&format!("q={odd}")), "q"), "{odd}");
+        assert!(
+            exact(odd).holds_query(Some(&format!("q={odd}")), "q"),
+            "{odd}"
+        );
     }
     assert!(exact("a=b").holds_query(Some("q=a=b"), "q"));
     assert!(exact("a&b").holds_query(Some("q=a%26b"), "q"));
