@@ -33,7 +33,10 @@ pub(super) struct ConnectionLog {
 impl ConnectionLog {
     /// Counts the connection as opened.
     pub(super) fn open(conn: Rc<Conn>, spoken: Spoken) -> Self {
-        conn.core.shared.telemetry.connection_opened(&conn.workload.key, spoken);
+        conn.core
+            .shared
+            .telemetry
+            .connection_opened(&conn.workload.key, spoken);
         Self {
             conn,
             snapshot: None,
@@ -50,12 +53,19 @@ impl ConnectionLog {
     }
 }
 
-impl Drop for ConnectionLog {
-    fn drop(&mut self) {
+impl ConnectionLog {
+    fn with<R>(&self, to: impl FnOnce(&ConnectionRecord<'_>) -> R) -> R {
         let conn = &self.conn;
-        let snapshot = self.snapshot.take().unwrap_or_else(|| conn.core.snapshot().0);
-        conn.core.shared.telemetry.connection(&ConnectionRecord {
-            snapshot: &snapshot,
+        let current;
+        let snapshot = match &self.snapshot {
+            Some(snapshot) => snapshot,
+            None => {
+                current = conn.core.snapshot().0;
+                &current
+            }
+        };
+        to(&ConnectionRecord {
+            snapshot,
             workload: &conn.workload.key,
             source: self.source.or_else(|| snapshot.source(&conn.workload.key)),
             rule: self.rule,
@@ -69,7 +79,18 @@ impl Drop for ConnectionLog {
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             duration: clock::now().since(conn.opened),
-        });
+        })
+    }
+
+    /// Counts an opaque connection as opened, once it is known where it goes.
+    pub(super) fn tcp_opened(&self) {
+        self.with(|record| self.conn.core.shared.telemetry.tcp_opened(record));
+    }
+}
+
+impl Drop for ConnectionLog {
+    fn drop(&mut self) {
+        self.with(|record| self.conn.core.shared.telemetry.connection(record));
     }
 }
 
@@ -140,13 +161,13 @@ impl RequestLog {
     }
 
     /// A string of the log line.
-    pub(super) fn text(&self, span: &Range<usize>) -> &str {
-        self.head.get(span.clone()).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or("")
+    fn text(&self, span: &Range<usize>) -> &[u8] {
+        self.head.get(span.clone()).unwrap_or_default()
     }
 
-    /// The request's method.
+    /// The request's method: a token, so always UTF-8.
     pub(super) fn method(&self) -> &str {
-        self.text(&self.spans.method)
+        str::from_utf8(self.text(&self.spans.method)).unwrap_or("")
     }
 }
 
@@ -163,7 +184,7 @@ impl Drop for RequestLog {
             peer: self.conn.peer,
             destination: self.conn.destination,
             spoken: self.spoken,
-            method: self.method(),
+            method: self.text(&self.spans.method),
             target: self.text(&self.spans.target),
             authority: self.text(&self.spans.authority),
             request_id: self.text(&self.spans.request_id),
