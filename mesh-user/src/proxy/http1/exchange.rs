@@ -201,10 +201,10 @@ impl<'a> Exchange<'a> {
         self.sent > 0
     }
 
-    /// Whether an answer of our own would still be understood: no final head, and no half of an
-    /// interim one, has gone out.
+    /// Whether an answer of our own would still be understood: nothing of the final head, and no
+    /// half of an interim one, has gone out.
     pub(super) fn can_answer(&self) -> bool {
-        self.response.is_none() && (self.out_sent == 0 || self.out_sent == self.out.len())
+        self.out_sent == 0 || (self.response.is_none() && self.out_sent == self.out.len())
     }
 
     /// Whether the endpoint's connection may carry another request.
@@ -226,7 +226,7 @@ impl<'a> Exchange<'a> {
         sending: &mut Sending,
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
-        retry: &mut dyn FnMut(u16) -> bool,
+        retry: &mut dyn FnMut(u16, bool) -> bool,
     ) -> Poll<End> {
         self.moved = false;
         if let Some(end) = self.poll_request(cx, wires, sending) {
@@ -238,7 +238,7 @@ impl<'a> Exchange<'a> {
             });
         }
         if !self.response_done
-            && let Some(end) = self.poll_response(cx, wires, keep_alive, extra, retry)
+            && let Some(end) = self.poll_response(cx, wires, keep_alive, extra, sending.replayable, retry)
         {
             return Poll::Ready(end);
         }
@@ -338,10 +338,11 @@ impl<'a> Exchange<'a> {
         wires: &mut Wires<'_>,
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
-        retry: &mut dyn FnMut(u16) -> bool,
+        replayable: bool,
+        retry: &mut dyn FnMut(u16, bool) -> bool,
     ) -> Option<End> {
         loop {
-            if let Err(end) = self.take_answer(wires, keep_alive, extra, retry) {
+            if let Err(end) = self.take_answer(wires, keep_alive, extra, replayable, retry) {
                 return Some(end);
             }
             let first = &self.out[self.out_sent..];
@@ -407,10 +408,17 @@ impl<'a> Exchange<'a> {
         wires: &mut Wires<'_>,
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
-        retry: &mut dyn FnMut(u16) -> bool,
+        replayable: bool,
+        retry: &mut dyn FnMut(u16, bool) -> bool,
     ) -> Result<(), End> {
         while self.response.is_none() && !wires.up.buf.is_empty() {
             let bytes = wires.up.buf.bytes();
+            // What is no HTTP at all may never end: told by its first bytes.
+            const START: &[u8] = b"HTTP/1.";
+            let start = bytes.len().min(START.len());
+            if bytes[..start] != START[..start] {
+                return Err(End::UpstreamMalformed);
+            }
             let head_max = self.limits.head_bytes_max;
             let found = self.scan.advance(bytes, head_max, head_max);
             let Some(length) = found.map_err(|_| End::UpstreamMalformed)? else {
@@ -440,7 +448,7 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             self.answered_at = Some(clock::now());
-            if !self.responding && retry(response.status) {
+            if !self.responding && retry(response.status, replayable) {
                 return Err(End::Retry(response.status));
             }
             self.responding = true;

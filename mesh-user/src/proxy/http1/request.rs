@@ -112,7 +112,9 @@ fn bad_version(head: &[u8]) -> Reject {
     let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or(line);
     match version {
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+            if major.is_ascii_digit()
+                && minor.is_ascii_digit()
+                && !matches!((major, minor), (b'1', b'0' | b'1')) =>
         {
             Reject::UnknownVersion
         }

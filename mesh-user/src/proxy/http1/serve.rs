@@ -644,9 +644,9 @@ impl Session {
         let mut exchange =
             Exchange::new(request, &log.head, sending, core.limits(), spans, started);
         let keep_alive = || request.keep_alive && !core.draining.get();
-        let (method, replayable) = (log.method(), sending.replayable);
+        let method = log.method();
         let mut wait = None;
-        let mut choose = |status: u16| {
+        let mut choose = |status: u16, replayable: bool| {
             let failure = Failure::Status(status);
             wait = retry_after(version, attempts, method, failure, replayable, core);
             wait.is_some()
@@ -728,7 +728,7 @@ impl Session {
                 again.unwrap_or_else(|| Turn::fail(log, Reject::UpstreamTimeout, can_answer))
             }
             End::UpstreamMalformed => {
-                record(answered.map_or(Outcome::Reset, Outcome::Status), ended);
+                record(Outcome::Reset, ended);
                 Turn::fail(log, Reject::UpstreamMalformed, can_answer)
             }
             End::UpstreamGone { reset } => {

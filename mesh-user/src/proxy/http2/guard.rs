@@ -122,6 +122,7 @@ impl Guard {
         let preface = self.preface.min(bytes.len());
         self.preface -= preface;
         bytes = &bytes[preface..];
+        let mut verdict = Ok(());
         while !bytes.is_empty() {
             if self.payload_left > 0 {
                 let skip = self.payload_left.min(bytes.len());
@@ -135,10 +136,10 @@ impl Guard {
             bytes = &bytes[part..];
             if self.header_len == HEADER_BYTES {
                 self.header_len = 0;
-                self.frame(now)?;
+                verdict = verdict.and(self.frame(now));
             }
         }
-        Ok(())
+        verdict
     }
 
     fn frame(&mut self, now: MonoNanos) -> Result<(), Flood> {
