@@ -9,12 +9,16 @@ use std::{
 };
 
 use ipnet::IpNet;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use super::{report::Code, units};
 
 /// Longest regular expression, in bytes. 4 KiB holds any path pattern that a person can read.
 const REGEX_BYTES_MAX: usize = 4096;
+
+/// Largest compiled expression, in bytes: 10,000 of them still fit into a node's memory, and
+/// `[0-9]{1,1000}` is far below. The crate's own limit is ten times that.
+const REGEX_COMPILED_MAX: usize = 1 << 20;
 
 /// A kind of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,10 +303,13 @@ const fn fault(code: Code, message: String, expected: Option<String>) -> Fault {
 /// # Errors
 /// What the compiler says of it.
 pub(crate) fn check_regex(text: &str) -> Result<(), Fault> {
-    // First alone, so that `a)(b` is not saved by the group around it; then as it is used, so that
-    // `(?x)a #` does not swallow the end of that group.
-    let compiled = Regex::new(text).and_then(|_| Regex::new(&format!("^(?:{text})$")));
-    compiled.map(drop).map_err(|error| {
+    // First alone, so that `a)(b` is not saved by the group around it. Then as it is used, where
+    // that can differ: the comment of `(?x)a #` would swallow the end of the group.
+    let mut compiled = compile(text);
+    if compiled.is_ok() && text.contains("(?") {
+        compiled = compile(&format!("^(?:{text})$"));
+    }
+    compiled.map_err(|error| {
         let reason = match &error {
             regex::Error::Syntax(_) => last_line(&error.to_string()),
             regex::Error::CompiledTooBig(limit) => format!("compiles to more than {limit} bytes"),
@@ -311,6 +318,10 @@ pub(crate) fn check_regex(text: &str) -> Result<(), Fault> {
         let message = format!("`{}` is not a valid regular expression: {reason}", shown(text));
         fault(Code::BadRegex, message, None)
     })
+}
+
+fn compile(text: &str) -> Result<(), regex::Error> {
+    RegexBuilder::new(text).size_limit(REGEX_COMPILED_MAX).build().map(drop)
 }
 
 /// The last line of a message, without its `error: `.
