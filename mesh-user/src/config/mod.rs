@@ -127,14 +127,15 @@ fn read(source: &Source, out: &mut Collector) -> Option<Config> {
     };
     walk::walk_object(&root, &fields::ROOT, Trail::ROOT, out);
     let config = build::config(&root, out);
-    let broken = out.has_errors();
-    let findings = check(&config.model).into_iter().chain(check::agent(&config.agent));
+    let mut findings = check(&config.model);
+    findings.extend(check::agent(&config.agent));
+    findings.sort_by_key(|finding| finding.severity);
     for finding in findings {
         // A warning about a file that is refused anyway would often follow from the error.
-        let warning = finding.severity == Severity::Warning;
+        let needless = finding.severity == Severity::Warning && out.has_errors();
         let follows = out.spoils(&finding.path)
             || finding.because.as_ref().is_some_and(|because| out.spoils(because));
-        if (warning && broken) || follows {
+        if needless || follows {
             continue;
         }
         let span = walk::locate(&root, &finding.path);

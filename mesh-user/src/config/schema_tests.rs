@@ -1,6 +1,9 @@
 //! The description, the schema, the check and the readers say the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
 use serde_json::{Value, json};
 
@@ -63,9 +66,7 @@ fn valid(schema: &Value, value: &Value, root: &Value) -> bool {
             "minItems" => within(items(), true),
             "maxItems" => within(items(), false),
             "maxProperties" => within(value.as_object().map(|map| map.len() as u64), false),
-            "pattern" => value.as_str().is_none_or(|text| {
-                regex::Regex::new(argument.as_str().unwrap()).unwrap().is_match(text)
-            }),
+            "pattern" => value.as_str().is_none_or(|text| fits(argument.as_str().unwrap(), text)),
             "format" => value.as_str().is_none_or(|text| match argument.as_str().unwrap() {
                 "ipv4" => text.parse::<std::net::Ipv4Addr>().is_ok(),
                 "ipv6" => text.parse::<std::net::Ipv6Addr>().is_ok(),
@@ -92,6 +93,19 @@ fn valid(schema: &Value, value: &Value, root: &Value) -> bool {
                 .is_none_or(|map| map.keys().all(|name| valid(argument, &json!(name), root))),
             other => panic!("keyword {other}"),
         }
+    })
+}
+
+/// Compiles each pattern once.
+fn fits(pattern: &str, text: &str) -> bool {
+    thread_local! {
+        static COMPILED: RefCell<HashMap<String, regex::Regex>> = RefCell::default();
+    }
+    COMPILED.with_borrow_mut(|compiled| {
+        compiled
+            .entry(pattern.to_owned())
+            .or_insert_with(|| regex::Regex::new(pattern).unwrap())
+            .is_match(text)
     })
 }
 
@@ -233,18 +247,12 @@ fn every_documented_default_is_the_one_that_holds() {
         let Absent::Default(text, _) = absent else { continue };
         let without = examine(&with(&full, &at, field, None));
         let given = examine(&with(&full, &at, field, Some(default(text))));
-        // `namespace` is what references are made with: both lose them.
-        match (without.config, given.config) {
-            (Some(without), Some(given)) => assert_eq!(without, given, "{object}.{field} at {at}"),
-            (without, given) => assert_eq!(
-                (field, without.is_some(), given.is_some()),
-                ("namespace", false, false),
-                "{object}.{field} at {at}"
-            ),
-        }
-        tried += 1;
+        // Without its namespace a service is not found, and a loopback endpoint wants `node`: then
+        // both must be refused.
+        assert_eq!(without.config, given.config, "{object}.{field} at {at}");
+        tried += usize::from(without.config.is_some());
     }
-    assert!(tried > 50, "{tried}");
+    assert!(tried > 40, "{tried}");
 }
 
 /// Without it: two words of a choice could mean the same, or one nothing.
@@ -262,19 +270,27 @@ fn every_word_of_a_choice_means_something_of_its_own() {
         let configs: Vec<_> = words
             .iter()
             .map(|(word, _)| examine(&with(&full, &at, field, Some(make(word)))))
-            .map(|examined| examined.config.unwrap_or_else(|| panic!("{}", examined.report.render(false))))
+            .filter_map(|examined| examined.config)
             .collect();
+        // A loopback endpoint takes one word only; another service takes both.
+        if configs.len() < words.len() {
+            continue;
+        }
         for (i, config) in configs.iter().enumerate() {
             assert!(configs.iter().skip(i + 1).all(|other| other != config), "{object}.{field}");
         }
         tried.insert((object, field));
     }
-    assert!(tried.len() >= 10, "{tried:?}");
+    let choices = ["protocol", "dial-from", "failure", "action", "balance", "on", "format", "filter"];
+    for field in choices.into_iter().chain(["unknown-netns"]) {
+        assert!(tried.iter().any(|(_, tried)| *tried == field), "{field} is not in {tried:?}");
+    }
 }
 
 /// Whether the check of form refuses, and whether in a way that the schema can say.
 fn form(examined: &Examined) -> (bool, bool) {
     let codes = [
+        Code::FileEmpty,
         Code::UnknownField,
         Code::MissingField,
         Code::WrongType,
@@ -294,13 +310,26 @@ fn form(examined: &Examined) -> (bool, bool) {
     (refused, sayable)
 }
 
+/// A file with one value changed in every way.
+fn changes(base: &Value, at: &str, replacements: &[Value]) -> Vec<Value> {
+    let replaced = |replacement: &Value| {
+        let mut changed = base.clone();
+        *changed.pointer_mut(at).unwrap() = replacement.clone();
+        changed
+    };
+    let mut changed: Vec<Value> = replacements.iter().map(replaced).collect();
+    if let Some(Value::Object(map)) = base.pointer(at) {
+        changed.push(with(base, at, "unheard-of", Some(json!(1))));
+        changed.extend(map.keys().map(|name| with(base, at, name, None)));
+    }
+    changed
+}
+
 /// Without it: an editor marks what the agent takes, or not what it refuses.
 #[test]
 fn schema_and_parser_agree_on_every_change_of_a_value() {
     let schema = schema();
     let full = json_of(EXAMPLES[3]);
-    let mut all = Vec::new();
-    pointers(&full, "", &mut all);
     let replacements = [
         json!(null),
         json!(true),
@@ -322,31 +351,27 @@ fn schema_and_parser_agree_on_every_change_of_a_value() {
         json!([{"weight": 1}, {}]),
     ];
     let mut refused = 0;
-    for at in &all {
-        let mut changed: Vec<Value> = replacements
-            .iter()
-            .map(|replacement| {
-                let mut changed = full.clone();
-                *changed.pointer_mut(at).unwrap() = replacement.clone();
-                changed
-            })
-            .collect();
-        if let Some(Value::Object(map)) = full.pointer(at) {
-            changed.push(with(&full, at, "unheard-of", Some(json!(1))));
-            changed.extend(map.keys().map(|name| with(&full, at, name, None)));
-        }
-        for value in changed {
-            let examined = examine(&value);
-            let (parser, sayable) = form(&examined);
-            let by_schema = !valid(&schema, &value, &schema);
-            refused += usize::from(by_schema);
-            let agree = by_schema == parser || (parser && !sayable);
-            assert!(
-                agree,
-                "at {at}: schema refuses: {by_schema}, parser refuses: {parser}\n{}\n{}",
-                value.pointer(at).unwrap_or(&Value::Null),
-                examined.report.render(false)
-            );
+    // Each part of the file for itself: form does not ask about the others. Expressions are left
+    // out, since compiling them takes most of the time of an unoptimised build.
+    for (part, content) in full.as_object().unwrap() {
+        let content = content.to_string().replace("/v[0-9]+/reviews", "x").replace(".*", "");
+        let content: Value = serde_json::from_str(&content).unwrap();
+        let base = json!({"apiVersion": "mesh/v1alpha1", "kind": "MeshConfig", part: content});
+        let mut all = Vec::new();
+        pointers(&base[part], &format!("/{part}"), &mut all);
+        for at in all.iter().map(String::as_str).chain([""]) {
+            for value in changes(&base, at, &replacements) {
+                let examined = examine(&value);
+                let (parser, sayable) = form(&examined);
+                let by_schema = !valid(&schema, &value, &schema);
+                refused += usize::from(by_schema);
+                assert!(
+                    by_schema == parser || (parser && !sayable),
+                    "at {at}: schema refuses: {by_schema}, parser refuses: {parser}\n{}\n{}",
+                    value.pointer(at).unwrap_or(&Value::Null),
+                    examined.report.render(false)
+                );
+            }
         }
     }
     assert!(refused > 1000, "{refused}");

@@ -30,7 +30,8 @@ pub(crate) fn walk(node: &Node, shape: &'static Shape, trail: Trail<'_>, out: &m
                 count(items.len(), 1, *max, "items", node.span, trail, out);
                 walk_items(items, of, trail, out);
             }
-            _ => walk(node, of, trail, out),
+            // Item 0, as in the model: the checks of meaning name it so.
+            _ => walk(node, of, trail.at(0), out),
         },
         Shape::Map { key, of, max } => walk_map(node, (key, of, *max), shape, trail, out),
         Shape::Either(short, long) => match (&node.value, *long) {

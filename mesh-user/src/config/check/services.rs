@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// Entries of the kernel's map `SERVICES` (`mesh_common::maps`).
-const SERVICE_ENTRIES_MAX: usize = 32_768;
+pub(super) const SERVICE_ENTRIES_MAX: usize = 32_768;
 /// Entries of the kernel's map `OUT_RULES`.
-const OUT_RULES_MAX: usize = 65_536;
+pub(super) const OUT_RULES_MAX: usize = 65_536;
 
 pub(super) fn check(model: &Model, out: &mut Findings) {
     names(model, out);
