@@ -13,6 +13,8 @@ pub mod logging;
 pub mod metrics;
 mod process;
 mod series;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
