@@ -11,7 +11,7 @@ mod routes;
 mod server;
 pub mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     io,

@@ -329,6 +329,13 @@ impl Writer<'_> {
         rows: impl IntoIterator<Item = (L, f64)>,
     ) -> fmt::Result {
         let mut family = self.family(metric)?;
+        let mut rows = rows.into_iter();
+        if metric.labels.is_empty() {
+            // The encoder would write empty braces.
+            return rows
+                .next()
+                .map_or(Ok(()), |(_, value)| encode(metric.kind, family, value));
+        }
         for (values, value) in rows {
             let labels = pairs(metric, values.as_ref().iter().map(AsRef::as_ref));
             encode(metric.kind, family.encode_family(&labels)?, value)?;
