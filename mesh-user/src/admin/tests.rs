@@ -1,6 +1,6 @@
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::{
         fs::PermissionsExt as _,
@@ -32,7 +32,7 @@ services:
     ports: [{name: http, number: 80, target: 9080, protocol: http}]
     versions: {v1: {version: v1}, v2: {version: v2}}
     endpoints:
-      - {address: 10.244.1.5, tags: {version: v1}}
+      - {address: 10.244.1.5, tags: {version: v1}, identity: "spiffe://x/reviews"}
       - {address: 10.244.2.6, tags: {version: v2}}
 rules:
   - service: reviews
@@ -243,7 +243,7 @@ impl Drop for Running {
 }
 
 fn start(
-    folder: &std::path::Path,
+    folder: &Path,
     agent: Arc<FakeAgent>,
     metrics: Option<SocketAddr>,
 ) -> Result<Admin, AdminError> {
@@ -261,12 +261,7 @@ fn start(
     Admin::start_at(folder, &folder.join("admin.sock"), options)
 }
 
-fn exchange(
-    mut stream: impl std::io::Read + std::io::Write,
-    method: &str,
-    path: &str,
-    body: &str,
-) -> (u16, String) {
+fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> (u16, String) {
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
