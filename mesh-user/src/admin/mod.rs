@@ -4,6 +4,7 @@
 //! the agent only through [`Agent`]; `app` implements it. The CLI reads the same structs back, so
 //! both must stay `Serialize + Deserialize`.
 
+mod body;
 pub mod document;
 pub mod explain;
 mod listen;

@@ -20,6 +20,7 @@ use super::*;
 use crate::{
     clock::MonoNanos,
     config::{AccessLog, LogFilter, LogFormat},
+    telemetry::{RequestRecord, Spoken},
 };
 
 const MODEL: &str = r#"
@@ -180,6 +181,7 @@ impl Agent for FakeAgent {
 pub(crate) struct Running {
     pub(crate) agent: Arc<FakeAgent>,
     pub(crate) admin: Option<Admin>,
+    pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) folder: PathBuf,
 }
 
@@ -191,10 +193,13 @@ impl Running {
     pub(crate) fn with(name: &str, agent: Arc<FakeAgent>) -> Self {
         let folder = std::env::temp_dir().join(format!("mesh-ops-{name}-{}", std::process::id()));
         let metrics = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let admin = start(&folder, agent.clone(), metrics).expect("it starts");
+        let telemetry = silent();
+        let admin = start_with(&folder, agent.clone(), metrics, telemetry.clone());
+        let admin = admin.expect("it starts");
         Self {
             agent,
             admin: Some(admin),
+            telemetry,
             folder,
         }
     }
@@ -247,18 +252,32 @@ fn start(
     agent: Arc<FakeAgent>,
     metrics: Option<SocketAddr>,
 ) -> Result<Admin, AdminError> {
+    start_with(folder, agent, metrics, silent())
+}
+
+fn start_with(
+    folder: &Path,
+    agent: Arc<FakeAgent>,
+    metrics: Option<SocketAddr>,
+    telemetry: Arc<Telemetry>,
+) -> Result<Admin, AdminError> {
+    let instance = Instance::new("test").expect("a valid name");
+    let options = AdminOptions {
+        instance,
+        metrics,
+        agent,
+        telemetry,
+    };
+    Admin::start_at(folder, &folder.join("admin.sock"), options)
+}
+
+fn silent() -> Arc<Telemetry> {
     let log = AccessLog {
         format: LogFormat::Envoy,
         filter: LogFilter::Off,
         path: None,
     };
-    let options = AdminOptions {
-        instance: Instance::new("test").expect("a valid name"),
-        metrics,
-        agent,
-        telemetry: Telemetry::new(&log).expect("no file to open"),
-    };
-    Admin::start_at(folder, &folder.join("admin.sock"), options)
+    Telemetry::new(&log).expect("no file to open")
 }
 
 fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> (u16, String) {
@@ -279,7 +298,32 @@ fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: &str)
         .expect("a status")
         .parse()
         .expect("a number");
-    (status, body.to_owned())
+    let chunked = head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked");
+    (
+        status,
+        if chunked {
+            joined(body)
+        } else {
+            body.to_owned()
+        },
+    )
+}
+
+/// The content of chunks (RFC 9112 §7.1), which must end with the last chunk.
+fn joined(mut chunks: &str) -> String {
+    let mut out = String::new();
+    loop {
+        let (size, rest) = chunks.split_once("\r\n").expect("a chunk's size");
+        let size = usize::from_str_radix(size, 16).expect("hexadecimal");
+        out += &rest[..size];
+        chunks = rest[size..].strip_prefix("\r\n").expect("a chunk's end");
+        if size == 0 {
+            assert_eq!(chunks, "", "something behind the last chunk");
+            return out;
+        }
+    }
 }
 
 #[test]
@@ -427,6 +471,63 @@ fn metrics_carry_counters_and_what_the_agent_knows() {
         1,
         "the maps were walked for each scrape"
     );
+}
+
+#[test]
+fn scrape_of_many_pieces_arrives_whole() {
+    let running = Running::start("pieces");
+    let workload = |n: u32| -> Arc<str> { format!("n/w{n}").into() };
+    for n in 0..200 {
+        let snapshot = &*running.agent.snapshot;
+        let record = RequestRecord {
+            snapshot,
+            workload: &workload(n),
+            source: None,
+            rule: None,
+            version: None,
+            endpoint: None,
+            peer: ([127, 0, 0, 1], 1).into(),
+            destination: ([10, 96, 0, 10], 80).into(),
+            spoken: Spoken::Http1,
+            method: b"GET",
+            target: b"/",
+            authority: b"",
+            request_id: b"",
+            user_agent: b"",
+            status: 200,
+            grpc_status: None,
+            reject: None,
+            attempts: 1,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: Duration::ZERO,
+            upstream: None,
+        };
+        running.telemetry.request(&record);
+    }
+    let (status, text) = running.get("/metrics");
+    assert_eq!(status, 200);
+    assert!(text.len() > 1 << 20, "one piece is no test: {}", text.len());
+    assert_eq!(
+        text.lines()
+            .filter(|line| line.starts_with("istio_requests_total{"))
+            .count(),
+        200
+    );
+    assert!(text.ends_with("# EOF\n"), "the end is missing");
+}
+
+#[test]
+fn reader_that_leaves_in_the_middle_frees_its_place() {
+    let running = Running::start("leaves");
+    // More than are made at once.
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(running.port()).expect("it listens");
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+            .expect("it takes it");
+    }
+    assert_eq!(running.get("/metrics").0, 200);
 }
 
 #[test]

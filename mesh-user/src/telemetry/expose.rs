@@ -85,13 +85,24 @@ impl Scrape {
     }
 }
 
-/// The text of a scrape.
-pub(super) fn text(telemetry: &Telemetry, scrape: Option<&Scrape>) -> String {
+/// Writes the text of a scrape.
+pub(super) fn write(
+    telemetry: &Telemetry,
+    scrape: Option<&Scrape>,
+    out: &mut dyn fmt::Write,
+) -> fmt::Result {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Collected::new(telemetry, scrape.cloned())));
-    let mut out = String::new();
-    text::encode(&mut out, &registry).expect("a String takes everything");
-    out
+    text::encode(&mut Unsized(out), &registry)
+}
+
+/// The encoder wants a sized writer.
+struct Unsized<'a>(&'a mut dyn fmt::Write);
+
+impl fmt::Write for Unsized<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write_str(text)
+    }
 }
 
 /// All numbers of one moment: taken first, so that no lock is held while text is made.

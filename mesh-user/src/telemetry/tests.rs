@@ -138,6 +138,14 @@ fn connection<'a>(snapshot: &'a Snapshot, workload: &'a Arc<str>) -> ConnectionR
     }
 }
 
+fn exposed(telemetry: &Telemetry, scrape: &Scrape) -> String {
+    let mut out = String::new();
+    telemetry
+        .expose_to(scrape, &mut out)
+        .expect("a String takes everything");
+    out
+}
+
 /// The value of the only line that begins with `name{` and has all of `labels`.
 fn value(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
     let found: Vec<&str> = text
@@ -567,7 +575,7 @@ fn scrape_shows_what_others_know() {
         ..Scrape::default()
     };
     scrape.breakers(&snapshot);
-    let text = telemetry.expose_with(&scrape);
+    let text = exposed(&telemetry, &scrape);
     for (name, labels, expected) in [
         ("mesh_ready", &[] as &[&str], 1.0),
         ("mesh_config_last_reload_successful", &[], 0.0),
@@ -606,10 +614,13 @@ fn every_metric_of_the_table_is_exposed_and_nothing_else() {
     let (telemetry, snapshot, workload) = (silent(), snapshot(), workload());
     telemetry.request(&request(&snapshot, &workload));
     let kernel = vec![("event_lost".into(), 0)];
-    let text = telemetry.expose_with(&Scrape {
-        kernel,
-        ..Scrape::default()
-    });
+    let text = exposed(
+        &telemetry,
+        &Scrape {
+            kernel,
+            ..Scrape::default()
+        },
+    );
     let mut exposed: Vec<&str> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
