@@ -84,6 +84,11 @@ pub(super) enum Verb {
     },
     /// Remove everything that an instance left in the kernel: links, maps, pins, rules, routes.
     Cleanup(CleanupArgs),
+    /// Make pods out of namespaces on this machine and show the mesh at work.
+    ///
+    /// Needs root. Everything it makes carries the demo's name and is removed at the end, which it
+    /// proves.
+    Demo(crate::demo::DemoArgs),
     /// Print a completion script.
     Completions {
         /// For which shell.
