@@ -21,6 +21,7 @@ pub(super) struct Cli {
         long,
         global = true,
         env = "MESH_INSTANCE",
+        hide_env_values = true,
         default_value = "default",
         value_parser = Instance::new
     )]
@@ -105,10 +106,22 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) config: PathBuf,
     /// What is logged: a level, or targets with levels.
-    #[arg(long, env = "MESH_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "MESH_LOG",
+        hide_env_values = true,
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     pub(super) log: String,
     /// How log lines look.
-    #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text", value_enum)]
+    #[arg(
+        long,
+        env = "MESH_LOG_FORMAT",
+        hide_env_values = true,
+        default_value = "text",
+        value_enum
+    )]
     pub(super) log_format: LogStyleArg,
 }
 
