@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     abi::Config,
-    flow::{Flow, Intent},
+    flow::{ESTABLISHED, Flow, Intent, ProxyFlow},
     listener::ListenerKey,
 };
 
@@ -145,9 +145,15 @@ pub(crate) fn clear_intent(sk: *mut bpf_sock) {
 
 /// Notes in `FLOWS` that a connection stands.
 #[inline(always)]
-pub(crate) fn set_established(flow: *mut Flow, state: u8, time: u64) {
+pub(crate) fn set_established(flow: *mut Flow, time: u64) {
     write!(flow, time, established_ns);
-    write!(flow, state, state);
+    write!(flow, ESTABLISHED, state);
+}
+
+/// Notes in `PROXY_FLOWS` that a dial of the agent was answered.
+#[inline(always)]
+pub(crate) fn set_proxy_established(flow: *mut ProxyFlow) {
+    write!(flow, ESTABLISHED, state);
 }
 
 /// A listener with a reference held: must be released on every path.

@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     abi::ABI_VERSION,
-    flow::{BACKEND_NONE, Flow, FlowKey, Intent, ProxyFlow, Tuple},
+    flow::{BACKEND_NONE, CONNECTING, Flow, FlowKey, Intent, ProxyFlow, Tuple},
     reason::Reason,
     service::EndpointStats,
 };
@@ -36,8 +36,6 @@ const DONE: u32 = 1;
 const SYN_SENT: u32 = 2;
 /// `BPF_TCP_CLOSE`.
 const CLOSE: u32 = 7;
-/// `Flow::state`.
-const ESTABLISHED: u8 = 1;
 
 #[sock_ops]
 fn flow_ops(ctx: SockOpsContext) -> u32 {
@@ -78,7 +76,7 @@ fn app_connecting(ctx: SockOps, tuple: &Tuple, intent: &Intent) {
         asked: intent.asked,
         asked_port: intent.asked_port,
         verdict: intent.verdict,
-        state: 0,
+        state: CONNECTING,
         service_id: intent.service_id,
         backend: intent.backend,
         tgid: intent.tgid,
@@ -112,7 +110,8 @@ fn proxy_connecting(ctx: SockOps, tuple: &Tuple) {
     let flow = ProxyFlow {
         pod_id,
         kind: 0,
-        _pad: [0; 3],
+        state: CONNECTING,
+        _pad: [0; 2],
         connect_ns: ctx::now(),
     };
     if maps::PROXY_FLOWS.insert(tuple, &flow) {
@@ -126,6 +125,9 @@ fn proxy_connecting(ctx: SockOps, tuple: &Tuple) {
 #[inline(always)]
 fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
     let Some(intent) = ctx::intent(sk) else {
+        if let Some(flow) = maps::PROXY_FLOWS.lookup(&snapshot.tuple) {
+            ctx::set_proxy_established(flow);
+        }
         return;
     };
     let key = FlowKey {
@@ -133,7 +135,7 @@ fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
         pod_id: intent.pod_id,
     };
     if let Some(flow) = maps::FLOWS.lookup(&key) {
-        ctx::set_established(flow, ESTABLISHED, ctx::now());
+        ctx::set_established(flow, ctx::now());
     }
     count(Reason::FlowEstablished);
     endpoint(intent.backend, Outcome::Established);

@@ -1,11 +1,170 @@
-//! The configuration file: raw -> validated -> [`Config`]. Reports every problem at once, each with
+//! The configuration file: text -> tree -> [`Config`]. Reports every problem at once, each with
 //! file, line, column, an excerpt, the field and what would be right.
+//!
+//! ```text
+//! source (bytes, bounds) -> tree (YAML with spans) -> walk (form) -> build (values) -> check (meaning)
+//!                                                      ^ fields: the description of the file
+//!                                                      v
+//!                                        schema (JSON Schema), reference (docs/CONFIG.md)
+//! ```
+//! `fields` is the only place that names fields. Absent on purpose: environment variables, includes,
+//! templates, defaults from elsewhere: what stands in the file is what holds.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::Serialize;
 
 use crate::model::Model;
+
+mod build;
+mod check;
+mod collect;
+mod fields;
+mod path;
+mod reference;
+mod render;
+mod report;
+mod schema;
+mod shape;
+mod source;
+mod suggest;
+mod text;
+mod tree;
+mod units;
+mod walk;
+
+pub use check::{Finding, check};
+pub use path::{FieldPath, Step};
+pub use reference::reference_markdown;
+pub use report::{Code, ConfigError, PROBLEMS_MAX, Problem, Report, Severity};
+pub use schema::schema;
+
+use collect::Collector;
+use path::Trail;
+use source::{Source, Span};
+
+/// Reads and checks a configuration file.
+///
+/// Warnings are dropped: [`examine`] keeps them.
+///
+/// # Errors
+/// Every problem of the file at once.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    examine(path).into_result()
+}
+
+/// Checks the text of a configuration file; `name` stands for the file in messages.
+///
+/// # Errors
+/// Every problem of the text at once.
+pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
+    examine_text(name, text).into_result()
+}
+
+/// Reads and checks a configuration file, and keeps the warnings (`mesh validate`).
+pub fn examine(path: &Path) -> Examined {
+    match read_file(path) {
+        Ok(text) => examine_text(&path.display().to_string(), &text),
+        Err(examined) => examined,
+    }
+}
+
+/// The text of a configuration file, not examined yet.
+///
+/// # Errors
+/// The examination of a file that can't be read, which has no configuration.
+pub(crate) fn read_file(path: &Path) -> Result<String, Examined> {
+    source::read(path).map_err(|fault| unreadable(&path.display().to_string(), fault))
+}
+
+fn unreadable(name: &str, (code, why, expected): source::ReadFault) -> Examined {
+    let mut out = Collector::new();
+    let message = format!("`{name}` {why}");
+    out.error(code, Span::default(), FieldPath::default(), message, Some(expected.to_owned()));
+    Examined { config: None, report: out.finish(Arc::new(Source::new(name, ""))) }
+}
+
+/// [`examine`] for a text at hand.
+pub fn examine_text(name: &str, text: &str) -> Examined {
+    let source = Arc::new(Source::new(name, text));
+    let mut out = Collector::new();
+    let config = read(&source, &mut out);
+    let config = config.filter(|_| !out.has_errors());
+    Examined { config, report: out.finish(source) }
+}
+
+/// Text to tree, tree to values, and all the checks. What comes back may hold placeholders when
+/// there are errors.
+fn read(source: &Source, out: &mut Collector) -> Option<Config> {
+    if source.text.len() as u64 > source::FILE_BYTES_MAX {
+        let message = format!("there are {} bytes", source.text.len());
+        let expected = Some("at most 16 MiB".to_owned());
+        out.error(Code::FileTooLarge, Span::default(), FieldPath::default(), message, expected);
+        return None;
+    }
+    let root = match tree::parse(source) {
+        Ok(Some(root)) if !matches!(root.value, tree::Value::Null) => root,
+        Ok(_) => {
+            let message = format!("`{}` is empty", source.name);
+            let expected = Some(format!(
+                "`apiVersion: {}`, `kind: {}` and what they describe",
+                fields::API_VERSION,
+                fields::KIND
+            ));
+            out.error(Code::FileEmpty, Span::default(), FieldPath::default(), message, expected);
+            return None;
+        }
+        Err(fault) => {
+            let expected = fault.expected.map(str::to_owned);
+            out.error(fault.code, fault.span, FieldPath::default(), fault.message, expected);
+            return None;
+        }
+    };
+    walk::walk_object(&root, &fields::ROOT, Trail::ROOT, out);
+    let config = build::config(&root, out);
+    let broken = out.has_errors();
+    let findings = check(&config.model).into_iter().chain(check::agent(&config.agent));
+    for finding in findings {
+        // A warning about a file that is refused anyway would often follow from the error.
+        let warning = finding.severity == Severity::Warning;
+        let follows = out.spoils(&finding.path)
+            || finding.because.as_ref().is_some_and(|because| out.spoils(because));
+        if (warning && broken) || follows {
+            continue;
+        }
+        let span = walk::locate(&root, &finding.path);
+        let Finding { severity, code, path, message, expected, .. } = finding;
+        out.add(severity, code, span, path, message, expected);
+    }
+    Some(config)
+}
+
+/// What an examination of a file found.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// The configuration; none when the report has an error.
+    pub config: Option<Config>,
+    /// Errors and warnings, in the order of the file.
+    pub report: Report,
+}
+
+impl Examined {
+    /// The configuration without its warnings.
+    ///
+    /// # Errors
+    /// The report, when it has an error.
+    pub fn into_result(self) -> Result<Config, ConfigError> {
+        match self.config {
+            Some(config) => Ok(config),
+            None => Err(ConfigError::from(self.report)),
+        }
+    }
+}
 
 /// A valid configuration file.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,16 +1,101 @@
 //! Passive ejection with Envoy's clock (SEMANTICS §5.5).
+//!
+//! - A consecutive count acts at once, on the answer that reaches it. Any 2xx-4xx answer resets
+//!   the counts; so do an ejection and a return. While an endpoint is ejected nothing counts.
+//! - Without `consecutive-local-origin`, failures that never reached an answer count as 503 or 504
+//!   (Envoy's unsplit mode); with it they have a count of their own.
+//! - An ejection lasts base x k, at most max; an endpoint returns at the first sweep after that.
+//!   k grows by one with each ejection and shrinks by one at each sweep that finds the endpoint in
+//!   rotation.
+//! - The ejected share is counted inside the version through which the failure was seen, over the
+//!   endpoints that could be chosen at all (ready, weight above 0): at most max-percent of them,
+//!   rounded down, but at least one when there are two or more. A single endpoint is ejected only
+//!   with max-percent 100; with max-percent 0 nothing ever is, and what would have been is
+//!   reported as skipped.
+//! - An endpoint's state is shared by all versions that contain it: ejected from one, it is out of
+//!   all. The version that ejected it brings it back.
+//!
+//! Counting is lock-free; ejecting and sweeping, which are rare, take the lock of the service port.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use serde::Serialize;
 
+use super::snapshot::{EndpointState, Outcome};
+use crate::{clock::MonoNanos, model::EjectionPolicy};
+
 /// Live state of an endpoint: requests in flight, consecutive failures, ejection.
 #[derive(Debug, Default)]
-pub struct Live {}
+pub struct Live {
+    in_flight: AtomicU32,
+    /// When the ejection ends, in nanoseconds; 0: in rotation.
+    ejected_until: AtomicU64,
+    /// One of the `PROBE_` values.
+    probe: AtomicU8,
+    /// When the probe was given out.
+    probe_since: AtomicU64,
+    errors: AtomicU32,
+    gateway_errors: AtomicU32,
+    local_errors: AtomicU32,
+    /// Envoy's back-off: k.
+    times: AtomicU32,
+    /// Id of the [`Ejection`] that ejected it last: only that one brings it back.
+    owner: AtomicU64,
+    requests: AtomicU64,
+    failures: AtomicU64,
+    ejections: AtomicU64,
+    skipped: AtomicU64,
+}
 
-/// Ejection of one service port: its policy and the sweep clock.
+/// No probe is asked for.
+const PROBE_NONE: u8 = 0;
+/// The next request is the probe.
+const PROBE_DUE: u8 = 1;
+/// The endpoint was chosen for the probe.
+const PROBE_CHOSEN: u8 = 2;
+/// The probe is in flight.
+const PROBE_SENT: u8 = 3;
+
+/// What an endpoint may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Any request.
+    InRotation,
+    /// None until then, and the sweep after.
+    Ejected {
+        /// When the ejection time is over.
+        until: MonoNanos,
+    },
+    /// One request, which decides whether it is back.
+    Probing,
+}
+
+/// Ejection of one version: its policy and the sweep clock.
 #[derive(Debug)]
-pub struct Ejection {}
+pub struct Ejection {
+    /// The policy in force.
+    pub policy: EjectionPolicy,
+    shared: Arc<Clock>,
+    /// One lock for all versions of a service port: they share endpoints.
+    port: Arc<Mutex<()>>,
+    /// `namespace/name:port`.
+    service: Arc<str>,
+    first_sweep: u64,
+}
+
+/// What outlives a reload.
+#[derive(Debug)]
+struct Clock {
+    id: u64,
+    next_sweep: AtomicU64,
+}
 
 /// An endpoint left or returned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,3 +142,371 @@ pub enum Detector {
     /// The probing request after a return failed.
     Probe,
 }
+
+impl Live {
+    /// Requests in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Attempts recorded, and how many of them failed.
+    pub fn recorded(&self) -> (u64, u64) {
+        (self.requests.load(Relaxed), self.failures.load(Relaxed))
+    }
+
+    /// How often it was ejected, and how often `max-percent` forbade it.
+    pub fn ejections(&self) -> (u64, u64) {
+        (self.ejections.load(Relaxed), self.skipped.load(Relaxed))
+    }
+
+    /// What it may be given.
+    pub fn standing(&self) -> Standing {
+        match (self.ejected_until.load(Relaxed), self.probe.load(Relaxed)) {
+            (0, PROBE_NONE) => Standing::InRotation,
+            (0, _) => Standing::Probing,
+            (until, _) => Standing::Ejected {
+                until: MonoNanos(until),
+            },
+        }
+    }
+
+    /// Whether a request may be sent to it now: neither ejected nor busy with its probe.
+    pub fn is_eligible(&self) -> bool {
+        self.ejected_until.load(Relaxed) == 0 && self.probe.load(Relaxed) <= PROBE_DUE
+    }
+
+    /// Takes the endpoint for a request. False when it is out, or another request is its probe.
+    pub(super) fn choose(&self, now: MonoNanos) -> bool {
+        if self.ejected_until.load(Relaxed) != 0 {
+            return false;
+        }
+        match self.probe.load(Relaxed) {
+            PROBE_NONE => true,
+            PROBE_DUE if self.move_probe(PROBE_DUE, PROBE_CHOSEN) => {
+                self.probe_since.store(now.0, Relaxed);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Counts a request in; whether it is the probe.
+    pub(super) fn begin(&self) -> bool {
+        self.in_flight.fetch_add(1, Relaxed);
+        self.probe.load(Relaxed) == PROBE_CHOSEN && self.move_probe(PROBE_CHOSEN, PROBE_SENT)
+    }
+
+    /// Counts a request out. A probe that ended without a verdict is due again.
+    pub(super) fn end(&self, probe: bool) {
+        self.in_flight.fetch_sub(1, Relaxed);
+        if probe {
+            self.move_probe(PROBE_SENT, PROBE_DUE);
+        }
+    }
+
+    /// The request for which it was chosen was refused by a cap.
+    pub(super) fn probe_refused(&self) {
+        if self.probe.load(Relaxed) == PROBE_CHOSEN {
+            self.move_probe(PROBE_CHOSEN, PROBE_DUE);
+        }
+    }
+
+    fn move_probe(&self, from: u8, to: u8) -> bool {
+        self.probe
+            .compare_exchange(from, to, Relaxed, Relaxed)
+            .is_ok()
+    }
+
+    fn reset_counts(&self) {
+        for count in [&self.errors, &self.gateway_errors, &self.local_errors] {
+            reset(count);
+        }
+    }
+
+    /// The id of the ejection that holds it out.
+    pub(super) fn held_by(&self) -> Option<u64> {
+        (self.ejected_until.load(Relaxed) != 0).then(|| self.owner.load(Relaxed))
+    }
+
+    /// Back into rotation without a sweep: the policy that ejected it is gone.
+    pub(super) fn pardon(&self) {
+        self.ejected_until.store(0, Relaxed);
+        self.probe.store(PROBE_NONE, Relaxed);
+        self.times.store(0, Relaxed);
+        self.reset_counts();
+    }
+}
+
+/// Writes only when there is something to reset: the line stays shared between cores.
+fn reset(count: &AtomicU32) {
+    if count.load(Relaxed) != 0 {
+        count.store(0, Relaxed);
+    }
+}
+
+impl Ejection {
+    /// A new sweep clock, or that of the previous snapshot.
+    pub(super) fn new(
+        policy: EjectionPolicy,
+        previous: Option<&Self>,
+        port: Arc<Mutex<()>>,
+        service: Arc<str>,
+        now: MonoNanos,
+    ) -> Self {
+        let first_sweep = now.after(policy.interval).0;
+        let shared = previous.map_or_else(
+            || {
+                Arc::new(Clock {
+                    id: super::next_id(),
+                    next_sweep: AtomicU64::new(first_sweep),
+                })
+            },
+            |previous| Arc::clone(&previous.shared),
+        );
+        Self {
+            policy,
+            shared,
+            port,
+            service,
+            first_sweep,
+        }
+    }
+
+    /// A shorter interval counts from the time at which the snapshot was compiled.
+    pub(super) fn enforce(&self) {
+        self.shared.next_sweep.fetch_min(self.first_sweep, Relaxed);
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// Counts how an attempt ended. `members`: the endpoints of the version.
+    pub(super) fn record(
+        &self,
+        endpoint: &EndpointState,
+        members: &[Arc<EndpointState>],
+        outcome: Outcome,
+        now: MonoNanos,
+    ) -> Option<Change> {
+        let live = &endpoint.live;
+        if live.ejected_until.load(Relaxed) != 0 {
+            return None;
+        }
+        let failed = self.count(live, outcome);
+        // Only a probe that is out can be answered.
+        if live.probe.load(Relaxed) >= PROBE_CHOSEN {
+            return match outcome {
+                Outcome::Abandoned => None,
+                _ if outcome.is_failure() => self.eject(endpoint, members, Detector::Probe, now),
+                _ => {
+                    live.probe.store(PROBE_NONE, Relaxed);
+                    None
+                }
+            };
+        }
+        self.eject(endpoint, members, failed?, now)
+    }
+
+    /// Counts; the detector that reached its limit.
+    fn count(&self, live: &Live, outcome: Outcome) -> Option<Detector> {
+        let split = self.policy.consecutive_local_origin > 0;
+        let status = match outcome {
+            Outcome::Abandoned => return None,
+            Outcome::ConnectFailed | Outcome::Reset | Outcome::Timeout if split => {
+                return reached(&live.local_errors, self.policy.consecutive_local_origin)
+                    .then_some(Detector::ConsecutiveLocalOrigin);
+            }
+            Outcome::ConnectFailed | Outcome::Reset => 503,
+            Outcome::Timeout => 504,
+            Outcome::Connected => 200,
+            Outcome::Status(status) => status,
+        };
+        reset(&live.local_errors);
+        let gateway = matches!(status, 502..=504);
+        let gateway_reached = if gateway {
+            reached(&live.gateway_errors, self.policy.consecutive_gateway)
+        } else {
+            reset(&live.gateway_errors);
+            false
+        };
+        let errors_reached = if status >= 500 {
+            reached(&live.errors, self.policy.consecutive_5xx)
+        } else {
+            reset(&live.errors);
+            false
+        };
+        if gateway_reached {
+            return Some(Detector::ConsecutiveGateway);
+        }
+        errors_reached.then_some(Detector::Consecutive5xx)
+    }
+
+    fn eject(
+        &self,
+        endpoint: &EndpointState,
+        members: &[Arc<EndpointState>],
+        by: Detector,
+        now: MonoNanos,
+    ) -> Option<Change> {
+        let live = &endpoint.live;
+        let _held = lock(&self.port);
+        // Another core was first.
+        if live.ejected_until.load(Relaxed) != 0 {
+            return None;
+        }
+        live.reset_counts();
+        if !self.has_room(endpoint.id, members) {
+            live.skipped.fetch_add(1, Relaxed);
+            // A failed probe with no room to eject again is back in rotation: it must not be
+            // probed for ever while it is needed.
+            live.probe.store(PROBE_NONE, Relaxed);
+            return Some(self.change(endpoint, What::Skipped { by }));
+        }
+        let times = self.next_times(live.times.load(Relaxed));
+        let span = self.policy.base.saturating_mul(times).min(self.longest());
+        live.times.store(times, Relaxed);
+        live.owner.store(self.id(), Relaxed);
+        live.probe.store(PROBE_NONE, Relaxed);
+        live.ejections.fetch_add(1, Relaxed);
+        // Never 0, which means «in rotation».
+        live.ejected_until.store(now.after(span).0.max(1), Relaxed);
+        let for_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Some(self.change(endpoint, What::Ejected { by, for_ms }))
+    }
+
+    /// As Envoy: k stops growing where base x k has passed max, so that it also shrinks in time.
+    fn next_times(&self, times: u32) -> u32 {
+        let span = self.policy.base.saturating_mul(times);
+        let limit = self.longest().saturating_add(self.policy.base);
+        if span < limit {
+            times.saturating_add(1)
+        } else {
+            times.max(1)
+        }
+    }
+
+    fn longest(&self) -> Duration {
+        self.policy.max.max(self.policy.base)
+    }
+
+    /// Whether one more endpoint may be ejected.
+    fn has_room(&self, endpoint: u64, members: &[Arc<EndpointState>]) -> bool {
+        let (mut usable, mut out) = (0_u64, 0_u64);
+        for member in members
+            .iter()
+            .filter(|member| member.is_usable() || member.id == endpoint)
+        {
+            usable += 1;
+            out += u64::from(member.live.ejected_until.load(Relaxed) != 0);
+        }
+        out < allowed(usable, self.policy.max_percent)
+    }
+
+    fn change(&self, endpoint: &EndpointState, what: What) -> Change {
+        Change {
+            service: self.service.to_string(),
+            endpoint: endpoint.address,
+            what,
+        }
+    }
+
+    /// Runs the sweep when it is due.
+    pub(super) fn sweep(&self, members: &[Arc<EndpointState>], now: MonoNanos) -> Vec<Change> {
+        let due = self.shared.next_sweep.load(Relaxed);
+        if now.0 < due {
+            return Vec::new();
+        }
+        let _held = lock(&self.port);
+        // On the beat; beats that were missed are not made up for.
+        let next = MonoNanos(due).after(self.policy.interval);
+        let next = if next <= now {
+            now.after(self.policy.interval)
+        } else {
+            next
+        };
+        self.shared.next_sweep.store(next.0, Relaxed);
+        members
+            .iter()
+            .filter_map(|member| self.sweep_one(member, now))
+            .collect()
+    }
+
+    fn sweep_one(&self, endpoint: &EndpointState, now: MonoNanos) -> Option<Change> {
+        let live = &endpoint.live;
+        // Its times are the business of the version that ejected it.
+        if live.owner.load(Relaxed) != self.id() {
+            return None;
+        }
+        let until = live.ejected_until.load(Relaxed);
+        if until == 0 {
+            let since = MonoNanos(live.probe_since.load(Relaxed));
+            // Chosen for the probe, but nothing was ever sent: due again.
+            if now.since(since) >= self.policy.interval {
+                live.move_probe(PROBE_CHOSEN, PROBE_DUE);
+            }
+            if live.probe.load(Relaxed) == PROBE_NONE {
+                let times = live.times.load(Relaxed);
+                live.times.store(times.saturating_sub(1), Relaxed);
+            }
+            return None;
+        }
+        if now.0 < until {
+            return None;
+        }
+        live.reset_counts();
+        live.probe.store(
+            if self.policy.probe {
+                PROBE_DUE
+            } else {
+                PROBE_NONE
+            },
+            Relaxed,
+        );
+        live.ejected_until.store(0, Relaxed);
+        Some(self.change(endpoint, What::Returned))
+    }
+}
+
+impl Outcome {
+    /// Whether it speaks against the endpoint.
+    pub const fn is_failure(self) -> bool {
+        match self {
+            Self::Status(status) => status >= 500,
+            Self::ConnectFailed | Self::Reset | Self::Timeout => true,
+            Self::Connected | Self::Abandoned => false,
+        }
+    }
+}
+
+/// Counts every attempt, with and without an ejection policy.
+pub(super) fn tally(live: &Live, outcome: Outcome) {
+    if outcome != Outcome::Abandoned {
+        live.requests.fetch_add(1, Relaxed);
+        if outcome.is_failure() {
+            live.failures.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// How many of `usable` endpoints may be out at once.
+pub const fn allowed(usable: u64, max_percent: u8) -> u64 {
+    let share = usable * max_percent as u64 / 100;
+    if share == 0 && usable >= 2 && max_percent > 0 {
+        1
+    } else {
+        share
+    }
+}
+
+/// Counts one up; whether the limit is reached. A limit of 0 is off.
+fn reached(count: &AtomicU32, limit: u32) -> bool {
+    limit > 0 && count.fetch_add(1, Relaxed) + 1 >= limit
+}
+
+fn lock(port: &Mutex<()>) -> MutexGuard<'_, ()> {
+    port.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,14 @@
 
 pub mod balance;
 pub mod breaker;
+mod compile;
+pub mod describe;
+pub mod effective;
 pub mod ejection;
+pub mod explain;
+mod hash;
+mod index;
+mod matcher;
 pub mod observe;
 pub mod rate_limit;
 pub mod reject;
@@ -17,10 +24,21 @@ pub mod request;
 pub mod retry;
 pub mod rng;
 pub mod route;
+mod slots;
 pub mod snapshot;
 pub mod split;
+mod value;
+
+#[cfg(test)]
+mod fixture;
 
 pub use observe::{NoObserver, Observer};
 pub use reject::Reject;
 pub use request::{HeaderView, RequestView};
 pub use snapshot::{EndpointIx, PortIx, RuleIx, Snapshot, SourceIx, VersionIx};
+
+/// A number that no other endpoint, split or ejection of this process has or had.
+fn next_id() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}

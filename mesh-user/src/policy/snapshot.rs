@@ -5,16 +5,26 @@
 //! stay counted, ejected endpoints stay ejected, buckets keep their level.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use serde::Serialize;
 
 use super::{
-    balance, breaker::Breaker, ejection::Ejection, rate_limit::Limiter, retry::RetryPlan,
-    route::RouteTable,
+    balance,
+    breaker::Breaker,
+    effective::Effective,
+    ejection::{self, Change, Ejection, What},
+    rate_limit::Limiter,
+    retry::RetryPlan,
+    route::{RouteTable, RulePlan},
+    slots::Numbers,
 };
 use crate::{
     clock::MonoNanos,
@@ -61,6 +71,16 @@ pub struct PortPlan {
     pub path_reason: String,
     /// Its rules, indexed.
     pub routes: RouteTable,
+    /// `namespace/name`.
+    pub key: Arc<str>,
+    /// The version of all endpoints: where requests go when the port has no rules.
+    pub all: VersionIx,
+    /// Its versions; the first is [`all`](Self::all).
+    pub versions: Vec<VersionIx>,
+    /// The service's index in the model.
+    pub(super) service_index: usize,
+    /// Held while an endpoint of the port is ejected or brought back.
+    pub(super) ejection_lock: Arc<Mutex<()>>,
 }
 
 /// One set of endpoints of a port that rules send to, with its effective policy.
@@ -92,6 +112,9 @@ pub struct VersionPlan {
     pub idle_timeout: Duration,
     /// Retries.
     pub retry: RetryPlan,
+    /// The same values with their origins, for people.
+    pub effective: Effective,
+    pub(super) table: balance::Table,
 }
 
 /// An endpoint of a service port with its live state. Shared by every version that contains it,
@@ -111,7 +134,14 @@ pub struct EndpointState {
     /// What the platform says of it.
     pub healthy: bool,
     /// Live counters and ejection state.
-    pub live: Arc<super::ejection::Live>,
+    pub live: Arc<ejection::Live>,
+}
+
+impl EndpointState {
+    /// Whether it may be chosen at all, ejection aside.
+    pub(super) const fn is_usable(&self) -> bool {
+        self.healthy && self.weight > 0
+    }
 }
 
 /// A workload as a source of requests.
@@ -141,9 +171,18 @@ pub struct Snapshot {
     /// Versions.
     pub versions: Vec<VersionPlan>,
     /// Rules, by [`RuleIx`].
-    pub rules: Vec<super::route::RulePlan>,
+    pub rules: Vec<RulePlan>,
     /// Workloads.
     pub sources: Vec<Source>,
+    pub(super) by_address: HashMap<(IpAddr, u16), PortIx>,
+    pub(super) by_host: HashMap<(Box<str>, u16), PortIx>,
+    pub(super) by_workload: HashMap<Arc<str>, SourceIx>,
+    /// By the policy that states them, for the next snapshot.
+    pub(super) limiters: HashMap<super::compile::LimiterKey, Vec<Arc<Limiter>>>,
+    pub(super) kernel: KernelTable,
+    pub(super) numbers: Numbers,
+    /// Whether [`enforce`](Self::enforce) has been called.
+    pub(super) enforced: AtomicBool,
 }
 
 /// How an attempt ended, as the endpoint's record sees it. Local refusals are never recorded.
@@ -165,9 +204,10 @@ pub enum Outcome {
 
 impl Snapshot {
     /// Compiles a valid model (see `config::validate`). State of `previous` that still applies is
-    /// carried over.
-    pub fn compile(_model: Arc<Model>, _previous: Option<&Self>, _now: MonoNanos) -> Self {
-        unimplemented!("policy")
+    /// carried over; it is not touched before [`enforce`](Self::enforce), so that a snapshot may
+    /// also be thrown away.
+    pub fn compile(model: Arc<Model>, previous: Option<&Self>, now: MonoNanos) -> Self {
+        super::compile::compile(model, previous, now)
     }
 
     /// An empty snapshot: everything passes.
@@ -175,20 +215,64 @@ impl Snapshot {
         Self::compile(Arc::new(Model::default()), None, MonoNanos(0))
     }
 
-    /// The service port behind a destination that a workload dialled.
-    pub fn port_at(&self, _ip: IpAddr, _port: u16) -> Option<PortIx> {
-        unimplemented!("policy")
+    /// Puts the snapshot's caps in force on state that it shares with its predecessor. To be called
+    /// when it is swapped in; [`sweep`](Self::sweep) does it otherwise. Again: does nothing.
+    pub fn enforce(&self) {
+        if !self.enforced.swap(true, Ordering::Relaxed) {
+            for version in &self.versions {
+                version.breaker.set_caps(version.effective.breaker.value);
+                if let Some(ejection) = &version.ejection {
+                    ejection.enforce();
+                }
+            }
+        }
     }
 
-    /// The service port that a client means by `host` (hostname or address, without port) and port
-    /// number: for `mesh explain`.
-    pub fn port_named(&self, _host: &str, _port: u16) -> Option<PortIx> {
-        unimplemented!("policy")
+    /// The service port behind a destination that a workload dialled.
+    pub fn port_at(&self, ip: IpAddr, port: u16) -> Option<PortIx> {
+        self.by_address.get(&(ip.to_canonical(), port)).copied()
+    }
+
+    /// The service port that a client means by `host` (hostname, `namespace/name`, or address,
+    /// without port) and port number: for `mesh explain`.
+    pub fn port_named(&self, host: &str, port: u16) -> Option<PortIx> {
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or(host);
+        if let Ok(ip) = bare.parse() {
+            return self.port_at(ip, port);
+        }
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        self.by_host.get(&(name.into_boxed_str(), port)).copied()
     }
 
     /// The workload with this `namespace/name`.
-    pub fn source(&self, _key: &str) -> Option<SourceIx> {
-        unimplemented!("policy")
+    pub fn source(&self, key: &str) -> Option<SourceIx> {
+        self.by_workload.get(key).copied()
+    }
+
+    /// The plan of a service port. Indexes belong to the snapshot that gave them.
+    ///
+    /// # Panics
+    /// When the index is another snapshot's and out of range here. The same for its siblings.
+    pub fn port(&self, port: PortIx) -> &PortPlan {
+        &self.ports[port.0 as usize]
+    }
+
+    /// The plan of a version.
+    pub fn version(&self, version: VersionIx) -> &VersionPlan {
+        &self.versions[version.0 as usize]
+    }
+
+    /// The plan of a rule.
+    pub fn rule(&self, rule: RuleIx) -> &RulePlan {
+        &self.rules[rule.0 as usize]
+    }
+
+    /// A workload.
+    pub fn source_of(&self, source: SourceIx) -> &Source {
+        &self.sources[source.0 as usize]
     }
 
     /// Records how an attempt at an endpoint ended; ejects it at once when it must be.
@@ -196,21 +280,77 @@ impl Snapshot {
     /// Returns what changed, for the log and the event stream.
     pub fn record(
         &self,
-        _version: VersionIx,
-        _endpoint: &EndpointState,
-        _outcome: Outcome,
-        _now: MonoNanos,
-    ) -> Option<super::ejection::Change> {
-        unimplemented!("policy")
+        version: VersionIx,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        now: MonoNanos,
+    ) -> Option<Change> {
+        ejection::tally(&endpoint.live, outcome);
+        let plan = self.version(version);
+        plan.ejection
+            .as_ref()?
+            .record(endpoint, &plan.endpoints, outcome, now)
     }
 
     /// Runs the ejection sweeps that are due. Called by the control runtime about once a second.
-    pub fn sweep(&self, _now: MonoNanos) -> Vec<super::ejection::Change> {
-        unimplemented!("policy")
+    pub fn sweep(&self, now: MonoNanos) -> Vec<Change> {
+        self.enforce();
+        let mut changes = Vec::new();
+        for version in &self.versions {
+            if let Some(ejection) = &version.ejection {
+                changes.extend(ejection.sweep(&version.endpoints, now));
+            }
+        }
+        for port in &self.ports {
+            for endpoint in &self.version(port.all).endpoints {
+                let Some(owner) = endpoint.live.held_by() else {
+                    continue;
+                };
+                if !self.sweeps(port, owner, endpoint) {
+                    endpoint.live.pardon();
+                    let service = port.label();
+                    let what = What::Returned;
+                    changes.push(Change {
+                        service,
+                        endpoint: endpoint.address,
+                        what,
+                    });
+                }
+            }
+        }
+        changes
+    }
+
+    /// Whether the ejection is still there and still covers the endpoint. Otherwise (its policy or
+    /// the endpoint's tags have changed) no sweep would ever bring it back.
+    fn sweeps(&self, port: &PortPlan, owner: u64, endpoint: &EndpointState) -> bool {
+        port.versions
+            .iter()
+            .map(|ix| self.version(*ix))
+            .any(|version| {
+                version
+                    .ejection
+                    .as_ref()
+                    .is_some_and(|ejection| ejection.id() == owner)
+                    && version
+                        .endpoints
+                        .iter()
+                        .any(|member| member.id == endpoint.id)
+            })
     }
 
     /// What the kernel's maps must hold.
     pub fn kernel_table(&self) -> KernelTable {
-        unimplemented!("policy")
+        self.kernel.clone()
     }
 }
+
+impl PortPlan {
+    /// `namespace/name:port`.
+    pub fn label(&self) -> String {
+        format!("{}:{}", self.key, self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,20 @@
 //!
 //! Knows nothing of eBPF: `app` introduces it to the kernel through [`wire`].
 
+mod accept;
+mod attempt;
+mod buffer;
+mod connection;
+mod core;
+mod detect;
+mod http1;
+mod http2;
+mod io;
+mod pool;
+mod record;
+mod tcp;
+mod timer;
+mod upstream;
 pub mod wire;
 pub mod worker;
 

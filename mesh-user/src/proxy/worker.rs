@@ -1,9 +1,37 @@
 //! Worker threads: one runtime, one shard, one set of pools each.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
 
-use super::wire::{OriginLookup, SocketSource, WorkloadHandle};
-use crate::{config::Limits, policy::Snapshot, telemetry::Telemetry};
+use arc_swap::ArcSwap;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::LocalSet,
+};
+
+use super::{
+    accept::{self, Listeners},
+    core::{Core, Shared},
+    upstream,
+    wire::{OriginLookup, SocketSource, WorkloadHandle},
+};
+use crate::{
+    clock::{self, MonoNanos},
+    config::Limits,
+    policy::Snapshot,
+    telemetry::Telemetry,
+};
+
+/// How often a worker shows that it turns. The kernel takes it for hung after 1 s.
+const TICK: Duration = Duration::from_millis(250);
 
 /// What the control side tells a worker.
 #[derive(Debug)]
@@ -20,6 +48,23 @@ pub enum Command {
     Release {
         /// The workload's number.
         pod_id: u32,
+    },
+}
+
+/// What a worker is told: by the control side, or by another worker.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// From the control side.
+    Command(Command),
+    /// Another worker has a request that waits for a connection of this breaker: close an idle one.
+    Evict {
+        /// Address of the shared breaker.
+        breaker: usize,
+    },
+    /// End: requests in flight may finish for so long.
+    Drain {
+        /// Then the rest is cut.
+        limit: Duration,
     },
 }
 
@@ -40,43 +85,212 @@ pub struct WorkersOptions {
     pub telemetry: Arc<Telemetry>,
 }
 
-/// The running workers.
+/// The running workers. Dropping it ends them at once; [`Workers::drain`] ends them gently.
 #[derive(Debug)]
-pub struct Workers {}
+pub struct Workers {
+    shared: Arc<Shared>,
+    orders: Vec<UnboundedSender<Order>>,
+    /// Each returns how many connections it had to cut.
+    threads: Mutex<Vec<JoinHandle<usize>>>,
+}
 
 impl Workers {
     /// Starts the threads.
     ///
     /// # Errors
     /// A thread or runtime could not be made.
-    pub fn start(_options: WorkersOptions, _first: Arc<Snapshot>) -> io::Result<Self> {
-        unimplemented!("proxy")
+    pub fn start(options: WorkersOptions, first: Arc<Snapshot>) -> io::Result<Self> {
+        let count = options.workers.clamp(1, mesh_common::abi::SHARDS_MAX as usize);
+        let shared = Arc::new(Shared {
+            snapshot: ArcSwap::new(first),
+            swaps: AtomicU64::new(0),
+            upstream: AtomicU32::new(0),
+            limits: options.limits,
+            origins: options.origins,
+            node_sockets: options.node_sockets,
+            telemetry: options.telemetry,
+            ticks: (0..count).map(|_| AtomicU64::new(clock::now().0)).collect(),
+        });
+        let cpus = if options.pin { allowed_cpus() } else { Vec::new() };
+        let (orders, receivers): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| unbounded_channel()).unzip();
+        let workers = Self { shared, orders, threads: Mutex::default() };
+        for (index, receiver) in receivers.into_iter().enumerate() {
+            let peers = workers.orders.iter().enumerate();
+            let peers = peers.filter(|(peer, _)| *peer != index).map(|(_, o)| o.clone()).collect();
+            let shared = Arc::clone(&workers.shared);
+            let cpu = cpus.get(index % cpus.len().max(1)).copied();
+            // Made here, so that its failure is an error of `start`, not of a thread.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let thread = std::thread::Builder::new()
+                .name(format!("mesh-worker-{index}"))
+                .spawn(move || run(&runtime, index, shared, peers, receiver, cpu))?;
+            workers.threads().push(thread);
+        }
+        Ok(workers)
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<usize>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many there are: the number of shards.
     pub fn count(&self) -> usize {
-        unimplemented!("proxy")
+        self.orders.len()
     }
 
     /// Sends a command to worker `index`.
-    pub fn send(&self, _index: usize, _command: Command) {
-        unimplemented!("proxy")
+    pub fn send(&self, index: usize, command: Command) {
+        match self.orders.get(index) {
+            // A worker that panicked out of its loop drops what it is told; its heartbeat, which
+            // has stopped, is what the agent acts on.
+            Some(order) => drop(order.send(Order::Command(command))),
+            None => tracing::error!(index, workers = self.orders.len(), "no such worker"),
+        }
     }
 
     /// Puts a snapshot in force: the next request on every connection uses it.
-    pub fn swap(&self, _snapshot: Arc<Snapshot>) {
-        unimplemented!("proxy")
+    pub fn swap(&self, snapshot: Arc<Snapshot>) {
+        self.shared.snapshot.store(snapshot);
+        self.shared.swaps.fetch_add(1, Ordering::Release);
     }
 
     /// The time of the oldest worker's last turn, CLOCK_MONOTONIC: each worker ticks every 250 ms;
     /// the agent's heartbeat writes the oldest tick into the kernel.
-    pub fn oldest_tick(&self) -> crate::clock::MonoNanos {
-        unimplemented!("proxy")
+    pub fn oldest_tick(&self) -> MonoNanos {
+        let ticks = self.shared.ticks.iter().map(|tick| tick.load(Ordering::Relaxed));
+        MonoNanos(ticks.min().unwrap_or(0))
     }
 
     /// Stops accepting, lets requests in flight end (HTTP/1.1 answers get `connection: close`,
     /// HTTP/2 a GOAWAY), then cuts the rest after `limit`. Returns how many were cut.
-    pub fn drain(self, _limit: Duration) -> usize {
-        unimplemented!("proxy")
+    pub fn drain(&self, limit: Duration) -> usize {
+        for order in &self.orders {
+            let _ended = order.send(Order::Drain { limit });
+        }
+        self.threads().drain(..).map(|thread| thread.join().unwrap_or(0)).sum()
     }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for order in &self.orders {
+            let _ended = order.send(Order::Drain { limit: Duration::ZERO });
+        }
+        for thread in self.threads().drain(..) {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+/// The CPUs that this process may use.
+fn allowed_cpus() -> Vec<usize> {
+    let own = nix::unistd::Pid::from_raw(0);
+    let Ok(set) = nix::sched::sched_getaffinity(own) else { return Vec::new() };
+    (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+}
+
+fn pin(cpu: usize) -> nix::Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+}
+
+fn run(
+    runtime: &tokio::runtime::Runtime,
+    index: usize,
+    shared: Arc<Shared>,
+    peers: Vec<UnboundedSender<Order>>,
+    mut orders: UnboundedReceiver<Order>,
+    cpu: Option<usize>,
+) -> usize {
+    if let Some(cpu) = cpu
+        && let Err(error) = pin(cpu)
+    {
+        tracing::warn!(index, cpu, %error, "worker is not pinned");
+    }
+    // Distinct for each worker: equal seeds would make all cores choose the same endpoints.
+    let seed = clock::now().0 ^ ((index as u64 + 1) << 56);
+    let core = Core::new(index, shared, peers, seed);
+    let local = LocalSet::new();
+    let cut = local.block_on(runtime, async {
+        let tick = tokio::task::spawn_local(heartbeat(Rc::clone(&core)));
+        let watch = tokio::task::spawn_local(upstream::watch_idle(Rc::clone(&core)));
+        let cut = obey(&core, &mut orders).await;
+        tick.abort();
+        watch.abort();
+        cut
+    });
+    // Idle connections hold the worker's state through their permits: break the ring.
+    core.pool.clear();
+    core.h2.clear();
+    cut
+}
+
+/// Shows that the worker turns, and does what is due now and then.
+async fn heartbeat(core: Rc<Core>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let now = clock::now();
+        core.shared.ticks[core.index].store(now.0, Ordering::Relaxed);
+        core.pool.expire(now, core.limits().upstream_idle_timeout);
+        // An idle worker lets go of a snapshot that is no longer in force.
+        drop(core.snapshot());
+    }
+}
+
+async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
+    let mut listeners = Listeners::default();
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::Command(Command::Listen { workload, listener }) => {
+                let pod_id = workload.pod_id;
+                if let Err(error) = listeners.add(core, workload, listener) {
+                    tracing::error!(pod_id, %error, "listener can not be served");
+                }
+            }
+            Order::Command(Command::Release { pod_id }) => {
+                listeners.remove(pod_id);
+                accept::abort_where(core, |slot| slot.pod_id == pod_id);
+                core.pool.release(pod_id);
+                core.h2.release(pod_id);
+            }
+            Order::Evict { breaker } => {
+                if !core.pool.evict_of_breaker(breaker) {
+                    core.h2.evict_of_breaker(breaker);
+                }
+            }
+            Order::Drain { limit } => {
+                drop(listeners);
+                return drain(core, limit).await;
+            }
+        }
+    }
+    0
+}
+
+async fn drain(core: &Rc<Core>, limit: Duration) -> usize {
+    core.draining.set(true);
+    core.pool.clear();
+    accept::abort_where(core, |slot| slot.idle.get());
+    core.drained.notify_waiters();
+    let done = async {
+        // The last connection to end notifies; one that becomes idle meanwhile closes by itself.
+        while !core.slots.borrow().is_empty() {
+            core.emptied.notified().await;
+        }
+    };
+    let _elapsed = tokio::time::timeout(limit, done).await;
+    let cut = core.slots.borrow().len();
+    accept::abort_where(core, |_| true);
+    // Let the aborted tasks run their ends: each writes its record.
+    for _turn in 0..1000 {
+        if core.slots.borrow().is_empty() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    cut
 }

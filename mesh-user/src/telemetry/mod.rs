@@ -1,12 +1,59 @@
 //! Metrics and access log: one record per request, one per connection, each emitted exactly once.
+//!
+//! Workers call [`Telemetry::request`] and [`Telemetry::connection`] from `Drop`. Numbers go to
+//! cells that belong to the calling thread ([`local`]), lines to a buffer that belongs to it
+//! ([`access_log`]): no worker ever waits for another, for a scrape, or for a disk.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod access_log;
+mod docs;
+mod expose;
+mod labels;
+mod local;
+pub mod logging;
+pub mod metrics;
+mod process;
+mod series;
 
-use crate::policy::{Reject, RuleIx, Snapshot, SourceIx, VersionIx};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+pub use docs::markdown;
+pub use expose::{BREAKERS_MAX, Breaker, Scrape};
+pub use series::{GONE_KEPT, SERIES_MAX};
+
+use crate::{
+    clock::MonoNanos,
+    config::AccessLog as LogSettings,
+    policy::{
+        Reject, RuleIx, Snapshot, SourceIx, VersionIx,
+        ejection::{Change, What},
+    },
+};
+use access_log::AccessLog;
+use local::{plain_numbers, request_numbers, tcp_numbers};
+use metrics::{REQUEST_LABELS, TCP_LABELS};
+use series::Family;
 
 /// Everything that counts, writes and exposes. Shared by all workers.
 #[derive(Debug)]
-pub struct Telemetry {}
+pub struct Telemetry {
+    /// Tells the thread-local parts of several agents in one process (tests) apart.
+    id: u64,
+    requests: Family<{ request_numbers::LEN }>,
+    tcp: Family<{ tcp_numbers::LEN }>,
+    plain: Family<{ plain_numbers::LEN }>,
+    ejections: [AtomicU64; 3],
+    panics: Mutex<BTreeMap<&'static str, u64>>,
+    log: AccessLog,
+}
 
 /// What was spoken, for the `request_protocol` label and the log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +69,9 @@ pub enum Spoken {
 }
 
 /// One finished request. Borrowed: nothing is copied unless a log line is written.
+///
+/// What the client chose is bytes: RFC 9110 §5.5 allows values that are not UTF-8, and one such
+/// byte must not hide a request's path from the log.
 #[derive(Clone, Debug)]
 pub struct RequestRecord<'a> {
     /// The snapshot that decided.
@@ -43,15 +93,15 @@ pub struct RequestRecord<'a> {
     /// What was spoken.
     pub spoken: Spoken,
     /// Method; empty when the head could not be read.
-    pub method: &'a str,
+    pub method: &'a [u8],
     /// Path with query, as received.
-    pub target: &'a str,
+    pub target: &'a [u8],
     /// Authority.
-    pub authority: &'a str,
+    pub authority: &'a [u8],
     /// `x-request-id`, when the request had one.
-    pub request_id: &'a str,
+    pub request_id: &'a [u8],
     /// `user-agent`.
-    pub user_agent: &'a str,
+    pub user_agent: &'a [u8],
     /// Status that the client got; 0 when none.
     pub status: u16,
     /// `grpc-status`, from trailers or header.
@@ -103,24 +153,123 @@ pub struct ConnectionRecord<'a> {
     pub duration: Duration,
 }
 
+impl Spoken {
+    /// Every one, in the order of the enum.
+    pub const ALL: &'static [Self] = &[Self::Http1, Self::Http2, Self::Grpc, Self::Tcp];
+
+    /// Its name in `mesh_connections_opened_total{protocol}`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
 impl Telemetry {
+    /// Opens the access log and starts its writer thread.
+    ///
+    /// # Errors
+    /// The file can't be opened (its path is in the message), or no thread can be made.
+    pub fn new(log: &LogSettings) -> io::Result<Arc<Self>> {
+        static TELEMETRIES: AtomicU64 = AtomicU64::new(0);
+        Ok(Arc::new(Self {
+            id: TELEMETRIES.fetch_add(1, Relaxed),
+            requests: Family::new(REQUEST_LABELS.len(), SERIES_MAX),
+            tcp: Family::new(TCP_LABELS.len(), SERIES_MAX),
+            plain: Family::new(0, 1),
+            ejections: [const { AtomicU64::new(0) }; 3],
+            panics: Mutex::default(),
+            log: AccessLog::start(log)?,
+        }))
+    }
+
     /// Counts a finished request and writes its log line.
-    pub fn request(&self, _record: &RequestRecord<'_>) {
-        unimplemented!("telemetry")
+    pub fn request(&self, record: &RequestRecord<'_>) {
+        local::with(self, |local| {
+            local.count_request(self, record);
+            self.log.request(&local.lane, &mut local.clock, record);
+        });
     }
 
     /// Counts an accepted connection.
-    pub fn connection_opened(&self, _workload: &Arc<str>, _spoken: Spoken) {
-        unimplemented!("telemetry")
+    pub fn connection_opened(&self, _workload: &Arc<str>, spoken: Spoken) {
+        local::with(self, |local| local.count_accepted(spoken));
+    }
+
+    /// Counts an opaque connection when it is known where it goes: Istio's
+    /// `istio_tcp_connections_opened_total` carries the destination. Numbers in the record that
+    /// only the end knows are not read.
+    pub fn tcp_opened(&self, record: &ConnectionRecord<'_>) {
+        local::with(self, |local| local.count_tcp_opened(self, record));
     }
 
     /// Counts a finished connection and writes its log line.
-    pub fn connection(&self, _record: &ConnectionRecord<'_>) {
-        unimplemented!("telemetry")
+    pub fn connection(&self, record: &ConnectionRecord<'_>) {
+        local::with(self, |local| {
+            local.count_connection(self, record);
+            self.log.connection(&local.lane, &mut local.clock, record);
+        });
     }
 
     /// Counts a panic that was caught at a task's root.
-    pub fn task_panicked(&self, _task: &'static str) {
-        unimplemented!("telemetry")
+    pub fn task_panicked(&self, task: &'static str) {
+        let mut panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner);
+        *panics.entry(task).or_default() += 1;
+    }
+
+    /// Counts what `Snapshot::record` and `Snapshot::sweep` changed.
+    pub fn ejection(&self, change: &Change) {
+        let index = match change.what {
+            What::Ejected { .. } => 0,
+            What::Skipped { .. } => 1,
+            What::Returned => 2,
+        };
+        self.ejections[index].fetch_add(1, Relaxed);
+    }
+
+    /// Puts other access-log settings in force, for the next line.
+    ///
+    /// # Errors
+    /// The file can't be opened: the old settings stay.
+    pub fn set_access_log(&self, log: &LogSettings) -> io::Result<()> {
+        self.log.reconfigure(log)
+    }
+
+    /// Opens the access-log file again: SIGHUP, after logrotate has moved it.
+    pub fn reopen_access_log(&self) {
+        self.log.reopen();
+    }
+
+    /// Waits until the access log has written every line so far; whether it did within 2 s.
+    pub fn flush(&self) -> bool {
+        self.log.flush()
+    }
+
+    /// What was counted, as OpenMetrics text.
+    pub fn expose(&self) -> String {
+        expose::text(self, None)
+    }
+
+    /// The same, with what others know.
+    pub fn expose_with(&self, scrape: &Scrape) -> String {
+        expose::text(self, Some(scrape))
+    }
+
+    /// Removes the series of workloads that have been gone for [`GONE_KEPT`]. Called every few
+    /// seconds; `live` says whether a `namespace/name` is still there. Returns how many went.
+    pub fn retire(&self, live: &dyn Fn(&str) -> bool, now: MonoNanos) -> usize {
+        self.requests.retire(live, now) + self.tcp.retire(live, now)
+    }
+
+    fn ejections(&self) -> [u64; 3] {
+        [0, 1, 2].map(|index| self.ejections[index].load(Relaxed))
+    }
+
+    fn panics(&self) -> Vec<(&'static str, u64)> {
+        let panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner);
+        panics.iter().map(|(task, count)| (*task, *count)).collect()
     }
 }

@@ -25,8 +25,8 @@ use anyhow::{Context, bail, ensure};
 
 use crate::kernel::mounts;
 
-/// Where `ip netns` keeps its names.
-const NETNS_DIR: &str = "/run/netns";
+/// Where `ip netns` keeps namespaces.
+pub const NETNS_DIR: &str = "/run/netns";
 /// Killed processes leave their namespace and cgroup within this time, else removal goes on and
 /// reports what is left.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,408 @@
+//! The command line as clap reads it; help texts are the documentation (`docs/CLI.md`).
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::output::Format;
+use crate::{kernel::Instance, telemetry::logging::LogStyle};
+
+/// Transparent service mesh for one node: eBPF captures, one proxy decides, nothing is injected.
+///
+/// Data goes to standard output, everything else to standard error. Exit status: 0 done; 1 failed,
+/// or the answer is no (not ready, not valid, a check failed); 2 wrong usage; 3 `explain`: the
+/// request would be refused. NO_COLOR is respected.
+#[derive(Debug, Parser)]
+#[command(name = "mesh", version, propagate_version = true, max_term_width = 100)]
+pub(super) struct Cli {
+    /// Name that keeps several agents on one machine apart.
+    #[arg(
+        long,
+        global = true,
+        env = "MESH_INSTANCE",
+        default_value = "default",
+        value_parser = Instance::new
+    )]
+    pub(super) instance: Instance,
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Run the agent in the foreground.
+    Run(RunArgs),
+    /// Look at what this machine offers: kernel, BTF, cgroup2, bpffs, capabilities.
+    ///
+    /// Needs no agent and leaves nothing behind. Exit status 1 when something required is missing.
+    Check(OutputArgs),
+    /// Say how the agent is.
+    ///
+    /// Exit status 1 when no agent runs or when it isn't ready.
+    Status(OutputArgs),
+    /// Read the pinned BPF maps, also with the agent dead.
+    Bpf {
+        #[command(subcommand)]
+        what: BpfVerb,
+        #[command(flatten)]
+        output: GlobalOutputArgs,
+    },
+    /// Show the decisions in force in the running agent.
+    Config {
+        #[command(subcommand)]
+        what: ConfigVerb,
+        #[command(flatten)]
+        output: GlobalOutputArgs,
+    },
+    /// Say what would happen to a request, with every rule that is tried and why.
+    ///
+    /// Runs the data path's own decision code, in the running agent or, with -f, on a file. Nothing
+    /// is spent and nothing is sent. Exit status 0: it would be forwarded, or not touched; 3: it
+    /// would be refused.
+    Explain(ExplainArgs),
+    /// Check configuration files: every problem at once, with its place.
+    Validate(ValidateArgs),
+    /// Print the JSON Schema of the configuration file.
+    Schema,
+    /// Check a file, then put it in the place of the one that the agent watches, and wait for it.
+    Apply(ApplyArgs),
+    /// Pause or resume capture: off lets every new connection pass untouched.
+    Redirect {
+        /// on or off.
+        #[arg(value_enum)]
+        state: Switch,
+    },
+    /// Have the agent read its configuration file again now.
+    Reload,
+    /// Show or change what the agent logs.
+    Logging {
+        /// A level, or targets with levels: `debug`, `info,mesh_user::proxy=trace`.
+        filter: Option<String>,
+    },
+    /// Remove everything that an instance left in the kernel: links, maps, pins, rules, routes.
+    Cleanup(CleanupArgs),
+    /// Make pods out of namespaces on this machine and show the mesh at work.
+    ///
+    /// Needs root. Everything it makes carries the demo's name and is removed at the end, which it
+    /// proves.
+    Demo(crate::demo::DemoArgs),
+    /// Print a completion script.
+    Completions {
+        /// For which shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Print the version, and that of the layout shared with the kernel.
+    Version(OutputArgs),
+}
+
+/// `mesh run`.
+#[derive(Args, Debug)]
+pub(super) struct RunArgs {
+    /// The configuration file; watched, taken over when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+    /// What is logged: a level, or targets with levels.
+    #[arg(long, env = "MESH_LOG", default_value = "info", value_name = "FILTER")]
+    pub(super) log: String,
+    /// How log lines look.
+    #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text", value_enum)]
+    pub(super) log_format: LogStyleArg,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogStyleArg {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl From<LogStyleArg> for LogStyle {
+    fn from(style: LogStyleArg) -> Self {
+        match style {
+            LogStyleArg::Text => Self::Text,
+            LogStyleArg::Json => Self::Json,
+        }
+    }
+}
+
+/// How the answer is printed.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct OutputArgs {
+    /// table, wide: for people; json, yaml: for machines, with a version in `apiVersion`.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(super) output: Format,
+    /// Leave the table's head line out.
+    #[arg(long)]
+    pub(super) no_headers: bool,
+}
+
+/// The same for verbs with verbs below: accepted at any place.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct GlobalOutputArgs {
+    /// table, wide: for people; json, yaml: for machines, with a version in `apiVersion`.
+    #[arg(short, long, value_enum, default_value_t, global = true)]
+    pub(super) output: Format,
+    /// Leave the table's head line out.
+    #[arg(long, global = true)]
+    pub(super) no_headers: bool,
+}
+
+impl From<GlobalOutputArgs> for OutputArgs {
+    fn from(args: GlobalOutputArgs) -> Self {
+        Self {
+            output: args.output,
+            no_headers: args.no_headers,
+        }
+    }
+}
+
+/// `mesh bpf ...`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum BpfVerb {
+    /// Which workloads are redirected, and to which listeners.
+    #[command(subcommand)]
+    Redirect(ListVerb),
+    /// Enrolled workloads.
+    #[command(subcommand)]
+    Workloads(ListVerb),
+    /// Service addresses and what a connect to them does.
+    #[command(subcommand)]
+    Services(ListVerb),
+    /// Connections, as the kernel counts them.
+    #[command(subcommand)]
+    Conns(ListVerb),
+    /// What the programs did, by reason.
+    #[command(subcommand)]
+    Stats(ListVerb),
+    /// Maps with their fill.
+    #[command(subcommand)]
+    Maps(ListVerb),
+    /// Pinned links with their programs.
+    Progs,
+}
+
+/// What can be done with what is in a map: it is read, never written.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum ListVerb {
+    /// List it.
+    List,
+}
+
+/// `mesh config ...`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum ConfigVerb {
+    /// Service ports, who decides for each (PATH), and what forced that.
+    Services,
+    /// Rules in the order in which they are tried, with their targets' shares.
+    Routes,
+    /// Endpoints with their state.
+    Endpoints,
+    /// Effective values, defaults included, and where each comes from.
+    Policies,
+}
+
+/// `mesh explain`.
+#[derive(Args, Debug)]
+pub(super) struct ExplainArgs {
+    /// The workload that asks: `namespace/name`, or a name in `default`.
+    #[arg(long, value_name = "WORKLOAD")]
+    pub(super) from: String,
+    /// Where to: a service's hostname or address, and port. IPv6 in brackets.
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_target)]
+    pub(super) to: Target,
+    /// Method.
+    #[arg(long, default_value = "GET", value_name = "M", value_parser = parse_method)]
+    pub(super) method: String,
+    /// Path, with query.
+    #[arg(long, default_value = "/", value_name = "P", value_parser = parse_path)]
+    pub(super) path: String,
+    /// A header field; may be given more than once. `host` takes the place of HOST:PORT.
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = parse_header)]
+    pub(super) headers: Vec<(String, String)>,
+    /// Ask this file instead of the running agent.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) output: PlainOutputArgs,
+}
+
+/// How an answer that is no list is printed.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct PlainOutputArgs {
+    /// text: for people; json, yaml: for machines, with a version in `apiVersion`.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(super) output: PlainFormat,
+}
+
+/// The formats of [`PlainOutputArgs`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum PlainFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// A host and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+/// `mesh validate`.
+#[derive(Args, Debug)]
+pub(super) struct ValidateArgs {
+    /// The files; `-`: standard input.
+    #[arg(short, long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub(super) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) output: PlainOutputArgs,
+}
+
+/// `mesh apply`.
+#[derive(Args, Debug)]
+pub(super) struct ApplyArgs {
+    /// The new configuration; `-`: standard input.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) file: PathBuf,
+}
+
+/// `mesh cleanup`.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct CleanupArgs {
+    /// Only say what would be removed.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Also while a live agent holds the instance: its workloads fall to their failure mode.
+    #[arg(long)]
+    pub(super) force: bool,
+    #[command(flatten)]
+    pub(super) output: PlainOutputArgs,
+}
+
+/// on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Switch {
+    /// Capture.
+    On,
+    /// Let everything pass.
+    Off,
+}
+
+fn parse_target(text: &str) -> Result<Target, String> {
+    let expected = "expected HOST:PORT, as in `reviews:80`, `10.96.0.10:80` or `[fd00::1]:80`";
+    let (host, port) = text.rsplit_once(':').ok_or(expected)?;
+    let host = match host.strip_prefix('[') {
+        Some(inner) => inner.strip_suffix(']').ok_or(expected)?,
+        None if host.contains(':') => return Err(expected.into()),
+        None => host,
+    };
+    if host.is_empty() {
+        return Err(expected.into());
+    }
+    match port.parse() {
+        Ok(port) if port > 0 => Ok(Target {
+            host: host.to_owned(),
+            port,
+        }),
+        _ => Err(format!("port {port:?}: expected 1 to 65535")),
+    }
+}
+
+fn parse_method(text: &str) -> Result<String, String> {
+    http::Method::from_bytes(text.as_bytes())
+        .map(|method| method.to_string())
+        .map_err(|_| "expected a token such as GET or POST (RFC 9110 §9.1)".to_owned())
+}
+
+fn parse_path(text: &str) -> Result<String, String> {
+    let clean = text
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() || byte >= 0x80);
+    if (text.starts_with('/') || text == "*") && clean {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a path that begins with `/`, without spaces (encode them as %20)".to_owned())
+    }
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once(':')
+        .ok_or("expected `NAME: VALUE`, as in `x-user: beta`")?;
+    let name = http::HeaderName::from_bytes(name.trim().as_bytes())
+        .map_err(|_| format!("header name {name:?}: expected a token (RFC 9110 §5.1)"))?;
+    let value = value.trim_matches([' ', '\t']);
+    http::HeaderValue::from_str(value)
+        .map_err(|_| format!("header value {value:?}: control characters are not allowed"))?;
+    Ok((name.as_str().to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn target_takes_names_and_both_address_families() {
+        let target = |host: &str, port| {
+            Ok(Target {
+                host: host.into(),
+                port,
+            })
+        };
+        assert_eq!(parse_target("reviews:80"), target("reviews", 80));
+        assert_eq!(
+            parse_target("10.96.0.10:65535"),
+            target("10.96.0.10", 65535)
+        );
+        assert_eq!(parse_target("[fd00::1]:1"), target("fd00::1", 1));
+    }
+
+    #[test]
+    fn target_without_host_or_port_is_refused() {
+        for bad in [
+            "",
+            "reviews",
+            ":80",
+            "reviews:",
+            "reviews:0",
+            "reviews:65536",
+            "fd00::1:80",
+            "[fd00::1",
+            "[]:80",
+        ] {
+            assert!(parse_target(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn header_is_a_lower_case_name_and_a_trimmed_value() {
+        assert_eq!(
+            parse_header("X-User:  beta "),
+            Ok(("x-user".into(), "beta".into()))
+        );
+        assert_eq!(parse_header("a:b:c"), Ok(("a".into(), "b:c".into())));
+        assert!(parse_header("no-colon").is_err());
+        assert!(parse_header("bad name: x").is_err());
+        assert!(parse_header("a: b\r\nc: d").is_err());
+    }
+
+    #[test]
+    fn path_and_method_must_be_what_a_request_line_can_carry() {
+        assert!(parse_path("/a?b=c").is_ok() && parse_path("*").is_ok());
+        assert!(
+            parse_path("a").is_err() && parse_path("/a b").is_err() && parse_path("/\n").is_err()
+        );
+        assert!(parse_method("PROPFIND").is_ok());
+        assert!(parse_method("G T").is_err() && parse_method("").is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! Which columns each list has. Names of fields are those of the row structs; a test renders a
+//! row of each, so that a renamed field can't turn into a column of dashes.
+
+use serde_json::Value;
+
+use super::output::{Column, age, cell};
+
+macro_rules! columns {
+    ($(#[doc = $doc:literal] $name:ident = [$($head:literal $kind:tt $text:expr),+ $(,)?];)+) => {
+        $(
+            #[doc = $doc]
+            pub(super) const $name: &[Column] = &[$(columns!(@ $head $kind $text)),+];
+        )+
+    };
+    (@ $head:literal left $text:expr) => { columns!(@@ $head, $text, false, false) };
+    (@ $head:literal right $text:expr) => { columns!(@@ $head, $text, false, true) };
+    (@ $head:literal wide $text:expr) => { columns!(@@ $head, $text, true, false) };
+    (@ $head:literal wide_right $text:expr) => { columns!(@@ $head, $text, true, true) };
+    (@@ $head:literal, $text:expr, $wide:literal, $right:literal) => {
+        Column { head: $head, text: $text, wide: $wide, right: $right }
+    };
+}
+
+columns! {
+    /// `mesh bpf redirect list`.
+    BPF_REDIRECT = [
+        "POD" right |row| cell(&row["pod_id"]),
+        "WORKLOAD" left |row| cell(&row["workload"]),
+        "DIRECTION" left |row| cell(&row["direction"]),
+        "SHARD" right |row| cell(&row["shard"]),
+        "LISTENER" right |row| cell(&row["listener"]),
+        "STATE" left |row| cell(&row["state"]),
+    ];
+    /// `mesh bpf workloads list`.
+    BPF_WORKLOADS = [
+        "POD" right |row| cell(&row["pod_id"]),
+        "WORKLOAD" left |row| cell(&row["workload"]),
+        "MODE" left |row| cell(&row["mode"]),
+        "FAILURE" left |row| cell(&row["failure"]),
+        "ADDRESSES" left |row| cell(&row["addresses"]),
+        "NETNS" wide_right |row| cell(&row["netns"]),
+    ];
+    /// `mesh bpf services list`.
+    BPF_SERVICES = [
+        "ADDRESS" left |row| cell(&row["address"]),
+        "SERVICE" right |row| cell(&row["service_id"]),
+        "DECISION" left |row| cell(&row["decision"]),
+        "ROUTABLE" left |row| cell(&row["routable"]),
+        "BACKENDS" left backends,
+    ];
+    /// `mesh bpf conns list`.
+    BPF_CONNS = [
+        "LEG" left |row| cell(&row["leg"]),
+        "WORKLOAD" left |row| cell(&row["workload"]),
+        "SOURCE" left |row| cell(&row["source"]),
+        "DESTINATION" left |row| cell(&row["destination"]),
+        "ASKED" left |row| cell(&row["asked"]),
+        "VERDICT" left |row| cell(&row["verdict"]),
+        "STATE" left |row| cell(&row["state"]),
+        "AGE" right |row| row["age_s"].as_f64().map_or_else(|| "-".into(), age),
+        "POD" wide_right |row| cell(&row["pod_id"]),
+        "TGID" wide_right |row| cell(&row["tgid"]),
+    ];
+    /// `mesh bpf stats list`.
+    BPF_STATS = [
+        "REASON" left |row| cell(&row["reason"]),
+        "COUNT" right |row| cell(&row["count"]),
+        "REFUSES" left |row| cell(&row["refusal"]),
+    ];
+    /// `mesh bpf maps list`.
+    BPF_MAPS = [
+        "MAP" left |row| cell(&row["map"]),
+        "ENTRIES" right |row| cell(&row["entries"]),
+        "CAPACITY" right |row| cell(&row["capacity"]),
+        "USED" right used,
+    ];
+    /// `mesh bpf progs`.
+    BPF_PROGS = [
+        "PIN" left |row| cell(&row["pin"]),
+        "PROGRAM" left |row| cell(&row["program"]),
+        "TYPE" left |row| cell(&row["kind"]),
+        "ATTACHED" left |row| cell(&row["attached"]),
+        "PROG-ID" wide_right |row| cell(&row["prog_id"]),
+        "LINK-ID" wide_right |row| cell(&row["link_id"]),
+        "INSNS" wide_right |row| cell(&row["verified_insns"]),
+    ];
+    /// `mesh config services`.
+    SERVICES = [
+        "NAMESPACE" left |row| cell(&row["namespace"]),
+        "SERVICE" left |row| cell(&row["service"]),
+        "PORT" right |row| cell(&row["port"]),
+        "PROTOCOL" left |row| cell(&row["protocol"]),
+        "PATH" left |row| cell(&row["path"]),
+        "REASON" left |row| cell(&row["reason"]),
+        "RULES" right |row| cell(&row["rules"]),
+        "VERSIONS" left |row| cell(&row["versions"]),
+        "USABLE" right |row| of(row),
+        "ADDRESSES" left |row| cell(&row["addresses"]),
+        "PORT-NAME" wide |row| cell(&row["port_name"]),
+        "HOSTNAMES" wide |row| cell(&row["hostnames"]),
+    ];
+    /// `mesh config routes`.
+    ROUTES = [
+        "SERVICE" left |row| cell(&row["service"]),
+        "PORT" right |row| cell(&row["port"]),
+        "ORDER" right |row| cell(&row["order"]),
+        "RULE" left |row| cell(&row["rule"]),
+        "MATCH" left matches,
+        "TARGETS" left targets,
+        "PRECEDENCE" wide_right |row| cell(&row["precedence"]),
+    ];
+    /// `mesh config endpoints`.
+    ENDPOINTS = [
+        "SERVICE" left |row| cell(&row["service"]),
+        "PORT" right |row| cell(&row["port"]),
+        "ADDRESS" left |row| cell(&row["address"]),
+        "VERSIONS" left |row| cell(&row["versions"]),
+        "STATE" left state,
+        "IN-FLIGHT" right |row| cell(&row["in_flight"]),
+        "REQUESTS" right |row| cell(&row["requests"]),
+        "FAILURES" right |row| cell(&row["failures"]),
+        "EJECTIONS" right |row| cell(&row["ejections"]),
+        "SKIPPED" wide_right |row| cell(&row["skipped"]),
+        "WEIGHT" wide_right |row| cell(&row["weight"]),
+        "TAGS" wide |row| cell(&row["tags"]),
+        "IDENTITY" wide |row| cell(&row["identity"]),
+    ];
+    /// `mesh config policies`.
+    POLICIES = [
+        "SERVICE" left |row| cell(&row["service"]),
+        "PORT" right |row| cell(&row["port"]),
+        "VERSION" left |row| cell(&row["version"]),
+        "FIELD" left |row| cell(&row["field"]),
+        "VALUE" left |row| cell(&row["value"]),
+        "FROM" left |row| cell(&row["from"]),
+        "WHY" wide |row| cell(&row["reason"]),
+    ];
+    /// Workloads in `mesh status`.
+    WORKLOADS = [
+        "WORKLOAD" left |row| cell(&row["key"]),
+        "POD" right |row| cell(&row["pod_id"]),
+        "STATE" left |row| cell(&row["state"]),
+        "ERROR" left |row| cell(&row["error"]),
+    ];
+    /// `mesh check`.
+    CHECKS = [
+        "CHECK" left |row| cell(&row["name"]),
+        "RESULT" left |row| check_result(row).into(),
+        "FOUND" left |row| cell(&row["found"]),
+        "REMEDY" wide |row| cell(&row["remedy"]),
+    ];
+}
+
+/// `ok`, `FAIL`, or `warn` for what the agent can do without.
+pub(super) fn check_result(row: &Value) -> &'static str {
+    match (row["ok"].as_bool(), row["required"].as_bool()) {
+        (Some(true), _) => "ok",
+        (_, Some(false)) => "warn",
+        _ => "FAIL",
+    }
+}
+
+/// `10.0.0.1:80 x3,10.0.0.2:80 x1`.
+fn backends(row: &Value) -> String {
+    let Some(backends) = row["backends"].as_array().filter(|list| !list.is_empty()) else {
+        return "-".into();
+    };
+    let shown: Vec<String> = backends
+        .iter()
+        .map(|pair| format!("{} x{}", cell(&pair[0]), cell(&pair[1])))
+        .collect();
+    shown.join(",")
+}
+
+fn used(row: &Value) -> String {
+    match (row["entries"].as_f64(), row["capacity"].as_f64()) {
+        (Some(entries), Some(capacity)) if capacity > 0.0 => {
+            format!("{:.1}%", entries / capacity * 100.0)
+        }
+        _ => "-".into(),
+    }
+}
+
+/// Usable of all endpoints: `2/3`.
+fn of(row: &Value) -> String {
+    format!("{}/{}", cell(&row["usable"]), cell(&row["endpoints"]))
+}
+
+/// Alternatives with a bar between them; no condition at all is said, not left out.
+fn matches(row: &Value) -> String {
+    match row["matches"].as_array() {
+        Some(list) if !list.is_empty() => list.iter().map(cell).collect::<Vec<_>>().join(" | "),
+        _ => "always".into(),
+    }
+}
+
+/// `v1 90% (2/2),v2 10% (0/1)`.
+pub(super) fn targets(row: &Value) -> String {
+    match row["targets"].as_array() {
+        Some(list) if !list.is_empty() => list.iter().map(target).collect::<Vec<_>>().join(", "),
+        _ => "-".into(),
+    }
+}
+
+fn target(target: &Value) -> String {
+    let share = target["share"].as_f64().unwrap_or(0.0);
+    // Two places at most, and none for whole numbers.
+    let share = (share * 100.0).round() / 100.0;
+    format!("{} {share}% ({})", cell(&target["version"]), of(target))
+}
+
+/// The state, with the time that is left when it is ejected.
+fn state(row: &Value) -> String {
+    match row["ejected_for_ms"].as_f64() {
+        Some(millis) => format!("{} ({})", cell(&row["state"]), age(millis / 1_000.0)),
+        None => cell(&row["state"]),
+    }
+}

@@ -1,0 +1,137 @@
+//! `mesh config ...` and `mesh validate`.
+
+use std::{io::Read as _, path::Path};
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::{
+    Exit, Io,
+    args::{ConfigVerb, OutputArgs, PlainFormat, ValidateArgs},
+    client::Agent,
+    columns, output,
+};
+use crate::{
+    admin::document,
+    config::{self, Examined, Severity},
+};
+
+/// Largest configuration that is read from standard input, in bytes.
+const STDIN_BYTES_MAX: u64 = 64 << 20;
+
+/// Prints one list of the snapshot in force.
+pub(super) fn list(
+    agent: &Agent,
+    what: ConfigVerb,
+    args: OutputArgs,
+    io: &mut Io<'_>,
+) -> anyhow::Result<Exit> {
+    let (path, columns) = match what {
+        ConfigVerb::Services => ("/config/services", columns::SERVICES),
+        ConfigVerb::Routes => ("/config/routes", columns::ROUTES),
+        ConfigVerb::Endpoints => ("/config/endpoints", columns::ENDPOINTS),
+        ConfigVerb::Policies => ("/config/policies", columns::POLICIES),
+    };
+    let document = agent.get(path)?;
+    output::list(io.out, args, columns, &document)?;
+    Ok(Exit::Done)
+}
+
+/// Checks files; fails when one of them has an error.
+pub(super) fn validate(args: &ValidateArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
+    let mut files = Vec::new();
+    let mut valid = true;
+    for path in &args.files {
+        let (name, examined) = examine(path)?;
+        valid &= examined.config.is_some();
+        if args.output.output == PlainFormat::Text {
+            say(&name, &examined, io)?;
+        }
+        files.push(json!({
+            "file": name,
+            "valid": examined.config.is_some(),
+            "problems": examined.report.to_json(),
+        }));
+    }
+    let document = document::list("ValidationList", &files)?;
+    output::machine(io.out, args.output.output, &document)?;
+    Ok(if valid { Exit::Done } else { Exit::Failed })
+}
+
+/// Examines a file, or standard input for `-`.
+pub(super) fn examine(path: &Path) -> anyhow::Result<(String, Examined)> {
+    if path != Path::new("-") {
+        return Ok((path.display().to_string(), config::examine(path)));
+    }
+    let text = read_stdin()?;
+    let name = "<stdin>".to_owned();
+    let examined = config::examine_text(&name, &text);
+    Ok((name, examined))
+}
+
+/// All of standard input.
+pub(super) fn read_stdin() -> anyhow::Result<String> {
+    let mut text = String::new();
+    let read = std::io::stdin()
+        .lock()
+        .take(STDIN_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .context("standard input: can't read it as UTF-8 text")?;
+    anyhow::ensure!(
+        read as u64 <= STDIN_BYTES_MAX,
+        "standard input: longer than {STDIN_BYTES_MAX} bytes, the largest configuration"
+    );
+    Ok(text)
+}
+
+/// The verdict is data; problems of a valid file (warnings) are talk.
+fn say(name: &str, examined: &Examined, io: &mut Io<'_>) -> std::io::Result<()> {
+    if !examined.report.problems.is_empty() {
+        let colour = io.colour_err;
+        io.say(&examined.report.render(colour));
+    }
+    let count = |severity| {
+        examined
+            .report
+            .problems
+            .iter()
+            .filter(|problem| problem.severity == severity)
+            .count()
+    };
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let paint = io.paint();
+    match &examined.config {
+        Some(config) => {
+            let model = &config.model;
+            writeln!(
+                io.out,
+                "{} {name}: {} services, {} rules, {} policies, {} workloads{}",
+                paint.good("valid"),
+                model.services.len(),
+                model.rules.len(),
+                model.policies.len(),
+                model.workloads.len(),
+                if warnings > 0 {
+                    format!("; {warnings} warnings")
+                } else {
+                    String::new()
+                },
+            )
+        }
+        None => {
+            writeln!(
+                io.out,
+                "{} {name}: {errors} errors, {warnings} warnings",
+                paint.bad("invalid")
+            )
+        }
+    }
+}
+
+/// The problems of a report as one error, for verbs that need a valid file.
+pub(super) fn invalid(name: &str, examined: &Examined) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{name} is not valid; nothing was changed\n{}",
+        examined.report.render(false)
+    )
+}

@@ -1,0 +1,181 @@
+//! `mesh explain`: asks the agent or a file, and tells the answer as a story.
+
+use std::{path::Path, sync::Arc};
+
+use http::Method;
+use serde_json::Value;
+
+use super::{
+    Exit, Io,
+    args::ExplainArgs,
+    client::Agent,
+    config,
+    output::{self, Paint, cell, harmless},
+};
+use crate::{
+    admin::{
+        document,
+        explain::{self, Question},
+    },
+    clock,
+    policy::Snapshot,
+};
+
+/// Explains; exit status 3 when the request would be refused.
+pub(super) fn explain(agent: &Agent, args: ExplainArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
+    let question = Question {
+        from: args.from,
+        host: args.to.host,
+        port: args.to.port,
+        method: args.method,
+        path: args.path,
+        headers: args.headers,
+    };
+    let answer = match &args.file {
+        Some(file) => from_file(file, &question)?,
+        None => agent.ask(Method::POST, "/explain", serde_json::to_string(&question)?)?,
+    };
+    if !output::machine(io.out, args.output.output, &answer)? {
+        tell(&question, &answer, io)?;
+    }
+    let refused = answer["outcome"].get("refused").is_some();
+    Ok(if refused { Exit::Refused } else { Exit::Done })
+}
+
+fn from_file(file: &Path, question: &Question) -> anyhow::Result<Value> {
+    let (name, examined) = config::examine(file)?;
+    let Some(config) = examined.config else {
+        return Err(config::invalid(&name, &examined));
+    };
+    let now = clock::now();
+    let snapshot = Snapshot::compile(Arc::new(config.model), None, now);
+    let answer = explain::answer(&snapshot, question, now)?;
+    Ok(document::one("Explanation", &answer)?)
+}
+
+fn tell(question: &Question, answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
+    let paint = io.paint();
+    writeln!(
+        io.out,
+        "{} {} from {} to {}:{}",
+        question.method, question.path, question.from, question.host, question.port,
+    )?;
+    if answer["destination"] == "outside" {
+        let because = harmless(&cell(&answer["because"]));
+        return writeln!(io.out, "{} {because}", paint.good("not touched:"));
+    }
+    writeln!(
+        io.out,
+        "service   {} port {}, decided by: {} ({})",
+        cell(&answer["service"]),
+        cell(&answer["port"]),
+        cell(&answer["path"]),
+        harmless(&cell(&answer["path_reason"])),
+    )?;
+    rules(answer, paint, io)?;
+    version(answer, io)?;
+    limits(answer, paint, io)?;
+    outcome(answer, paint, io)
+}
+
+fn rules(answer: &Value, paint: Paint, io: &mut Io<'_>) -> std::io::Result<()> {
+    for tried in items(&answer["tried"]) {
+        let name = harmless(&cell(&tried["rule"]));
+        let precedence = cell(&tried["precedence"]);
+        match tried["failed"].as_str() {
+            Some(why) => {
+                writeln!(
+                    io.out,
+                    "rule      {name} (precedence {precedence}): no, {}",
+                    harmless(why)
+                )?;
+            }
+            None => writeln!(
+                io.out,
+                "rule      {} (precedence {precedence}): {}",
+                paint.bold(&name),
+                paint.good("matches"),
+            )?,
+        }
+    }
+    if answer["rule"].is_null() && items(&answer["tried"]).is_empty() {
+        writeln!(io.out, "rule      none on this port: every endpoint serves")?;
+    }
+    Ok(())
+}
+
+fn version(answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
+    if !items(&answer["targets"]).is_empty() {
+        writeln!(
+            io.out,
+            "targets   {}",
+            harmless(&super::columns::targets(answer))
+        )?;
+    }
+    if let Some(next) = answer["next"].as_str() {
+        writeln!(io.out, "version   {} is next in turn", harmless(next))?;
+    }
+    for endpoint in items(&answer["endpoints"]) {
+        writeln!(
+            io.out,
+            "endpoint  {} {}, {} in flight, {} requests, {} failures",
+            cell(&endpoint["address"]),
+            cell(&endpoint["state"]),
+            cell(&endpoint["in_flight"]),
+            cell(&endpoint["requests"]),
+            cell(&endpoint["failures"]),
+        )?;
+    }
+    let (caps, gauges) = (&answer["caps"], &answer["gauges"]);
+    if caps.is_object() {
+        let pair = |name: &str| {
+            format!(
+                "{name} {}/{}",
+                cell(&gauges[name]),
+                cell(&caps[format!("max_{name}")])
+            )
+        };
+        let all = ["connections", "pending", "requests", "retries"]
+            .map(pair)
+            .join(", ");
+        writeln!(io.out, "breaker   {all}")?;
+    }
+    Ok(())
+}
+
+fn limits(answer: &Value, paint: Paint, io: &mut Io<'_>) -> std::io::Result<()> {
+    for limit in items(&answer["limits"]) {
+        let word = match limit["admitted"].as_bool() {
+            Some(true) => paint.good("admits"),
+            _ => paint.bad("refuses"),
+        };
+        writeln!(
+            io.out,
+            "limit     {} [{}] {word}, {} left",
+            harmless(&cell(&limit["name"])),
+            harmless(&cell(&limit["key"])),
+            cell(&limit["left"]),
+        )?;
+    }
+    Ok(())
+}
+
+fn outcome(answer: &Value, paint: Paint, io: &mut Io<'_>) -> std::io::Result<()> {
+    let outcome = &answer["outcome"];
+    if let Some(refused) = outcome.get("refused") {
+        return writeln!(
+            io.out,
+            "{} {} {}: {}",
+            paint.bad("refused:"),
+            cell(&refused["status"]),
+            cell(&refused["reject"]),
+            harmless(&cell(&refused["because"])),
+        );
+    }
+    let to = cell(&outcome["forwarded"]["to"]);
+    writeln!(io.out, "{} to one of {to}", paint.good("forwarded:"))
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}

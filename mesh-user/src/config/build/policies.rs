@@ -1,0 +1,172 @@
+//! Policies.
+
+use std::time::Duration;
+
+use super::{
+    Reader, reader,
+    rules::{Index, port_name},
+};
+use crate::{
+    config::{collect::Collector, path::FieldPath, units},
+    model::{
+        Balance, BreakerPolicy, EjectionPolicy, Policy, RateKey, RateLimitPolicy, RetryOn,
+        RetryPolicy, Service, TimeoutPolicy,
+    },
+};
+
+/// Retries at most, when the policy does not say: as Envoy.
+const RETRY_ATTEMPTS: u32 = 1;
+/// Base of the pause before a retry, as Envoy.
+const RETRY_BACKOFF: Duration = Duration::from_millis(25);
+/// What is retried when the policy does not say: no answer came. Whether the method may be
+/// repeated is asked besides.
+const RETRY_ON: [RetryOn; 4] =
+    [RetryOn::ConnectFailure, RetryOn::RefusedStream, RetryOn::Reset, RetryOn::PerTryTimeout];
+
+pub(super) fn policies(
+    root: Reader<'_>,
+    index: &Index,
+    services: &[Service],
+    out: &mut Collector,
+) -> Vec<Policy> {
+    root.items("policies")
+        .enumerate()
+        .map(|(i, from)| {
+            let service = index.resolve(from, &FieldPath::item("policies", i), out);
+            let breaker = from.object("breaker");
+            Policy {
+                service,
+                version: from.text("version").map(str::to_owned),
+                port: port_name(from, services.get(service)),
+                breaker: self::breaker(from.has("breaker"), breaker),
+                ejection: breaker.has("ejection").then(|| ejection(breaker.object("ejection"))),
+                rate_limits: rate_limits(from),
+                balance: from.text("balance").and_then(balance),
+                timeouts: timeouts(from.object("timeout")),
+                retries: from.has("retries").then(|| retries(from.object("retries"))),
+            }
+        })
+        .collect()
+}
+
+/// The caps. A breaker that holds `ejection` alone leaves the caps to the service's policy.
+fn breaker(there: bool, from: Reader<'_>) -> Option<BreakerPolicy> {
+    let caps = ["max-connections", "max-pending", "max-requests", "max-retries"];
+    if !there || !(from.is_empty() || caps.iter().any(|cap| from.has(cap))) {
+        return None;
+    }
+    let default = BreakerPolicy::default();
+    Some(BreakerPolicy {
+        max_connections: from.int("max-connections").unwrap_or(default.max_connections),
+        max_pending: from.int("max-pending").unwrap_or(default.max_pending),
+        max_requests: from.int("max-requests").unwrap_or(default.max_requests),
+        max_retries: from.int("max-retries").unwrap_or(default.max_retries),
+    })
+}
+
+fn ejection(from: Reader<'_>) -> EjectionPolicy {
+    let default = EjectionPolicy::default();
+    let base = from.duration("base").unwrap_or(default.base);
+    EjectionPolicy {
+        consecutive_5xx: from.int("consecutive-5xx").unwrap_or(default.consecutive_5xx),
+        consecutive_gateway: from.int("consecutive-gateway").unwrap_or(default.consecutive_gateway),
+        consecutive_local_origin: from
+            .int("consecutive-local-origin")
+            .unwrap_or(default.consecutive_local_origin),
+        interval: from.duration("interval").unwrap_or(default.interval),
+        base,
+        max: from.duration("max").unwrap_or(default.max.max(base)),
+        max_percent: from.int("max-percent").unwrap_or(default.max_percent),
+        probe: from.bool("probe").unwrap_or(default.probe),
+    }
+}
+
+fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
+    from.items("rate-limit")
+        .enumerate()
+        .map(|(i, from)| {
+            // The placeholder for what is not a rate is the smallest one.
+            let (requests, per) =
+                from.text("rate").and_then(units::rate).unwrap_or((1, Duration::from_secs(1)));
+            RateLimitPolicy {
+                name: from
+                    .text("name")
+                    .map_or_else(|| format!("limit-{}", i + 1), str::to_owned),
+                key: from
+                    .nodes("key")
+                    .iter()
+                    .filter_map(reader::text)
+                    .filter_map(rate_key)
+                    .collect(),
+                requests,
+                per,
+                burst: from.int("burst").unwrap_or(requests),
+            }
+        })
+        .collect()
+}
+
+fn rate_key(text: &str) -> Option<RateKey> {
+    Some(match text {
+        "source.workload" => RateKey::SourceWorkload,
+        "source.namespace" => RateKey::SourceNamespace,
+        "source.identity" => RateKey::SourceIdentity,
+        "destination" => RateKey::Destination,
+        "version" => RateKey::Version,
+        "path" => RateKey::Path,
+        "method" => RateKey::Method,
+        other => {
+            return other
+                .strip_prefix("source.tag.")
+                .map(|tag| RateKey::SourceTag(tag.to_owned()))
+                .or_else(|| {
+                    let name = other.strip_prefix("header.")?;
+                    Some(RateKey::Header(name.to_ascii_lowercase()))
+                });
+        }
+    })
+}
+
+fn balance(word: &str) -> Option<Balance> {
+    match word {
+        "least-request" => Some(Balance::LeastRequest),
+        "round-robin" => Some(Balance::RoundRobin),
+        "random" => Some(Balance::Random),
+        _ => None,
+    }
+}
+
+fn timeouts(from: Reader<'_>) -> TimeoutPolicy {
+    TimeoutPolicy {
+        request: from.duration("request"),
+        connect: from.duration("connect"),
+        idle: from.duration("idle"),
+    }
+}
+
+fn retries(from: Reader<'_>) -> RetryPolicy {
+    RetryPolicy {
+        attempts: from.int("attempts").unwrap_or(RETRY_ATTEMPTS),
+        per_try: from.duration("per-try"),
+        on: if from.has("on") {
+            from.nodes("on").iter().filter_map(reader::text).filter_map(retry_on).collect()
+        } else {
+            RETRY_ON.to_vec()
+        },
+        statuses: from.nodes("statuses").iter().filter_map(reader::int).collect(),
+        non_idempotent: from.bool("non-idempotent").unwrap_or(false),
+        backoff: from.duration("backoff").unwrap_or(RETRY_BACKOFF),
+    }
+}
+
+fn retry_on(word: &str) -> Option<RetryOn> {
+    Some(match word {
+        "connect-failure" => RetryOn::ConnectFailure,
+        "refused-stream" => RetryOn::RefusedStream,
+        "reset" => RetryOn::Reset,
+        "gateway-error" => RetryOn::GatewayError,
+        "server-error" => RetryOn::ServerError,
+        "per-try-timeout" => RetryOn::PerTryTimeout,
+        _ => return None,
+    })
+}

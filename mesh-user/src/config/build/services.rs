@@ -1,0 +1,116 @@
+//! Services, workloads, outbound exceptions.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use ipnet::IpNet;
+
+use super::{Reader, reader};
+use crate::{
+    config::text,
+    model::{
+        DialFrom, Endpoint, Failure, Netns, OutboundAction, OutboundRule, Port, Protocol, Service,
+        Workload,
+    },
+};
+
+/// Stands for an address that is not one.
+const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+fn owned(text: Option<&str>) -> String {
+    text.unwrap_or_default().to_owned()
+}
+
+fn namespace(reader: Reader<'_>) -> String {
+    reader.text("namespace").unwrap_or("default").to_owned()
+}
+
+pub(super) fn service(from: Reader<'_>) -> Service {
+    let address = |node| reader::text(node).and_then(|text| text.parse().ok()).unwrap_or(NO_ADDRESS);
+    Service {
+        name: owned(from.text("name")),
+        namespace: namespace(from),
+        // Host names are equal without case (RFC 9110 §4.2.3).
+        hostnames: from
+            .nodes("hostnames")
+            .iter()
+            .map(|node| reader::text(node).unwrap_or_default().to_ascii_lowercase())
+            .collect(),
+        addresses: from.nodes("addresses").iter().map(address).collect(),
+        ports: from.items("ports").map(port).collect(),
+        versions: from
+            .entries("versions")
+            .map(|(name, node)| (name.to_owned(), reader::tags(node)))
+            .collect(),
+        endpoints: from.items("endpoints").map(endpoint).collect(),
+        routable: from.bool("routable").unwrap_or(false),
+        dial_from: match from.text("dial-from") {
+            Some("node") => DialFrom::Node,
+            _ => DialFrom::Workload,
+        },
+    }
+}
+
+fn port(from: Reader<'_>) -> Port {
+    let number = from.int("number").unwrap_or(0);
+    let word = from.text("protocol").unwrap_or("auto");
+    Port {
+        name: from.text("name").map_or_else(|| format!("{word}-{number}"), str::to_owned),
+        number,
+        target: from.int("target").unwrap_or(number),
+        protocol: match word {
+            "http" => Protocol::Http,
+            "http2" => Protocol::Http2,
+            "grpc" => Protocol::Grpc,
+            "tcp" => Protocol::Tcp,
+            _ => Protocol::Auto,
+        },
+    }
+}
+
+fn endpoint(from: Reader<'_>) -> Endpoint {
+    Endpoint {
+        address: from.parsed("address").unwrap_or(NO_ADDRESS),
+        ports: from
+            .entries("ports")
+            .map(|(name, node)| (name.to_owned(), reader::int(node).unwrap_or(0)))
+            .collect(),
+        tags: from.tags("tags"),
+        locality: owned(from.text("locality")),
+        identity: from.text("identity").map(str::to_owned),
+        healthy: from.bool("healthy").unwrap_or(true),
+        weight: from.int("weight").unwrap_or(1),
+    }
+}
+
+pub(super) fn workload(from: Reader<'_>) -> Workload {
+    Workload {
+        name: owned(from.text("name")),
+        namespace: namespace(from),
+        netns: match (from.text("netns"), from.int("pid")) {
+            (None, Some(pid)) => Netns::Pid(pid),
+            (path, _) => Netns::Path(PathBuf::from(path.unwrap_or_default())),
+        },
+        cgroup: from.text("cgroup").map(PathBuf::from),
+        tags: from.tags("tags"),
+        identity: from.text("identity").map(str::to_owned),
+        failure: match from.text("failure") {
+            Some("closed") => Failure::Closed,
+            _ => Failure::Open,
+        },
+        capture: from.bool("capture").unwrap_or(true),
+    }
+}
+
+pub(super) fn outbound(from: Reader<'_>) -> OutboundRule {
+    OutboundRule {
+        cidr: from.text("cidr").and_then(text::cidr).unwrap_or_else(|| IpNet::from(NO_ADDRESS)),
+        ports: from.nodes("ports").iter().map(|node| reader::int(node).unwrap_or(0)).collect(),
+        action: match from.text("action") {
+            Some("deny") => OutboundAction::Deny,
+            _ => OutboundAction::Pass,
+        },
+    }
+}

@@ -1,0 +1,122 @@
+//! Every field of the file: name, what it takes, what holds without it, what it does.
+//!
+//! This is the only place that says so. The check of a file, the JSON Schema and `docs/CONFIG.md`
+//! are made from it, and the readers in `build` refuse (in debug builds) to read a field that is
+//! not here.
+
+use std::time::Duration;
+
+use super::{
+    shape::{Absent, Field, Group, Object, Shape},
+    text::Text,
+};
+
+mod agent;
+mod policy;
+mod rule;
+mod service;
+
+pub(crate) use agent::AGENT;
+pub(crate) use policy::POLICY;
+pub(crate) use rule::RULE;
+pub(crate) use service::{OUTBOUND, SERVICE, WORKLOAD};
+
+/// `apiVersion` of this language.
+pub(crate) const API_VERSION: &str = "mesh/v1alpha1";
+/// `kind` of the file.
+pub(crate) const KIND: &str = "MeshConfig";
+
+const DAY: Duration = Duration::from_secs(86_400);
+const MILLI: Duration = Duration::from_millis(1);
+
+const fn field(name: &'static str, shape: Shape, absent: Absent, doc: &'static str) -> Field {
+    Field { name, shape, absent, doc }
+}
+
+const fn needed(name: &'static str, shape: Shape, doc: &'static str) -> Field {
+    field(name, shape, Absent::Required, doc)
+}
+
+const NAME: Shape = Shape::Text(Text::Name);
+const NAMESPACE: Field = field(
+    "namespace",
+    NAME,
+    Absent::Default("default", "what Kubernetes calls the namespace of those who have none"),
+    "Its namespace.",
+);
+
+static TAG_VALUE: Shape = Shape::Text(Text::TagValue);
+/// Kubernetes objects rarely carry more than 20 labels.
+const TAGS: Shape = Shape::Map { key: Text::TagKey, of: &TAG_VALUE, max: 64 };
+
+/// A port of a service, by name or by number.
+static PORT_NAME: Shape = Shape::Text(Text::Name);
+static PORT_NUMBER: Shape = Shape::Int { min: 1, max: 65_535 };
+const PORT_REF: Shape = Shape::Either(&PORT_NAME, &PORT_NUMBER);
+
+static SERVICE_ITEM: Shape = Shape::Object(&SERVICE);
+static RULE_ITEM: Shape = Shape::Object(&RULE);
+static POLICY_ITEM: Shape = Shape::Object(&POLICY);
+static WORKLOAD_ITEM: Shape = Shape::Object(&WORKLOAD);
+static OUTBOUND_ITEM: Shape = Shape::Object(&OUTBOUND);
+static ATTACH_ITEM: Shape = Shape::Text(Text::Cgroup);
+
+/// The file.
+pub(crate) static ROOT: Object = Object {
+    name: "MeshConfig",
+    doc: "One file describes the agent's settings and everything that the mesh knows. It is \
+          reloaded when it changes: as a whole, or not at all.",
+    fields: &[
+        needed(
+            "apiVersion",
+            Shape::Choice(&[(API_VERSION, "the only version so far")]),
+            "Version of this language.",
+        ),
+        needed("kind", Shape::Choice(&[(KIND, "this file")]), "What the file is."),
+        field(
+            "attach",
+            Shape::list(&ATTACH_ITEM, 64),
+            Absent::Means("the parent of all Kubernetes pods (`kubepods`) is searched"),
+            "Cgroups below the cgroup2 mount at which the connect hooks attach. None may stand \
+             inside another, since a hook would run twice. Needs a restart.",
+        ),
+        field(
+            "agent",
+            Shape::Object(&AGENT),
+            Absent::Means("every default"),
+            "Settings of the agent.",
+        ),
+        field(
+            "services",
+            Shape::list(&SERVICE_ITEM, 32_768),
+            Absent::Means("none"),
+            "What clients dial, and the endpoints behind it.",
+        ),
+        field(
+            "rules",
+            Shape::list(&RULE_ITEM, 200_000),
+            Absent::Means("every endpoint serves"),
+            "Which request goes to which version. By precedence, then in this order; the first \
+             that matches decides. A port with rules of which none matches answers 404.",
+        ),
+        field(
+            "policies",
+            Shape::list(&POLICY_ITEM, 100_000),
+            Absent::Means("every default"),
+            "Limits, ejection, balancing, time-outs and retries.",
+        ),
+        field(
+            "workloads",
+            Shape::list(&WORKLOAD_ITEM, 4096),
+            Absent::Means("none"),
+            "What is captured on this node, and who asks.",
+        ),
+        field(
+            "outbound",
+            Shape::list(&OUTBOUND_ITEM, 16_384),
+            Absent::Means("none"),
+            "Exceptions that the kernel decides before any service is looked up.",
+        ),
+    ],
+    groups: &[],
+};

@@ -1,0 +1,537 @@
+//! Model in, snapshot out; what still applies of the previous snapshot's state is taken along.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+};
+
+use super::{
+    PortIx, RuleIx, Snapshot, SourceIx, VersionIx, balance,
+    breaker::Breaker,
+    effective::Effective,
+    ejection::Ejection,
+    next_id,
+    rate_limit::Limiter,
+    retry::RetryPlan,
+    route::{RouteTable, RulePlan},
+    slots::{self, Numbers},
+    snapshot::{EndpointState, PortPlan, Source, VersionPlan},
+    split::Split,
+};
+use crate::{
+    clock::MonoNanos,
+    model::{
+        DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags,
+        kernel_table::{KernelTable, Path},
+        selects,
+    },
+};
+
+/// Names the policy that states a limit, and the limit: service, version, port, limit.
+pub(super) type LimiterKey = (String, Option<String>, Option<String>, String);
+
+/// Names a port: `namespace/name` and number.
+type PortKey<'a> = (&'a str, u16);
+
+/// What the previous snapshot has, by stable keys.
+#[derive(Default)]
+struct Carry<'a> {
+    ports: HashMap<PortKey<'a>, &'a PortPlan>,
+    versions: HashMap<(PortKey<'a>, &'a str), &'a VersionPlan>,
+    endpoints: HashMap<(PortKey<'a>, SocketAddr), &'a Arc<EndpointState>>,
+    splits: HashMap<(PortKey<'a>, &'a str), (Vec<(&'a str, u32)>, u64)>,
+    limiters: Option<&'a HashMap<LimiterKey, Vec<Arc<Limiter>>>>,
+}
+
+impl<'a> Carry<'a> {
+    fn new(previous: Option<&'a Snapshot>) -> Self {
+        let Some(previous) = previous else {
+            return Self::default();
+        };
+        let mut carry = Self {
+            limiters: Some(&previous.limiters),
+            ..Self::default()
+        };
+        for port in &previous.ports {
+            let key = (&*port.key, port.number);
+            carry.ports.insert(key, port);
+            for version in port.versions.iter().map(|ix| previous.version(*ix)) {
+                carry.versions.insert((key, &version.name), version);
+            }
+            for endpoint in &previous.version(port.all).endpoints {
+                carry.endpoints.insert((key, endpoint.address), endpoint);
+            }
+            for rule in port.routes.rules().iter().map(|ix| previous.rule(*ix)) {
+                let targets = rule.targets.iter();
+                let targets = targets.map(|(ix, weight)| (&*previous.version(*ix).name, *weight));
+                carry
+                    .splits
+                    .insert((key, &rule.name), (targets.collect(), rule.split.id));
+            }
+        }
+        carry
+    }
+}
+
+/// See [`Snapshot::compile`].
+pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoNanos) -> Snapshot {
+    let mut snapshot = Snapshot {
+        generation: previous.map_or(0, |previous| previous.generation + 1),
+        model: Arc::clone(&model),
+        ports: Vec::new(),
+        versions: Vec::new(),
+        rules: Vec::new(),
+        sources: sources(&model),
+        by_address: HashMap::new(),
+        by_host: HashMap::new(),
+        by_workload: HashMap::new(),
+        limiters: HashMap::new(),
+        kernel: KernelTable::default(),
+        numbers: Numbers::default(),
+        // Nothing is shared with a predecessor that isn't there.
+        enforced: AtomicBool::new(previous.is_none()),
+    };
+    for (source, at) in snapshot.sources.iter().zip(0..) {
+        snapshot
+            .by_workload
+            .entry(Arc::clone(&source.key))
+            .or_insert(SourceIx(at));
+    }
+    let mut rules: Vec<Vec<&Rule>> = vec![Vec::new(); model.services.len()];
+    for rule in &model.rules {
+        if let Some(of_service) = rules.get_mut(rule.service) {
+            of_service.push(rule);
+        }
+    }
+    let mut policies: Vec<Vec<(usize, &Policy)>> = vec![Vec::new(); model.services.len()];
+    for (at, policy) in model.policies.iter().enumerate() {
+        if let Some(of_service) = policies.get_mut(policy.service) {
+            of_service.push((at, policy));
+        }
+    }
+    let mut compiler = Compiler {
+        carry: Carry::new(previous),
+        now,
+        snapshot,
+        limiters: HashMap::new(),
+    };
+    for (index, service) in model.services.iter().enumerate() {
+        // Stable: equal precedence keeps the order of the model.
+        rules[index].sort_by_key(|rule| std::cmp::Reverse(rule.precedence));
+        for port in &service.ports {
+            compiler.port(index, service, port, &rules[index], &policies[index]);
+        }
+    }
+    let mut snapshot = compiler.snapshot;
+    let numbers = previous.map(|previous| &previous.numbers);
+    (snapshot.kernel, snapshot.numbers) = slots::build(&snapshot, numbers);
+    snapshot
+}
+
+fn sources(model: &Model) -> Vec<Source> {
+    let source = |workload: &crate::model::Workload| Source {
+        workload: workload.name.as_str().into(),
+        namespace: workload.namespace.as_str().into(),
+        key: workload.key().into(),
+        tags: workload.tags.clone(),
+        identity: workload.identity.as_deref().map(Into::into),
+    };
+    model.workloads.iter().map(source).collect()
+}
+
+struct Compiler<'a> {
+    carry: Carry<'a>,
+    now: MonoNanos,
+    snapshot: Snapshot,
+    /// By the policy's place in the model.
+    limiters: HashMap<usize, Vec<Arc<Limiter>>>,
+}
+
+impl Compiler<'_> {
+    fn port(
+        &mut self,
+        service_index: usize,
+        service: &Service,
+        port: &Port,
+        rules: &[&Rule],
+        policies: &[(usize, &Policy)],
+    ) {
+        let key: Arc<str> = service.key().into();
+        let ix = PortIx(self.snapshot.ports.len() as u32);
+        let covers = |of: &Option<String>| of.as_deref().is_none_or(|name| name == port.name);
+        let rules: Vec<&Rule> = rules
+            .iter()
+            .copied()
+            .filter(|rule| covers(&rule.port))
+            .collect();
+        let policies: Vec<(usize, &Policy)> = policies
+            .iter()
+            .copied()
+            .filter(|(_, policy)| covers(&policy.port))
+            .collect();
+        let carried = self.carry.ports.get(&(&*key, port.number));
+        let ejection_lock = carried.map_or_else(
+            || Arc::new(Mutex::new(())),
+            |port| Arc::clone(&port.ejection_lock),
+        );
+        let endpoints = self.endpoints(&key, service, port);
+        let mut place = Place {
+            ix,
+            key: &key,
+            port,
+            policies: &policies,
+            lock: &ejection_lock,
+        };
+        let (versions, by_select) = self.versions(&mut place, service, &endpoints, &rules);
+        let plans = self.rules(&place, &rules, &by_select);
+        let with_rules: Vec<(RuleIx, &Rule)> =
+            plans.into_iter().zip(rules.iter().copied()).collect();
+        let routes = RouteTable::new(&with_rules, &self.snapshot.sources);
+        let (path, path_reason) = path(service, &rules, &policies);
+        self.snapshot.ports.push(PortPlan {
+            service: service.name.as_str().into(),
+            namespace: service.namespace.as_str().into(),
+            name: port.name.as_str().into(),
+            number: port.number,
+            protocol: port.protocol,
+            dial_from_node: service.dial_from == DialFrom::Node,
+            path,
+            path_reason,
+            routes,
+            all: versions[0],
+            versions,
+            service_index,
+            ejection_lock,
+            key,
+        });
+        self.names(service, port.number, ix);
+    }
+
+    fn names(&mut self, service: &Service, port: u16, ix: PortIx) {
+        for address in &service.addresses {
+            self.snapshot
+                .by_address
+                .entry((address.to_canonical(), port))
+                .or_insert(ix);
+        }
+        let hosts = service
+            .hostnames
+            .iter()
+            .map(|host| host.to_ascii_lowercase());
+        for host in hosts.chain([service.key().to_ascii_lowercase()]) {
+            let host = host.strip_suffix('.').map(str::to_owned).unwrap_or(host);
+            self.snapshot
+                .by_host
+                .entry((host.into(), port))
+                .or_insert(ix);
+        }
+    }
+
+    fn endpoints(&self, key: &str, service: &Service, port: &Port) -> Vec<Arc<EndpointState>> {
+        let number = |endpoint: &Endpoint| {
+            SocketAddr::new(
+                endpoint.address.to_canonical(),
+                endpoint
+                    .ports
+                    .get(&port.name)
+                    .copied()
+                    .unwrap_or(port.target),
+            )
+        };
+        let mut known: HashMap<SocketAddr, ()> = HashMap::new();
+        service
+            .endpoints
+            .iter()
+            // Listed twice is there once: the first counts.
+            .filter(|endpoint| known.insert(number(endpoint), ()).is_none())
+            .map(|endpoint| {
+                let address = number(endpoint);
+                let carried = self.carry.endpoints.get(&((key, port.number), address));
+                state(endpoint, address, carried.copied())
+            })
+            .collect()
+    }
+
+    /// All versions of the port, `*` first, and where each selection of the rules leads.
+    fn versions<'m>(
+        &mut self,
+        place: &mut Place<'_>,
+        service: &'m Service,
+        endpoints: &[Arc<EndpointState>],
+        rules: &[&'m Rule],
+    ) -> (Vec<VersionIx>, HashMap<&'m Select, VersionIx>) {
+        let all = self.version(place, "*", None, Tags::new(), endpoints.to_vec());
+        let mut versions = vec![all];
+        let mut named: HashMap<&str, VersionIx> = HashMap::new();
+        let mut by_tags: HashMap<&Tags, VersionIx> = HashMap::new();
+        for (name, tags) in &service.versions {
+            let members = members(endpoints, tags);
+            let ix = self.version(place, name, Some(name), tags.clone(), members);
+            versions.push(ix);
+            named.insert(name, ix);
+            by_tags.entry(tags).or_insert(ix);
+        }
+        let mut by_select: HashMap<&Select, VersionIx> = HashMap::new();
+        for select in rules
+            .iter()
+            .flat_map(|rule| &rule.route)
+            .map(|target| &target.select)
+        {
+            if by_select.contains_key(select) {
+                continue;
+            }
+            let known = match select {
+                Select::All => Some(all),
+                Select::Version(name) => named.get(name.as_str()).copied(),
+                // Tags that a named version has mean that version, with its policies and caps.
+                Select::Tags(tags) if tags.is_empty() => Some(all),
+                Select::Tags(tags) => by_tags.get(tags).copied(),
+            };
+            let ix = known.unwrap_or_else(|| {
+                let ix = match select {
+                    Select::Tags(tags) => {
+                        let members = members(endpoints, tags);
+                        self.version(place, &tags_name(tags), None, tags.clone(), members)
+                    }
+                    // The configuration refuses unknown names; without that they have no endpoint.
+                    Select::Version(name) => {
+                        self.version(place, name, Some(name), Tags::new(), Vec::new())
+                    }
+                    Select::All => all,
+                };
+                versions.push(ix);
+                ix
+            });
+            by_select.insert(select, ix);
+        }
+        (versions, by_select)
+    }
+
+    fn version(
+        &mut self,
+        place: &mut Place<'_>,
+        name: &str,
+        policy_name: Option<&str>,
+        tags: Tags,
+        endpoints: Vec<Arc<EndpointState>>,
+    ) -> VersionIx {
+        let effective = Effective::new(place.policies, policy_name, &place.port.name);
+        let carried = self
+            .carry
+            .versions
+            .get(&((place.key, place.port.number), name))
+            .copied();
+        let breaker = carried.map_or_else(
+            || Arc::new(Breaker::new(effective.breaker.value)),
+            |carried| Arc::clone(&carried.breaker),
+        );
+        let ejection = effective.ejection.value.map(|policy| {
+            let previous = carried.and_then(|carried| carried.ejection.as_deref());
+            let service = format!("{}:{}", place.key, place.port.number).into();
+            let lock = Arc::clone(place.lock);
+            Arc::new(Ejection::new(policy, previous, lock, service, self.now))
+        });
+        let limits = self.limits(place, &effective);
+        let ix = VersionIx(self.snapshot.versions.len() as u32);
+        self.snapshot.versions.push(VersionPlan {
+            port: place.ix,
+            name: name.into(),
+            tags,
+            breaker,
+            ejection,
+            limits,
+            balance: effective.balance.value,
+            turn: carried
+                .map(|carried| carried.turn.carry())
+                .unwrap_or_default(),
+            request_timeout: effective.request.value,
+            connect_timeout: effective.connect.value,
+            idle_timeout: effective.idle.value,
+            retry: RetryPlan {
+                policy: effective.retries.value.clone(),
+            },
+            table: balance::Table::new(&endpoints),
+            endpoints,
+            effective,
+        });
+        ix
+    }
+
+    /// The limiters of the policy that states the limits: one set for all that it covers.
+    fn limits(&mut self, place: &Place<'_>, effective: &Effective) -> Vec<Arc<Limiter>> {
+        let Some(at) = effective.limits_of else {
+            return Vec::new();
+        };
+        if let Some(made) = self.limiters.get(&at) {
+            return made.clone();
+        }
+        let policy = &self.snapshot.model.policies[at];
+        let mut made = Vec::new();
+        for limit in &policy.rate_limits {
+            let key: LimiterKey = (
+                place.key.to_owned(),
+                policy.version.clone(),
+                policy.port.clone(),
+                limit.name.clone(),
+            );
+            let carried = self.carry.limiters.and_then(|limiters| limiters.get(&key));
+            let taken = self.snapshot.limiters.entry(key).or_default();
+            // The same name twice: each previous limiter goes to one of them only.
+            let carried = carried.into_iter().flatten().find(|limiter| {
+                limiter.policy() == limit && !taken.iter().any(|other| Arc::ptr_eq(limiter, other))
+            });
+            let limiter = carried
+                .cloned()
+                .unwrap_or_else(|| Arc::new(Limiter::new(limit, self.now)));
+            taken.push(Arc::clone(&limiter));
+            made.push(limiter);
+        }
+        self.limiters.insert(at, made.clone());
+        made
+    }
+
+    fn rules(
+        &mut self,
+        place: &Place<'_>,
+        rules: &[&Rule],
+        by_select: &HashMap<&Select, VersionIx>,
+    ) -> Vec<RuleIx> {
+        let mut plans = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let targets = rule
+                .route
+                .iter()
+                .map(|target| (by_select[&target.select], target.weight));
+            let targets: Vec<(VersionIx, u32)> = targets.collect();
+            let named: Vec<(&str, u32)> = targets
+                .iter()
+                .map(|(ix, weight)| (&*self.snapshot.version(*ix).name, *weight))
+                .collect();
+            let carried = self
+                .carry
+                .splits
+                .get(&((place.key, place.port.number), rule.name.as_str()));
+            let id = carried
+                .filter(|(had, _)| *had == named)
+                .map_or_else(next_id, |(_, id)| *id);
+            plans.push(RuleIx(self.snapshot.rules.len() as u32));
+            self.snapshot.rules.push(RulePlan {
+                name: rule.name.as_str().into(),
+                precedence: rule.precedence,
+                split: Split::new(id, &targets),
+                targets,
+            });
+        }
+        plans
+    }
+}
+
+/// The port that is being compiled.
+struct Place<'a> {
+    ix: PortIx,
+    key: &'a str,
+    port: &'a Port,
+    policies: &'a [(usize, &'a Policy)],
+    lock: &'a Arc<Mutex<()>>,
+}
+
+/// The previous state itself when nothing changed, else a new one with its identity and counters.
+fn state(
+    endpoint: &Endpoint,
+    address: SocketAddr,
+    carried: Option<&Arc<EndpointState>>,
+) -> Arc<EndpointState> {
+    if let Some(carried) = carried
+        && carried.tags == endpoint.tags
+        && carried.identity.as_deref() == endpoint.identity.as_deref()
+        && carried.weight == endpoint.weight
+        && carried.healthy == endpoint.healthy
+    {
+        return Arc::clone(carried);
+    }
+    Arc::new(EndpointState {
+        id: carried.map_or_else(next_id, |carried| carried.id),
+        address,
+        tags: endpoint.tags.clone(),
+        identity: endpoint.identity.as_deref().map(Into::into),
+        weight: endpoint.weight,
+        healthy: endpoint.healthy,
+        live: carried.map_or_else(Arc::default, |carried| Arc::clone(&carried.live)),
+    })
+}
+
+fn members(endpoints: &[Arc<EndpointState>], tags: &Tags) -> Vec<Arc<EndpointState>> {
+    endpoints
+        .iter()
+        .filter(|endpoint| selects(tags, &endpoint.tags))
+        .cloned()
+        .collect()
+}
+
+/// `k=v,k=v`.
+fn tags_name(tags: &Tags) -> String {
+    let parts: Vec<String> = tags
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    parts.join(",")
+}
+
+/// Who decides for the port, and what forced it.
+fn path(service: &Service, rules: &[&Rule], policies: &[(usize, &Policy)]) -> (Path, String) {
+    let http = |rule: &&&Rule| rule.matches.iter().any(crate::model::Match::needs_http);
+    if let Some(rule) = rules.iter().find(http) {
+        return (Path::Proxy, format!("rule {:?} matches on HTTP", rule.name));
+    }
+    if let Some(rule) = rules.iter().find(|rule| rule.route.len() > 1) {
+        return (
+            Path::Proxy,
+            format!("rule {:?} splits by weight", rule.name),
+        );
+    }
+    if let Some(rule) = rules.first() {
+        let what = if rule.matches.is_empty() {
+            "chooses endpoints"
+        } else {
+            "matches the source"
+        };
+        return (Path::Proxy, format!("rule {:?} {what}", rule.name));
+    }
+    if let Some((_, policy)) = policies.first() {
+        return (Path::Proxy, format!("policy: {}", policy_parts(policy)));
+    }
+    if !service.routable {
+        return (Path::Proxy, "nobody else routes the address".to_owned());
+    }
+    (Path::Pass, "no rule, no policy".to_owned())
+}
+
+fn policy_parts(policy: &Policy) -> String {
+    let timeouts = policy.timeouts;
+    let parts = [
+        ("breaker", policy.breaker.is_some()),
+        ("ejection", policy.ejection.is_some()),
+        ("rate-limit", !policy.rate_limits.is_empty()),
+        ("balance", policy.balance.is_some()),
+        (
+            "timeout",
+            timeouts
+                .request
+                .or(timeouts.connect)
+                .or(timeouts.idle)
+                .is_some(),
+        ),
+        ("retries", policy.retries.is_some()),
+    ];
+    let named: Vec<&str> = parts
+        .iter()
+        .filter(|(_, there)| *there)
+        .map(|(name, _)| *name)
+        .collect();
+    if named.is_empty() {
+        "empty".to_owned()
+    } else {
+        named.join(", ")
+    }
+}

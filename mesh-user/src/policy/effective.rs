@@ -1,0 +1,305 @@
+//! The policy of one version, put together field by field from what the configuration says.
+//!
+//! The most specific policy that says something wins: version and port, version, service and port,
+//! service, default. Of equally specific ones the first.
+
+use std::time::Duration;
+
+use super::{
+    describe::{Origin, PolicyRow},
+    rate_limit::key_name,
+    retry::ON_DEFAULT,
+};
+use crate::model::{
+    Balance, BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy,
+};
+
+/// Whole request: Envoy's route time-out.
+const REQUEST_DEFAULT: Duration = Duration::from_secs(15);
+/// Envoy's connect time-out: longer than two SYN retransmissions (1 s, 3 s).
+const CONNECT_DEFAULT: Duration = Duration::from_secs(5);
+/// When no connect time-out is wanted the kernel's own ends it (6 SYN retransmissions).
+const CONNECT_NONE: Duration = Duration::from_secs(127);
+/// Envoy's idle time-out.
+const IDLE_DEFAULT: Duration = Duration::from_secs(3_600);
+
+/// A value and where it comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sourced<T> {
+    /// The value.
+    pub value: T,
+    /// Where it comes from.
+    pub from: Origin,
+}
+
+/// Every value in force for a version.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Effective {
+    /// Caps.
+    pub breaker: Sourced<BreakerPolicy>,
+    /// Passive ejection.
+    pub ejection: Sourced<Option<EjectionPolicy>>,
+    /// Rate limits.
+    pub rate_limits: Sourced<Vec<RateLimitPolicy>>,
+    /// The policy (its place in the model) that states the rate limits.
+    pub(super) limits_of: Option<usize>,
+    /// Balancing.
+    pub balance: Sourced<Balance>,
+    /// Request time-out; zero: none.
+    pub request: Sourced<Duration>,
+    /// Connect time-out; never zero.
+    pub connect: Sourced<Duration>,
+    /// Idle time-out; zero: none.
+    pub idle: Sourced<Duration>,
+    /// Retries.
+    pub retries: Sourced<Option<RetryPolicy>>,
+}
+
+impl Effective {
+    /// From the policies of the service, with their places in the model. `version` is none for
+    /// endpoint sets that have no name.
+    pub(super) fn new(policies: &[(usize, &Policy)], version: Option<&str>, port: &str) -> Self {
+        let mut apply: Vec<(Origin, usize, &Policy)> = policies
+            .iter()
+            .filter_map(|(at, policy)| Some((origin(policy, version, port)?, *at, *policy)))
+            .collect();
+        apply.sort_by_key(|(origin, at, _)| (std::cmp::Reverse(*origin), *at));
+        let limits = apply
+            .iter()
+            .find(|(.., policy)| !policy.rate_limits.is_empty());
+        Self {
+            breaker: first(&apply, BreakerPolicy::default(), |policy| policy.breaker),
+            ejection: first(&apply, None, |policy| policy.ejection.map(Some)),
+            rate_limits: limits.map_or_else(Sourced::default, |(from, _, policy)| Sourced {
+                value: policy.rate_limits.clone(),
+                from: *from,
+            }),
+            limits_of: limits.map(|(_, at, _)| *at),
+            balance: first(&apply, Balance::default(), |policy| policy.balance),
+            request: first(&apply, REQUEST_DEFAULT, |policy| policy.timeouts.request),
+            connect: first(&apply, CONNECT_DEFAULT, |policy| {
+                let connect = policy.timeouts.connect?;
+                Some(if connect.is_zero() {
+                    CONNECT_NONE
+                } else {
+                    connect
+                })
+            }),
+            idle: first(&apply, IDLE_DEFAULT, |policy| policy.timeouts.idle),
+            retries: first(&apply, None, |policy| policy.retries.clone().map(Some)),
+        }
+    }
+
+    /// One row for each value. `row` fills in what all have in common.
+    pub(super) fn rows(&self, row: &PolicyRow) -> Vec<PolicyRow> {
+        let mut rows = Rows {
+            row,
+            rows: Vec::new(),
+        };
+        let caps = self.breaker.value;
+        let from = self.breaker.from;
+        let why = "Envoy's default";
+        rows.add("breaker.max-connections", caps.max_connections, from, why);
+        rows.add("breaker.max-pending", caps.max_pending, from, why);
+        rows.add("breaker.max-requests", caps.max_requests, from, why);
+        rows.add("breaker.max-retries", caps.max_retries, from, why);
+        match &self.ejection.value {
+            Some(policy) => rows.ejection(policy, self.ejection.from),
+            None => rows.add(
+                "breaker.ejection",
+                "off",
+                self.ejection.from,
+                "only where asked for",
+            ),
+        }
+        if self.rate_limits.value.is_empty() {
+            rows.add(
+                "rate-limit",
+                "none",
+                Origin::Default,
+                "only where asked for",
+            );
+        }
+        for limit in &self.rate_limits.value {
+            rows.add(
+                &format!("rate-limit.{}", limit.name),
+                limit_text(limit),
+                self.rate_limits.from,
+                "",
+            );
+        }
+        let balance = match self.balance.value {
+            Balance::LeastRequest => "least-request",
+            Balance::RoundRobin => "round-robin",
+            Balance::Random => "random",
+        };
+        rows.add(
+            "balance",
+            balance,
+            self.balance.from,
+            "a slow endpoint gets less",
+        );
+        rows.time("timeout.request", self.request, "Envoy's default");
+        rows.time("timeout.connect", self.connect, "Envoy's default");
+        rows.time("timeout.idle", self.idle, "Envoy's default");
+        match &self.retries.value {
+            Some(policy) => rows.retries(policy, self.retries.from),
+            None => rows.add("retries", "off", self.retries.from, "only where asked for"),
+        }
+        rows.rows
+    }
+}
+
+struct Rows<'a> {
+    row: &'a PolicyRow,
+    rows: Vec<PolicyRow>,
+}
+
+impl Rows<'_> {
+    fn add(&mut self, field: &str, value: impl ToString, from: Origin, why: &'static str) {
+        self.rows.push(PolicyRow {
+            field: field.to_owned(),
+            value: value.to_string(),
+            from,
+            reason: if from == Origin::Default { why } else { "" },
+            ..self.row.clone()
+        });
+    }
+
+    fn time(&mut self, field: &str, value: Sourced<Duration>, why: &'static str) {
+        let text = if value.value.is_zero() {
+            "none".to_owned()
+        } else {
+            span(value.value)
+        };
+        self.add(field, text, value.from, why);
+    }
+
+    fn ejection(&mut self, policy: &EjectionPolicy, from: Origin) {
+        let count = |count: u32| {
+            if count == 0 {
+                "off".to_owned()
+            } else {
+                count.to_string()
+            }
+        };
+        for (field, value) in [
+            ("consecutive-5xx", count(policy.consecutive_5xx)),
+            ("consecutive-gateway", count(policy.consecutive_gateway)),
+            (
+                "consecutive-local-origin",
+                count(policy.consecutive_local_origin),
+            ),
+            ("interval", span(policy.interval)),
+            ("base", span(policy.base)),
+            ("max", span(policy.max)),
+            ("max-percent", format!("{} %", policy.max_percent)),
+            ("probe", policy.probe.to_string()),
+        ] {
+            self.add(&format!("breaker.ejection.{field}"), value, from, "");
+        }
+    }
+
+    fn retries(&mut self, policy: &RetryPolicy, from: Origin) {
+        let on = if policy.on.is_empty() {
+            ON_DEFAULT
+        } else {
+            &policy.on
+        };
+        let mut on: Vec<String> = on.iter().map(|on| on_name(*on).to_owned()).collect();
+        on.extend(policy.statuses.iter().map(u16::to_string));
+        let methods = if policy.non_idempotent {
+            "every method"
+        } else {
+            "idempotent ones; every method where nothing was processed"
+        };
+        for (field, value) in [
+            ("attempts", policy.attempts.to_string()),
+            (
+                "per-try",
+                policy.per_try.map_or_else(|| "none".to_owned(), span),
+            ),
+            ("on", on.join(", ")),
+            ("methods", methods.to_owned()),
+            ("backoff", span(policy.backoff)),
+        ] {
+            self.add(&format!("retries.{field}"), value, from, "");
+        }
+    }
+}
+
+const fn on_name(on: RetryOn) -> &'static str {
+    match on {
+        RetryOn::ConnectFailure => "connect-failure",
+        RetryOn::RefusedStream => "refused-stream",
+        RetryOn::Reset => "reset",
+        RetryOn::GatewayError => "gateway-error",
+        RetryOn::ServerError => "server-error",
+        RetryOn::PerTryTimeout => "per-try-timeout",
+    }
+}
+
+fn limit_text(limit: &RateLimitPolicy) -> String {
+    let keys: Vec<String> = limit.key.iter().map(key_name).collect();
+    let keys = if keys.is_empty() {
+        "all together".to_owned()
+    } else {
+        format!("for each {}", keys.join(", "))
+    };
+    format!(
+        "{} in {}, burst {}, {keys}",
+        limit.requests,
+        span(limit.per),
+        limit.burst
+    )
+}
+
+/// `15s`, `250ms`, `1h`: as the configuration has it.
+fn span(span: Duration) -> String {
+    let nanos = span.as_nanos();
+    for (unit, name) in [
+        (3_600_000_000_000, "h"),
+        (60_000_000_000, "m"),
+        (1_000_000_000, "s"),
+        (1_000_000, "ms"),
+        (1_000, "us"),
+    ] {
+        if nanos > 0 && nanos.is_multiple_of(unit) {
+            return format!("{}{name}", nanos / unit);
+        }
+    }
+    format!("{nanos}ns")
+}
+
+/// How specific the policy is for this version and port; none when it doesn't apply.
+fn origin(policy: &Policy, version: Option<&str>, port: &str) -> Option<Origin> {
+    if policy.version.is_some() && policy.version.as_deref() != version {
+        return None;
+    }
+    match (policy.version.is_some(), policy.port.as_deref()) {
+        (_, Some(other)) if other != port => None,
+        (true, Some(_)) => Some(Origin::VersionPort),
+        (true, None) => Some(Origin::Version),
+        (false, Some(_)) => Some(Origin::ServicePort),
+        (false, None) => Some(Origin::Service),
+    }
+}
+
+fn first<T>(
+    apply: &[(Origin, usize, &Policy)],
+    default: T,
+    field: impl Fn(&Policy) -> Option<T>,
+) -> Sourced<T> {
+    apply
+        .iter()
+        .find_map(|(from, _, policy)| {
+            Some(Sourced {
+                value: field(policy)?,
+                from: *from,
+            })
+        })
+        .unwrap_or(Sourced {
+            value: default,
+            from: Origin::Default,
+        })
+}

@@ -1,0 +1,266 @@
+//! Why a request goes where it goes: the data path's own decision code with a recording observer.
+
+use std::{fmt::Display, net::SocketAddr, sync::Arc};
+
+use serde::Serialize;
+
+use super::{
+    HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
+    balance::candidates,
+    breaker::Gauges,
+    describe::{EndpointRow, TargetRow},
+    rate_limit,
+    request::HeaderList,
+    route::{self, Plan},
+    split::Cursors,
+};
+use crate::{
+    clock::MonoNanos,
+    model::{BreakerPolicy, kernel_table::Path},
+};
+
+/// The whole answer of `mesh explain`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explanation {
+    /// `namespace/name` of the service.
+    pub service: String,
+    /// Port number.
+    pub port: u16,
+    /// Who decides for the port.
+    pub path: Path,
+    /// What forced it.
+    pub path_reason: String,
+    /// The workload that asks, `namespace/name`; none when it is unknown.
+    pub source: Option<Arc<str>>,
+    /// Every rule that was tried, in order; the last one matched, unless none did.
+    pub tried: Vec<TriedRule>,
+    /// The rule that decides; none: implicit route, or no match.
+    pub rule: Option<Arc<str>>,
+    /// Its index, to compare with a live decision.
+    #[serde(skip)]
+    pub rule_ix: Option<RuleIx>,
+    /// All targets of the rule with their shares.
+    pub targets: Vec<TargetRow>,
+    /// The version that is next in turn.
+    pub next: Option<Arc<str>>,
+    /// Endpoints of that version with their state.
+    pub endpoints: Vec<EndpointRow>,
+    /// Rate limits: what they would say now. Nothing is spent.
+    pub limits: Vec<LimitState>,
+    /// Caps of the version.
+    pub caps: Option<BreakerPolicy>,
+    /// What of the caps is used now.
+    pub gauges: Option<Gauges>,
+    /// How it ends.
+    pub outcome: Fate,
+}
+
+/// One rule that was tried.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TriedRule {
+    /// Rule name.
+    pub rule: Arc<str>,
+    /// Precedence.
+    pub precedence: i32,
+    /// The first condition that did not hold, of the alternative that came furthest; none when
+    /// the rule matched.
+    pub failed: Option<String>,
+}
+
+/// What one rate limit would say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LimitState {
+    /// Policy name.
+    pub name: String,
+    /// The bucket's key: `source.workload=shop/client`; empty for a limit without key.
+    pub key: String,
+    /// Requests left now, before this one.
+    pub left: u64,
+    /// Whether this request would be admitted.
+    pub admitted: bool,
+}
+
+/// How a request would end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// Refused: label, HTTP status and sentence.
+    Refused {
+        /// Why.
+        reject: Reject,
+        /// HTTP status of the answer.
+        status: u16,
+        /// One sentence.
+        because: &'static str,
+    },
+    /// Forwarded to one of these.
+    Forwarded {
+        /// The endpoints that may be chosen.
+        to: Vec<SocketAddr>,
+    },
+}
+
+/// Explains a request. `cursors` are not moved.
+pub fn explain<H: HeaderView>(
+    snapshot: &Snapshot,
+    port: PortIx,
+    source: Option<SourceIx>,
+    request: &RequestView<'_, H>,
+    cursors: &Cursors,
+    now: MonoNanos,
+) -> Explanation {
+    let mut recorder = Recorder::new(snapshot);
+    let decided = route::decide(
+        snapshot,
+        port,
+        source,
+        request,
+        &mut cursors.clone(),
+        &mut recorder,
+    );
+    finish(
+        snapshot,
+        port,
+        source,
+        Some(request),
+        decided,
+        recorder,
+        now,
+    )
+}
+
+/// Explains an opaque connection. `cursors` are not moved.
+pub fn explain_tcp(
+    snapshot: &Snapshot,
+    port: PortIx,
+    source: Option<SourceIx>,
+    cursors: &Cursors,
+    now: MonoNanos,
+) -> Explanation {
+    let mut recorder = Recorder::new(snapshot);
+    let decided = route::decide_tcp(snapshot, port, source, &mut cursors.clone(), &mut recorder);
+    finish::<HeaderList>(snapshot, port, source, None, decided, recorder, now)
+}
+
+fn finish<H: HeaderView>(
+    snapshot: &Snapshot,
+    ix: PortIx,
+    source: Option<SourceIx>,
+    request: Option<&RequestView<'_, H>>,
+    decided: Result<Plan, Reject>,
+    mut recorder: Recorder<'_>,
+    now: MonoNanos,
+) -> Explanation {
+    let port = snapshot.port(ix);
+    let version = decided.ok().map(|plan| snapshot.version(plan.version));
+    let outcome = decided.and_then(|plan| {
+        let verdict = rate_limit::peek(snapshot, &plan, source, request, now, &mut recorder);
+        if verdict.refused.is_some() {
+            return Err(Reject::RateLimited);
+        }
+        admitted(snapshot, &plan, request.is_some())
+    });
+    let rule_ix = recorder.matched;
+    Explanation {
+        service: port.key.to_string(),
+        port: port.number,
+        path: port.path,
+        path_reason: port.path_reason.clone(),
+        source: source.map(|source| Arc::clone(&snapshot.source_of(source).key)),
+        rule: rule_ix.map(|rule| Arc::clone(&snapshot.rule(rule).name)),
+        rule_ix,
+        targets: match (rule_ix, port.routes.is_empty()) {
+            (Some(rule), _) => snapshot.targets(rule),
+            (None, true) => vec![snapshot.target(port.all, 1, 1)],
+            (None, false) => Vec::new(),
+        },
+        next: version.map(|version| Arc::clone(&version.name)),
+        endpoints: decided
+            .map(|plan| snapshot.endpoint_rows(port, plan.version, now))
+            .unwrap_or_default(),
+        caps: version.map(|version| version.breaker.caps()),
+        gauges: version.map(|version| version.breaker.gauges()),
+        tried: recorder.tried,
+        limits: recorder.limits,
+        outcome: match outcome {
+            Ok(to) => Fate::Forwarded { to },
+            Err(reject) => Fate::Refused {
+                reject,
+                status: reject.status(),
+                because: reject.explain(),
+            },
+        },
+    }
+}
+
+/// The endpoints that may be chosen, unless the caps are used up.
+fn admitted(snapshot: &Snapshot, plan: &Plan, http: bool) -> Result<Vec<SocketAddr>, Reject> {
+    let version = snapshot.version(plan.version);
+    if version.endpoints.is_empty() {
+        return Err(Reject::NoEndpoint);
+    }
+    let to: Vec<SocketAddr> = candidates(version)
+        .map(|endpoint| endpoint.address)
+        .collect();
+    if to.is_empty() {
+        return Err(Reject::NoHealthyEndpoint);
+    }
+    let (caps, gauges) = (version.breaker.caps(), version.breaker.gauges());
+    if http && gauges.requests >= caps.max_requests {
+        return Err(Reject::OverflowRequests);
+    }
+    if !http && gauges.connections >= caps.max_connections {
+        return Err(Reject::OverflowConnections);
+    }
+    Ok(to)
+}
+
+/// Writes down what the decision says.
+struct Recorder<'a> {
+    snapshot: &'a Snapshot,
+    tried: Vec<TriedRule>,
+    matched: Option<RuleIx>,
+    limits: Vec<LimitState>,
+}
+
+impl<'a> Recorder<'a> {
+    const fn new(snapshot: &'a Snapshot) -> Self {
+        Self {
+            snapshot,
+            tried: Vec::new(),
+            matched: None,
+            limits: Vec::new(),
+        }
+    }
+}
+
+impl Observer for Recorder<'_> {
+    fn rule(&mut self, rule: RuleIx, failed: Option<&dyn Display>) {
+        let plan = self.snapshot.rule(rule);
+        if failed.is_none() {
+            self.matched = Some(rule);
+        }
+        self.tried.push(TriedRule {
+            rule: Arc::clone(&plan.name),
+            precedence: plan.precedence,
+            failed: failed.map(ToString::to_string),
+        });
+    }
+
+    fn limit(&mut self, name: &str, key: &str, left: u64, admitted: bool) {
+        let (name, key) = (name.to_owned(), key.to_owned());
+        self.limits.push(LimitState {
+            name,
+            key,
+            left,
+            admitted,
+        });
+    }
+
+    fn active(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

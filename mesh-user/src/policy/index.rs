@@ -1,0 +1,264 @@
+//! Finding the alternatives that can match without trying all of them.
+//!
+//! Every alternative stands in exactly one list: under the hash of the rarest of its exact
+//! conditions (path, header, query parameter, authority, path prefix, set of sources), or in the
+//! rest, which is tried one by one. A request asks the lists that its own values name. Whatever is
+//! found is checked in full, so the index can only save work, never change the answer.
+
+use std::collections::HashMap;
+
+use super::{
+    HeaderView, RequestView, SourceIx,
+    hash::{Fold, IdMap, join, of},
+    matcher::{Entry, PathCond, SourceSet},
+    value::{Decoded, ValueCond, each_joined, host_of, parameter},
+};
+
+/// Header names, and query names, of which the exact values are indexed: each costs a look-up in
+/// every request. Those that most alternatives use are taken; the others stay in the rest.
+const NAMES_MAX: usize = 16;
+
+/// Prefixes with more elements stay in the rest: depths are kept in one word.
+const DEPTH_MAX: usize = 63;
+
+// Seeds keep the kinds apart.
+const PATH: u64 = 1;
+const PREFIX: u64 = 2;
+const ELEMENT: u64 = 3;
+const HEADER: u64 = 4;
+const QUERY: u64 = 5;
+const AUTHORITY: u64 = 6;
+const SOURCE: u64 = 7;
+const VALUE: u64 = 8;
+
+/// The lists.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// Numbers of alternatives, ascending (and so in the order of their rules).
+    lists: IdMap<Vec<u32>>,
+    paths: bool,
+    /// Bit n: there are prefixes of n elements.
+    depths: u64,
+    headers: Vec<Box<str>>,
+    query: Vec<Box<str>>,
+    authority: bool,
+    /// By source: the sets that have it and have a list.
+    sets_of: Vec<Vec<u32>>,
+    rest: Vec<u32>,
+}
+
+/// A key under which an alternative could stand.
+#[derive(Clone, Copy)]
+enum Key {
+    Path(u64),
+    Header(u64),
+    Query(u64),
+    Authority(u64),
+    Prefix(u64, usize),
+    Source(u64),
+}
+
+impl Key {
+    const fn hash(self) -> u64 {
+        match self {
+            Self::Path(hash)
+            | Self::Header(hash)
+            | Self::Query(hash)
+            | Self::Authority(hash)
+            | Self::Prefix(hash, _)
+            | Self::Source(hash) => hash,
+        }
+    }
+}
+
+impl Index {
+    pub(super) fn new(entries: &[Entry], sets: &[SourceSet], sources: usize) -> Self {
+        let mut index = Self {
+            headers: common_names(entries.iter().map(|entry| &*entry.headers), |name| {
+                !name.eq_ignore_ascii_case("set-cookie")
+            }),
+            query: common_names(entries.iter().map(|entry| &*entry.query), |_| true),
+            ..Self::default()
+        };
+        let keys: Vec<Vec<Key>> = entries.iter().map(|entry| index.keys(entry)).collect();
+        let mut uses: IdMap<u32> = IdMap::default();
+        for key in keys.iter().flatten() {
+            *uses.entry(key.hash()).or_default() += 1;
+        }
+        let mut used_sets = vec![false; sets.len()];
+        let (mut headers_used, mut query_used) = (false, false);
+        for (at, keys) in (0_u32..).zip(&keys) {
+            // The first of equally rare ones: they stand in the order of their look-up's cost.
+            let Some(key) = keys.iter().min_by_key(|key| uses[&key.hash()]) else {
+                index.rest.push(at);
+                continue;
+            };
+            match key {
+                Key::Path(_) => index.paths = true,
+                Key::Header(_) => headers_used = true,
+                Key::Query(_) => query_used = true,
+                Key::Authority(_) => index.authority = true,
+                Key::Prefix(_, depth) => index.depths |= 1 << depth,
+                Key::Source(_) => {
+                    used_sets[entries[at as usize].source.unwrap_or_default() as usize] = true;
+                }
+            }
+            index.lists.entry(key.hash()).or_default().push(at);
+        }
+        if !headers_used {
+            index.headers.clear();
+        }
+        if !query_used {
+            index.query.clear();
+        }
+        index.sets_of = (0..sources as u32)
+            .map(|source| {
+                (0_u32..)
+                    .zip(sets)
+                    .filter(|(set, bits)| {
+                        used_sets[*set as usize] && bits.has(Some(SourceIx(source)))
+                    })
+                    .map(|(set, _)| set)
+                    .collect()
+            })
+            .collect();
+        index
+    }
+
+    fn keys(&self, entry: &Entry) -> Vec<Key> {
+        let mut keys = Vec::new();
+        if let Some(PathCond::Exact(path)) = &entry.path {
+            keys.push(Key::Path(of(PATH, path.as_bytes())));
+        }
+        if let Some(ValueCond::Exact(host)) = &entry.authority {
+            keys.push(Key::Authority(authority(host)));
+        }
+        for (name, cond) in &entry.headers {
+            if let (ValueCond::Exact(value), true) = (cond, self.headers.contains(name)) {
+                keys.push(Key::Header(named(HEADER, name, of(VALUE, value))));
+            }
+        }
+        for (name, cond) in &entry.query {
+            if let (ValueCond::Exact(value), true) = (cond, self.query.contains(name)) {
+                keys.push(Key::Query(named(QUERY, name, of(VALUE, value))));
+            }
+        }
+        if let Some(PathCond::Prefix(prefix)) = &entry.path {
+            keys.extend(prefix_key(prefix));
+        }
+        if let Some(set) = entry.source {
+            keys.push(Key::Source(join(SOURCE, u64::from(set))));
+        }
+        keys
+    }
+
+    /// Calls `visit` with every list that can hold a match.
+    pub(super) fn each_list<H: HeaderView>(
+        &self,
+        source: Option<SourceIx>,
+        request: &RequestView<'_, H>,
+        mut visit: impl FnMut(&[u32]),
+    ) {
+        let mut look = |hash: u64| {
+            if let Some(list) = self.lists.get(&hash) {
+                visit(list);
+            }
+        };
+        if self.paths {
+            look(of(PATH, request.path.as_bytes()));
+        }
+        if self.authority {
+            look(authority(host_of(request.authority).as_bytes()));
+        }
+        for name in &self.headers {
+            if let Some(value) = header_hash(request.headers, name) {
+                look(named(HEADER, name, value));
+            }
+        }
+        for name in &self.query {
+            if let Some(value) = parameter(request.query, name) {
+                let mut fold = Fold::new(VALUE);
+                Decoded(value.as_bytes()).for_each(|byte| fold.byte(byte));
+                look(named(QUERY, name, fold.finish()));
+            }
+        }
+        if self.depths != 0 {
+            each_prefix(request.path, self.depths, &mut look);
+        }
+        if let Some(SourceIx(at)) = source {
+            for set in self.sets_of.get(at as usize).into_iter().flatten() {
+                look(join(SOURCE, u64::from(*set)));
+            }
+        }
+        visit(&self.rest);
+    }
+}
+
+/// The names that most alternatives ask for an exact value, at most [`NAMES_MAX`].
+fn common_names<'a>(
+    conditions: impl Iterator<Item = &'a [(Box<str>, ValueCond)]>,
+    may: impl Fn(&str) -> bool,
+) -> Vec<Box<str>> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for (name, cond) in conditions.flatten() {
+        if matches!(cond, ValueCond::Exact(_)) && may(name) {
+            *counts.entry(name).or_default() += 1;
+        }
+    }
+    let mut names: Vec<(&str, usize)> = counts.into_iter().collect();
+    names.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    names
+        .into_iter()
+        .take(NAMES_MAX)
+        .map(|(name, _)| name.into())
+        .collect()
+}
+
+fn named(kind: u64, name: &str, value: u64) -> u64 {
+    join(of(kind, name.as_bytes()), value)
+}
+
+fn authority(host: &[u8]) -> u64 {
+    let mut fold = Fold::new(AUTHORITY);
+    host.iter()
+        .for_each(|byte| fold.byte(byte.to_ascii_lowercase()));
+    fold.finish()
+}
+
+/// The hash of a field's joined value; none when there is no such field.
+fn header_hash(headers: &impl HeaderView, name: &str) -> Option<u64> {
+    headers.values(name).next()?;
+    let mut fold = Fold::new(VALUE);
+    each_joined(headers, name, |part| fold.write(part));
+    Some(fold.finish())
+}
+
+/// A prefix as rules have it: `/a/b` has two elements, the empty one (from `/`) none.
+fn prefix_key(prefix: &str) -> Option<Key> {
+    let (mut hash, mut depth) = (PREFIX, 0);
+    if !prefix.is_empty() {
+        for element in prefix.strip_prefix('/')?.split('/') {
+            hash = join(hash, of(ELEMENT, element.as_bytes()));
+            depth += 1;
+        }
+    }
+    (depth <= DEPTH_MAX).then_some(Key::Prefix(hash, depth))
+}
+
+/// Looks up every prefix of the path that has a depth in question.
+fn each_prefix(path: &str, depths: u64, look: &mut impl FnMut(u64)) {
+    let Some(elements) = path.strip_prefix('/') else {
+        return;
+    };
+    let mut hash = PREFIX;
+    if depths & 1 == 1 {
+        look(hash);
+    }
+    let deepest = depths.ilog2() as usize;
+    for (element, depth) in elements.split('/').zip(1..=deepest) {
+        hash = join(hash, of(ELEMENT, element.as_bytes()));
+        if depths >> depth & 1 == 1 {
+            look(hash);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What every protocol does for an attempt: decide, and record how it ended.
+
+use std::rc::Rc;
+
+use super::core::{Conn, Place, Snap};
+use crate::{
+    clock::MonoNanos,
+    policy::{
+        HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
+        rate_limit::{self, Verdict},
+        route::{self, Plan},
+        snapshot::{EndpointState, Outcome},
+    },
+};
+
+/// A request that has a version and was admitted by its rate limits.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) plan: Plan,
+    pub(super) verdict: Verdict,
+}
+
+/// A request that was refused, with what the limits said when they did it.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) plan: Option<Plan>,
+    pub(super) reject: Reject,
+    pub(super) verdict: Verdict,
+}
+
+/// Route, version, rate limit: once for each request.
+pub(super) fn admit<H: HeaderView>(
+    conn: &Rc<Conn>,
+    snapshot: &Snap,
+    place: &Place,
+    request: &RequestView<'_, H>,
+    now: MonoNanos,
+) -> Result<Admitted, Refused> {
+    let refuse = |reject| Refused { plan: None, reject, verdict: Verdict::default() };
+    let port = place.port.ok_or_else(|| refuse(Reject::UnknownDestination))?;
+    let mut cursors = conn.core.cursors.borrow_mut();
+    let plan = route::decide(snapshot, port, place.source, request, &mut cursors, &mut NoObserver)
+        .map_err(refuse)?;
+    let verdict =
+        rate_limit::admit(snapshot, &plan, place.source, Some(request), now, &mut NoObserver);
+    if verdict.refused.is_some() {
+        return Err(Refused { plan: Some(plan), reject: Reject::RateLimited, verdict });
+    }
+    Ok(Admitted { plan, verdict })
+}
+
+/// Records how an attempt ended and logs what that changed.
+pub(super) fn record(
+    snapshot: &Snapshot,
+    version: VersionIx,
+    endpoint: &EndpointState,
+    outcome: Outcome,
+    now: MonoNanos,
+) {
+    if let Some(change) = snapshot.record(version, endpoint, outcome, now) {
+        tracing::info!(
+            service = change.service,
+            endpoint = %change.endpoint,
+            what = ?change.what,
+            "endpoint ejection"
+        );
+    }
+}

@@ -1,0 +1,133 @@
+//! One accepted connection from its first byte to the engine that serves it.
+
+use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, task::Poll};
+
+use tokio::net::TcpStream;
+
+use super::{
+    buffer::Buf,
+    core::{Conn, Core, Place, canonical},
+    detect::{self, Guess},
+    http1, http2,
+    io::{poll_fill, reset_on_close, set_nodelay},
+    record::ConnectionLog,
+    tcp,
+    timer::Timer,
+    wire::WorkloadHandle,
+};
+use crate::{
+    clock,
+    model::Protocol,
+    policy::Reject,
+    telemetry::Spoken,
+};
+
+/// Where a connection was going: the accepted socket's own address, or what the kernel recorded.
+///
+/// # Errors
+/// [`Reject::UnknownDestination`], [`Reject::Loop`]: never a guess.
+fn destination(
+    core: &Core,
+    workload: &WorkloadHandle,
+    listener: SocketAddr,
+    peer: SocketAddr,
+    local: SocketAddr,
+) -> Result<SocketAddr, (Reject, SocketAddr)> {
+    let known = |at: SocketAddr| core.snapshot().0.port_at(at.ip(), at.port()).is_some();
+    if known(local) {
+        return Ok(local);
+    }
+    let itself = local.port() == listener.port()
+        && (listener.ip().is_unspecified() || listener.ip() == local.ip());
+    let asked = core.shared.origins.asked(workload.pod_id, peer, local).map(canonical);
+    match asked {
+        Some(at) if known(at) => Ok(at),
+        _ if itself => Err((Reject::Loop, local)),
+        Some(at) => Err((Reject::UnknownDestination, at)),
+        None => Err((Reject::UnknownDestination, local)),
+    }
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(
+    core: Rc<Core>,
+    workload: Arc<WorkloadHandle>,
+    listener: SocketAddr,
+    stream: TcpStream,
+    peer: SocketAddr,
+    idle: Rc<std::cell::Cell<bool>>,
+) {
+    let opened = clock::now();
+    // A socket without a local address was reset before it was accepted.
+    let Ok(local) = stream.local_addr().map(canonical) else { return };
+    let found = destination(&core, &workload, listener, peer, local);
+    let at = found.unwrap_or_else(|(_, at)| at);
+    let place = Place::find(&core, at, &workload.key);
+    let conn = Rc::new(Conn { core, workload, peer, destination: at, opened, idle });
+    if let Err((reject, _)) = found {
+        refuse(conn, &stream, reject);
+        return;
+    }
+    set_nodelay(&stream);
+    Box::pin(detect(conn, place, stream)).await;
+}
+
+/// Ends a connection that can't be served, with a reset and its record.
+pub(super) fn refuse(conn: Rc<Conn>, stream: &TcpStream, reject: Reject) {
+    let mut log = ConnectionLog::open(conn, Spoken::Tcp);
+    log.reject = Some(reject);
+    reset_on_close(stream);
+}
+
+async fn detect(conn: Rc<Conn>, place: Place, mut stream: TcpStream) {
+    let protocol = place.port.map(|port| {
+        let (snapshot, _) = conn.core.snapshot();
+        snapshot.ports.get(port.0 as usize).map_or(Protocol::Tcp, |plan| plan.protocol)
+    });
+    let mut timer = Timer::new(conn.opened);
+    let mut buf = Buf::default();
+    let guess = match protocol {
+        // The HTTP/1 engine waits for the first bytes anyway, and hands over when they are the
+        // preface of HTTP/2.
+        Some(Protocol::Http) => Guess::Http1,
+        Some(Protocol::Http2 | Protocol::Grpc) => Guess::Http2,
+        Some(Protocol::Auto) => first_bytes(&conn, &mut stream, &mut buf, &mut timer).await,
+        Some(Protocol::Tcp) | None => Guess::Opaque,
+    };
+    match guess {
+        Guess::Http1 => http1::serve(conn, place, stream, buf, timer).await,
+        Guess::Http2 => http2::serve(conn, place, stream, buf, timer).await,
+        Guess::Opaque | Guess::More => tcp::serve(conn, place, stream, buf, &mut timer).await,
+    }
+}
+
+/// Reads until the protocol of an unknown port is told, at most for the detection time-out: the
+/// other side may be the one that speaks first.
+async fn first_bytes(
+    conn: &Conn,
+    stream: &mut TcpStream,
+    buf: &mut Buf,
+    timer: &mut Timer,
+) -> Guess {
+    let limits = conn.core.limits();
+    let until = conn.opened.after(limits.detect_timeout);
+    poll_fn(|cx| {
+        loop {
+            let guess = detect::sniff(buf.bytes(), limits.target_bytes_max);
+            if guess != Guess::More {
+                return Poll::Ready(guess);
+            }
+            if !buf.has_room() {
+                return Poll::Ready(Guess::Opaque);
+            }
+            match poll_fill(stream, cx, buf) {
+                // A client that half-closed may still want to listen. The copy sees the end, or
+                // the error, again.
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Guess::Opaque),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return timer.poll(cx, until).map(|()| Guess::More),
+            }
+        }
+    })
+    .await
+}

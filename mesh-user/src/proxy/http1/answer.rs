@@ -1,0 +1,89 @@
+//! Answers that we give ourselves: refusals, and the end of `Max-Forwards`.
+
+use http::StatusCode;
+
+use crate::{
+    policy::{Reject, rate_limit::Verdict},
+    proxy::http1::copy::push_field,
+};
+
+/// The `RateLimit` lines of an answer, admitted or not; empty when no limit applies. An origin's
+/// own fields stay beside them: repeated list fields are one list.
+pub(super) fn limit_lines(verdict: &Verdict) -> Vec<u8> {
+    let mut lines = Vec::new();
+    if !verdict.asked.is_empty() {
+        push_field(&mut lines, "ratelimit-policy", verdict.policy_field().as_bytes());
+        push_field(&mut lines, "ratelimit", verdict.limit_field().as_bytes());
+    }
+    lines
+}
+
+/// What of the client's connection an answer has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// It stays open; said aloud for HTTP/1.0.
+    Open {
+        /// The client speaks HTTP/1.0.
+        http10: bool,
+    },
+    /// It is closed.
+    Close,
+}
+
+fn finish(out: &mut Vec<u8>, after: After, body: &str, is_head: bool) {
+    match after {
+        After::Open { http10: false } => {}
+        After::Open { http10: true } => push_field(out, "connection", b"keep-alive"),
+        After::Close => push_field(out, "connection", b"close"),
+    }
+    out.extend_from_slice(b"\r\n");
+    if !is_head {
+        out.extend_from_slice(body.as_bytes());
+    }
+}
+
+fn start(out: &mut Vec<u8>, status: u16) {
+    let reason = StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("Unknown");
+    out.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
+}
+
+/// A refusal: its status, one sentence, and its name in `x-mesh-reject`.
+pub(super) fn refusal(
+    out: &mut Vec<u8>,
+    reject: Reject,
+    verdict: &Verdict,
+    after: After,
+    is_head: bool,
+) {
+    start(out, reject.status());
+    let body = format!("{}\n", reject.explain());
+    push_field(out, "content-type", b"text/plain");
+    push_field(out, "content-length", body.len().to_string().as_bytes());
+    push_field(out, "x-mesh-reject", reject.label().as_bytes());
+    if reject.is_overload() {
+        push_field(out, "x-mesh-overloaded", b"true");
+    }
+    if reject == Reject::ConnectRefused {
+        // RFC 9110, section 15.5.6: a 405 lists what is allowed.
+        push_field(out, "allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+    }
+    if let Some(seconds) = verdict.retry_after_s() {
+        push_field(out, "retry-after", seconds.to_string().as_bytes());
+    }
+    out.extend_from_slice(&limit_lines(verdict));
+    finish(out, after, &body, is_head);
+}
+
+/// The answer to OPTIONS or TRACE with `Max-Forwards: 0` (RFC 9110, section 7.6.2). TRACE would
+/// have to echo the head, credentials included: it is refused instead (section 9.3.8 allows it).
+pub(super) fn last_hop(out: &mut Vec<u8>, method: &str, after: After) -> u16 {
+    let status = if method == "OPTIONS" { 200 } else { 405 };
+    start(out, status);
+    push_field(out, "allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+    push_field(out, "content-length", b"0");
+    finish(out, after, "", false);
+    status
+}

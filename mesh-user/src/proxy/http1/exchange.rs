@@ -1,0 +1,487 @@
+//! One request and its answer on one upstream connection, both directions at once: an endpoint
+//! may answer before it has read the whole request, and nobody waits for the other.
+
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::net::TcpStream;
+
+use super::{
+    body::Body,
+    request::Request,
+    response::{self, Response, Write},
+    scan::Scan,
+};
+use crate::{
+    clock::{self, MonoNanos},
+    config::Limits,
+    policy::Reject,
+    proxy::{
+        buffer::{Buf, HeadBuf},
+        io::{is_reset, poll_fill, poll_write_two},
+        timer::{NEVER, Timer, deadline},
+        upstream::Upstream,
+    },
+};
+
+/// The client's side of a request: survives attempts.
+#[derive(Debug)]
+pub(super) struct Sending {
+    /// What the client still owes.
+    pub(super) body: Body,
+    /// Bytes at the front of the client's buffer that belong to the body and may be forwarded.
+    ready: usize,
+    /// Body bytes that were forwarded, for another attempt.
+    kept: Vec<u8>,
+    /// Whether all forwarded body bytes are kept.
+    pub(super) replayable: bool,
+    keep_max: usize,
+    /// When the request was complete.
+    pub(super) complete: Option<MonoNanos>,
+    /// Body bytes from the client, framing included.
+    pub(super) bytes: u64,
+}
+
+impl Sending {
+    /// `keep_max`: how many body bytes are kept for another attempt.
+    pub(super) fn new(body: Body, keep_max: usize, started: MonoNanos) -> Self {
+        Self {
+            ready: 0,
+            kept: Vec::new(),
+            replayable: true,
+            keep_max,
+            complete: body.is_done().then_some(started),
+            bytes: 0,
+            body,
+        }
+    }
+
+    /// Whether everything that the client sends has been taken in.
+    pub(super) fn is_taken(&self) -> bool {
+        self.body.is_done() && self.ready == 0
+    }
+
+    /// Drops what was taken in and not forwarded.
+    pub(super) fn drop_ready(&mut self, buf: &mut Buf) {
+        buf.consume(std::mem::take(&mut self.ready));
+    }
+
+    fn forwarded(&mut self, bytes: &[u8]) {
+        self.ready -= bytes.len();
+        self.bytes += bytes.len() as u64;
+        if self.replayable {
+            if self.kept.len() + bytes.len() <= self.keep_max {
+                self.kept.extend_from_slice(bytes);
+            } else {
+                self.replayable = false;
+                self.kept = Vec::new();
+            }
+        }
+    }
+}
+
+/// What an attempt may take for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spans {
+    pub(super) request: Duration,
+    pub(super) per_try: Duration,
+    pub(super) idle: Duration,
+}
+
+/// The sockets and buffers of an exchange.
+#[derive(Debug)]
+pub(super) struct Wires<'a> {
+    pub(super) down: &'a mut TcpStream,
+    pub(super) down_buf: &'a mut Buf,
+    pub(super) up: &'a mut Upstream,
+    pub(super) timer: &'a mut Timer,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The answer went out whole.
+    Complete,
+    /// 101 went out: both sides speak something else now.
+    Upgraded,
+    /// An answer with this status came, and is to be tried again.
+    Retry(u16),
+    /// The endpoint ended the connection: whether by a reset.
+    UpstreamGone {
+        /// RST rather than FIN.
+        reset: bool,
+    },
+    /// The endpoint's answer is broken.
+    UpstreamMalformed,
+    /// The request took too long.
+    RequestTimeout,
+    /// The try took too long.
+    TryTimeout,
+    /// Nothing moved for the idle time-out.
+    IdleTimeout,
+    /// The client's body made no progress, or the client takes no more of the answer.
+    BodyTimeout,
+    /// The client's body is broken.
+    BadBody,
+    /// The client went away.
+    DownstreamGone,
+}
+
+/// One attempt.
+#[derive(Debug)]
+pub(super) struct Exchange<'a> {
+    request: &'a Request,
+    head: &'a [u8],
+    limits: &'a Limits,
+    spans: Spans,
+    started: MonoNanos,
+    /// Of the head and the kept body, how many bytes were sent.
+    sent: usize,
+    kept: usize,
+    request_done: bool,
+    /// The endpoint takes no more of the request; it may have answered all the same.
+    request_broken: bool,
+    scan: Scan,
+    /// Any byte of an answer came.
+    pub(super) answered: bool,
+    /// The final head, once it came.
+    pub(super) response: Option<Response>,
+    /// When it came.
+    pub(super) answered_at: Option<MonoNanos>,
+    out: HeadBuf,
+    out_sent: usize,
+    ready: usize,
+    /// Any byte was sent to the client, or is on its way.
+    pub(super) responding: bool,
+    response_done: bool,
+    /// Body bytes to the client, framing included.
+    pub(super) bytes: u64,
+    last: MonoNanos,
+    moved: bool,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn new(
+        request: &'a Request,
+        head: &'a [u8],
+        sending: &Sending,
+        limits: &'a Limits,
+        spans: Spans,
+        started: MonoNanos,
+    ) -> Self {
+        Self {
+            request,
+            head,
+            limits,
+            spans,
+            started,
+            sent: 0,
+            kept: sending.kept.len(),
+            request_done: false,
+            request_broken: false,
+            scan: Scan::default(),
+            answered: false,
+            response: None,
+            answered_at: None,
+            out: HeadBuf::default(),
+            out_sent: 0,
+            ready: 0,
+            responding: false,
+            response_done: false,
+            bytes: 0,
+            last: started,
+            moved: false,
+        }
+    }
+
+    /// Whether any byte of the request may have reached the endpoint.
+    pub(super) const fn was_sent(&self) -> bool {
+        self.sent > 0
+    }
+
+    /// Whether an answer of our own would still be understood: no final head, and no half of an
+    /// interim one, has gone out.
+    pub(super) fn can_answer(&self) -> bool {
+        self.response.is_none() && (self.out_sent == 0 || self.out_sent == self.out.len())
+    }
+
+    /// Whether the endpoint's connection may carry another request.
+    pub(super) fn upstream_is_reusable(&self, up: &Upstream) -> bool {
+        self.request_done
+            && self.response_done
+            && up.buf.is_empty()
+            && self.response.is_some_and(|response| response.keeps_upstream)
+    }
+
+    /// Goes on until the exchange ends. `retry` is asked once, for the final status, whether to
+    /// try again instead of answering; `keep_alive` and `extra` go into the head.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        wires: &mut Wires<'_>,
+        sending: &mut Sending,
+        keep_alive: &dyn Fn() -> bool,
+        extra: &[u8],
+        retry: &mut dyn FnMut(u16) -> bool,
+    ) -> Poll<End> {
+        self.moved = false;
+        if let Some(end) = self.poll_request(cx, wires, sending) {
+            // Once the answer is out, nothing that befalls the rest of the request changes it.
+            return Poll::Ready(if self.response_done { End::Complete } else { end });
+        }
+        if !self.response_done
+            && let Some(end) = self.poll_response(cx, wires, keep_alive, extra, retry)
+        {
+            return Poll::Ready(end);
+        }
+        let closes = self.response.is_some_and(|response| !response.keeps_upstream);
+        if self.response_done && (self.request_done || self.request_broken || closes) {
+            return Poll::Ready(End::Complete);
+        }
+        if self.request_done && !self.response_done && self.client_is_gone(cx, wires) {
+            return Poll::Ready(End::DownstreamGone);
+        }
+        self.poll_time(cx, wires, sending)
+    }
+
+    /// While an answer is awaited nothing is expected from the client; its end means that it
+    /// wants no answer any more (as with nginx and Envoy: who half-closes after a request is
+    /// taken to have gone).
+    fn client_is_gone(&self, cx: &mut Context<'_>, wires: &mut Wires<'_>) -> bool {
+        wires.down_buf.is_empty()
+            && matches!(
+                poll_fill(wires.down, cx, wires.down_buf),
+                Poll::Ready(Ok(0) | Err(_))
+            )
+    }
+
+    fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        wires: &mut Wires<'_>,
+        sending: &mut Sending,
+    ) -> Option<End> {
+        while !self.request_done && !self.request_broken {
+            if sending.ready == 0 && !sending.body.is_done() && !wires.down_buf.is_empty() {
+                // A request body passes unchanged: nothing is ever skipped.
+                match sending.body.step(wires.down_buf.bytes()) {
+                    Ok(step) => sending.ready = step.forward,
+                    Err(_) => return Some(End::BadBody),
+                }
+            }
+            let (head, kept) = (self.head.len(), self.kept);
+            let (first, second): (&[u8], &[u8]) = if self.sent < head {
+                let first = &self.head[self.sent..];
+                if kept > 0 {
+                    (first, &sending.kept[..kept])
+                } else {
+                    (first, &wires.down_buf.bytes()[..sending.ready])
+                }
+            } else if self.sent < head + kept {
+                (
+                    &sending.kept[self.sent - head..kept],
+                    &wires.down_buf.bytes()[..sending.ready],
+                )
+            } else {
+                (&wires.down_buf.bytes()[..sending.ready], &[])
+            };
+            if !first.is_empty() || !second.is_empty() {
+                match poll_write_two(&mut wires.up.stream, cx, first, second) {
+                    Poll::Pending => return None,
+                    Poll::Ready(Ok(count)) => self.sent_bytes(count, wires, sending),
+                    Poll::Ready(Err(_)) => {
+                        // It may have answered before it closed: read on.
+                        self.request_broken = true;
+                    }
+                }
+            } else if sending.body.is_done() {
+                self.request_done = true;
+                sending.complete.get_or_insert_with(clock::now);
+            } else {
+                match poll_fill(wires.down, cx, wires.down_buf) {
+                    Poll::Pending => return None,
+                    Poll::Ready(Ok(0) | Err(_)) => return Some(End::DownstreamGone),
+                    Poll::Ready(Ok(_)) => self.moved = true,
+                }
+            }
+        }
+        None
+    }
+
+    /// Accounts for bytes that were written to the endpoint.
+    fn sent_bytes(&mut self, count: usize, wires: &mut Wires<'_>, sending: &mut Sending) {
+        self.moved = true;
+        let prefix = (self.head.len() + self.kept).saturating_sub(self.sent).min(count);
+        self.sent += prefix;
+        let body = count - prefix;
+        if body > 0 {
+            sending.forwarded(&wires.down_buf.bytes()[..body]);
+            wires.down_buf.consume(body);
+        }
+    }
+
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        wires: &mut Wires<'_>,
+        keep_alive: &dyn Fn() -> bool,
+        extra: &[u8],
+        retry: &mut dyn FnMut(u16) -> bool,
+    ) -> Option<End> {
+        loop {
+            if let Err(end) = self.take_answer(wires, keep_alive, extra, retry) {
+                return Some(end);
+            }
+            let first = &self.out[self.out_sent..];
+            let second = &wires.up.buf.bytes()[..self.ready];
+            if !first.is_empty() || !second.is_empty() {
+                match poll_write_two(wires.down, cx, first, second) {
+                    Poll::Pending => return None,
+                    Poll::Ready(Ok(count)) => {
+                        self.moved = true;
+                        let head = first.len().min(count);
+                        self.out_sent += head;
+                        self.ready -= count - head;
+                        self.bytes += (count - head) as u64;
+                        wires.up.buf.consume(count - head);
+                    }
+                    Poll::Ready(Err(_)) => return Some(End::DownstreamGone),
+                }
+                continue;
+            }
+            if let Some(response) = &self.response {
+                if response.status == 101 {
+                    return Some(End::Upgraded);
+                }
+                if response.body.is_done() {
+                    self.response_done = true;
+                    return None;
+                }
+                if !wires.up.buf.is_empty() {
+                    continue;
+                }
+            }
+            if !wires.up.buf.has_room() {
+                wires.up.buf.grow();
+            }
+            match poll_fill(&mut wires.up.stream, cx, &mut wires.up.buf) {
+                Poll::Pending => return None,
+                Poll::Ready(Ok(0)) => match self.response {
+                    Some(Response { body: Body::UntilClose, .. }) => {
+                        self.response_done = true;
+                        return None;
+                    }
+                    _ => return Some(End::UpstreamGone { reset: false }),
+                },
+                Poll::Ready(Ok(_)) => {
+                    self.moved = true;
+                    self.answered = true;
+                }
+                Poll::Ready(Err(error)) => {
+                    return Some(End::UpstreamGone { reset: is_reset(&error) });
+                }
+            }
+        }
+    }
+
+    /// Makes sense of what the endpoint sent, as far as it is at hand.
+    fn take_answer(
+        &mut self,
+        wires: &mut Wires<'_>,
+        keep_alive: &dyn Fn() -> bool,
+        extra: &[u8],
+        retry: &mut dyn FnMut(u16) -> bool,
+    ) -> Result<(), End> {
+        while self.response.is_none() && !wires.up.buf.is_empty() {
+            let bytes = wires.up.buf.bytes();
+            let head_max = self.limits.head_bytes_max;
+            let found = self.scan.advance(bytes, head_max, head_max);
+            let Some(length) = found.map_err(|_| End::UpstreamMalformed)? else { return Ok(()) };
+            if self.out_sent == self.out.len() {
+                self.out.clear();
+                self.out_sent = 0;
+            }
+            let written = self.out.len();
+            let how = Write { request: self.request, keep_alive: keep_alive(), extra };
+            let response =
+                response::rewrite(&bytes[..length], self.limits, &mut self.out, how)
+                    .map_err(|_: Reject| End::UpstreamMalformed)?;
+            wires.up.buf.consume(length);
+            self.scan = Scan::default();
+            if response.is_interim() {
+                // RFC 9110, section 15.2: not to an HTTP/1.0 client.
+                if self.request.http10 {
+                    self.out.truncate(written);
+                } else {
+                    self.responding = true;
+                }
+                continue;
+            }
+            self.answered_at = Some(clock::now());
+            if !self.responding && retry(response.status) {
+                return Err(End::Retry(response.status));
+            }
+            self.responding = true;
+            self.response = Some(response);
+        }
+        if let Some(response) = &mut self.response
+            && self.ready == 0
+            && !response.body.is_done()
+            && !wires.up.buf.is_empty()
+        {
+            match response.body.step(wires.up.buf.bytes()) {
+                Ok(step) => {
+                    if step.skip > 0 {
+                        wires.up.buf.consume(step.skip);
+                    }
+                    self.ready = step.forward;
+                }
+                Err(_) => return Err(End::UpstreamMalformed),
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_time(
+        &mut self,
+        cx: &mut Context<'_>,
+        wires: &mut Wires<'_>,
+        sending: &Sending,
+    ) -> Poll<End> {
+        // The clock is read only when bytes moved and more are to come.
+        if self.moved && (!self.request_done || self.response.is_some()) {
+            self.last = clock::now();
+        }
+        let request =
+            sending.complete.map_or(NEVER, |complete| deadline(complete, self.spans.request));
+        let per_try = if self.response.is_none() && self.request_done {
+            deadline(self.started, self.spans.per_try)
+        } else {
+            NEVER
+        };
+        let taking = self.out_sent < self.out.len() || self.ready > 0;
+        let waits_for_client =
+            (!self.request_done && !self.request_broken && sending.ready == 0) || taking;
+        let still = if waits_for_client {
+            deadline(self.last, self.limits.body_timeout)
+        } else {
+            deadline(self.last, self.spans.idle)
+        };
+        let first = request.min(per_try).min(still);
+        wires.timer.poll(cx, first).map(|()| {
+            if self.response_done {
+                End::Complete
+            } else if first == request {
+                End::RequestTimeout
+            } else if first == per_try {
+                End::TryTimeout
+            } else if waits_for_client {
+                End::BodyTimeout
+            } else {
+                End::IdleTimeout
+            }
+        })
+    }
+}

@@ -1,0 +1,107 @@
+//! What gRPC adds to HTTP/2: its content type, its status, its deadline.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+
+/// Whether it is gRPC: `application/grpc`, alone or with a suffix or parameter.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value
+            .as_bytes()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+/// `grpc-status` of trailers, or of a head without a body. Codes above 16 mean UNKNOWN.
+pub(super) fn status(headers: &HeaderMap) -> Option<u8> {
+    let text = headers.get("grpc-status")?.to_str().ok()?;
+    text.parse::<u8>().ok().map(|code| if code > 16 { 2 } else { code })
+}
+
+/// The HTTP status that says the same, for the endpoint's record (Envoy's mapping).
+pub(super) const fn as_http(code: u8) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
+/// The deadline that a client gave: at most eight digits and a unit (gRPC over HTTP/2, Timeout).
+/// A malformed one is none.
+pub(super) fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout").map(HeaderValue::as_bytes)?;
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(count * 3600),
+        b'M' => Duration::from_secs(count * 60),
+        b'S' => Duration::from_secs(count),
+        b'm' => Duration::from_millis(count),
+        b'u' => Duration::from_micros(count),
+        b'n' => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (value, want) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc; charset=x", true),
+            ("application/grpc-web", false),
+            ("text/plain", false),
+        ] {
+            assert_eq!(is_grpc(&with("content-type", value)), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn deadline_units_and_malformed_ones() {
+        for (value, want) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("100m", Some(Duration::from_millis(100))),
+            ("5u", Some(Duration::from_micros(5))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("999999999n", None),
+            ("S", None),
+            ("-1S", None),
+            ("1s", None),
+            ("", None),
+        ] {
+            assert_eq!(deadline(&with("grpc-timeout", value)), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn status_out_of_range_is_unknown() {
+        assert_eq!(status(&with("grpc-status", "14")), Some(14));
+        assert_eq!(status(&with("grpc-status", "17")), Some(2));
+        assert_eq!(status(&with("grpc-status", "x")), None);
+    }
+}

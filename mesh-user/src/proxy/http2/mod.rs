@@ -1,0 +1,18 @@
+//! HTTP/2 with prior knowledge, and gRPC.
+//!
+//! On the h2 crate directly rather than through hyper: a proxy has to see reset reasons, trailers,
+//! interim answers and window updates as they are, and pays for no second layer. Flow control runs
+//! end to end: the window that a sender gets back is what the other side has taken.
+//!
+//! Floods are stopped twice: by h2's own limits, all set explicitly in [`settings`], and by
+//! [`guard`], which counts frames that cost work and carry nothing.
+
+pub(super) mod client;
+mod grpc;
+mod guard;
+mod refuse;
+mod serve;
+mod settings;
+mod wire;
+
+pub(super) use serve::serve;

@@ -1,0 +1,72 @@
+//! Refusals in HTTP/2; for gRPC as a head that is also the trailers.
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+
+use crate::policy::{Reject, rate_limit::Verdict};
+
+fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    // Our own texts: numbers, names and sentences in ASCII. A limit's name that is no field value
+    // costs its field, not the answer.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.append(name, value);
+    }
+}
+
+/// Adds the `RateLimit` fields, beside the origin's own.
+pub(super) fn put_limits(headers: &mut HeaderMap, verdict: &Verdict) {
+    if !verdict.asked.is_empty() {
+        put(headers, "ratelimit-policy", &verdict.policy_field());
+        put(headers, "ratelimit", &verdict.limit_field());
+    }
+}
+
+/// What a refused client is told.
+pub(super) fn response(
+    reject: Reject,
+    verdict: &Verdict,
+    grpc: bool,
+) -> (Response<()>, Option<String>) {
+    let mut response = Response::new(());
+    let headers = response.headers_mut();
+    put(headers, "x-mesh-reject", reject.label());
+    if reject.is_overload() {
+        put(headers, "x-mesh-overloaded", "true");
+    }
+    if let Some(seconds) = verdict.retry_after_s() {
+        put(headers, "retry-after", &seconds.to_string());
+    }
+    put_limits(headers, verdict);
+    if grpc {
+        put(headers, "content-type", "application/grpc");
+        put(headers, "grpc-status", &reject.grpc_status().to_string());
+        put(headers, "grpc-message", reject.explain());
+        return (response, None);
+    }
+    let body = format!("{}\n", reject.explain());
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    *response.status_mut() =
+        StatusCode::from_u16(reject.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (response, Some(body))
+}
+
+/// Sends a refusal. What the client still sends is of no interest any more: it is told to stop
+/// without an error (RFC 9113, section 8.1).
+pub(super) fn send(
+    respond: &mut SendResponse<Bytes>,
+    reject: Reject,
+    verdict: &Verdict,
+    grpc: bool,
+    is_head: bool,
+) {
+    let (response, body) = response(reject, verdict, grpc);
+    let body = body.filter(|_| !is_head);
+    // An error means that the client has gone.
+    if let Ok(mut stream) = respond.send_response(response, body.is_none())
+        && let Some(body) = body
+    {
+        let _gone = stream.send_data(Bytes::from(body), true);
+    }
+}

@@ -1,0 +1,202 @@
+//! The one line for each request and each connection, written when its guard is dropped: also when
+//! the task was cut short.
+
+use std::{net::SocketAddr, ops::Range, rc::Rc, time::Duration};
+
+use super::{
+    buffer::HeadBuf,
+    core::{Conn, Snap},
+};
+use crate::{
+    clock::{self, MonoNanos},
+    policy::{Reject, RuleIx, SourceIx, VersionIx},
+    telemetry::{ConnectionRecord, RequestRecord, Spoken},
+};
+
+/// What is known of a connection so far.
+#[derive(Debug)]
+pub(super) struct ConnectionLog {
+    pub(super) conn: Rc<Conn>,
+    /// The snapshot that decided: kept for opaque connections only.
+    pub(super) snapshot: Option<Snap>,
+    pub(super) source: Option<SourceIx>,
+    pub(super) rule: Option<RuleIx>,
+    pub(super) version: Option<VersionIx>,
+    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) spoken: Spoken,
+    pub(super) requests: u64,
+    pub(super) reject: Option<Reject>,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+}
+
+impl ConnectionLog {
+    /// Counts the connection as opened.
+    pub(super) fn open(conn: Rc<Conn>, spoken: Spoken) -> Self {
+        conn.core
+            .shared
+            .telemetry
+            .connection_opened(&conn.workload.key, spoken);
+        Self {
+            conn,
+            snapshot: None,
+            source: None,
+            rule: None,
+            version: None,
+            endpoint: None,
+            spoken,
+            requests: 0,
+            reject: None,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+}
+
+impl ConnectionLog {
+    fn with<R>(&self, to: impl FnOnce(&ConnectionRecord<'_>) -> R) -> R {
+        let conn = &self.conn;
+        let current;
+        let snapshot = match &self.snapshot {
+            Some(snapshot) => snapshot,
+            None => {
+                current = conn.core.snapshot().0;
+                &current
+            }
+        };
+        to(&ConnectionRecord {
+            snapshot,
+            workload: &conn.workload.key,
+            source: self.source.or_else(|| snapshot.source(&conn.workload.key)),
+            rule: self.rule,
+            version: self.version,
+            endpoint: self.endpoint,
+            peer: conn.peer,
+            destination: conn.destination,
+            spoken: self.spoken,
+            requests: self.requests,
+            reject: self.reject,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            duration: clock::now().since(conn.opened),
+        })
+    }
+
+    /// Counts an opaque connection as opened, once it is known where it goes.
+    pub(super) fn tcp_opened(&self) {
+        self.with(|record| self.conn.core.shared.telemetry.tcp_opened(record));
+    }
+}
+
+impl Drop for ConnectionLog {
+    fn drop(&mut self) {
+        self.with(|record| self.conn.core.shared.telemetry.connection(record));
+    }
+}
+
+/// Where in a written head the strings of the log line stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spans {
+    pub(super) method: Range<usize>,
+    pub(super) target: Range<usize>,
+    pub(super) authority: Range<usize>,
+    pub(super) request_id: Range<usize>,
+    pub(super) user_agent: Range<usize>,
+}
+
+/// What is known of a request so far. Owns the head as it is sent, which retries and the log line
+/// both need.
+#[derive(Debug)]
+pub(super) struct RequestLog {
+    pub(super) conn: Rc<Conn>,
+    pub(super) snapshot: Snap,
+    pub(super) source: Option<SourceIx>,
+    pub(super) rule: Option<RuleIx>,
+    pub(super) version: Option<VersionIx>,
+    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) spoken: Spoken,
+    pub(super) head: HeadBuf,
+    pub(super) spans: Spans,
+    pub(super) status: u16,
+    pub(super) grpc_status: Option<u8>,
+    pub(super) reject: Option<Reject>,
+    pub(super) attempts: u32,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) started: MonoNanos,
+    /// When it ended, if that is known already.
+    pub(super) ended: Option<MonoNanos>,
+    pub(super) upstream: Option<Duration>,
+}
+
+impl RequestLog {
+    pub(super) fn new(
+        conn: Rc<Conn>,
+        snapshot: Snap,
+        source: Option<SourceIx>,
+        spoken: Spoken,
+        head: HeadBuf,
+        started: MonoNanos,
+    ) -> Self {
+        Self {
+            conn,
+            snapshot,
+            source,
+            rule: None,
+            version: None,
+            endpoint: None,
+            spoken,
+            head,
+            spans: Spans::default(),
+            status: 0,
+            grpc_status: None,
+            reject: None,
+            attempts: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            started,
+            ended: None,
+            upstream: None,
+        }
+    }
+
+    /// A string of the log line.
+    fn text(&self, span: &Range<usize>) -> &[u8] {
+        self.head.get(span.clone()).unwrap_or_default()
+    }
+
+    /// The request's method: a token, so always UTF-8.
+    pub(super) fn method(&self) -> &str {
+        str::from_utf8(self.text(&self.spans.method)).unwrap_or("")
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        let ended = self.ended.unwrap_or_else(clock::now);
+        self.conn.core.shared.telemetry.request(&RequestRecord {
+            snapshot: &self.snapshot,
+            workload: &self.conn.workload.key,
+            source: self.source,
+            rule: self.rule,
+            version: self.version,
+            endpoint: self.endpoint,
+            peer: self.conn.peer,
+            destination: self.conn.destination,
+            spoken: self.spoken,
+            method: self.text(&self.spans.method),
+            target: self.text(&self.spans.target),
+            authority: self.text(&self.spans.authority),
+            request_id: self.text(&self.spans.request_id),
+            user_agent: self.text(&self.spans.user_agent),
+            status: self.status,
+            grpc_status: self.grpc_status,
+            reject: self.reject,
+            attempts: self.attempts,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            duration: ended.since(self.started),
+            upstream: self.upstream,
+        });
+    }
+}

@@ -1,0 +1,232 @@
+//! Getting a connection to an endpoint: an idle one, a new one, or a place in the queue.
+
+use std::{future::poll_fn, io, rc::Rc, sync::Arc, task::Poll};
+
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::{
+    buffer::Buf,
+    core::{Core, NodePermit},
+    io::set_nodelay,
+    pool::{Key, NODE},
+    wire::WorkloadHandle,
+};
+use crate::{
+    clock::MonoNanos,
+    policy::{
+        Reject, Snapshot, VersionIx,
+        breaker::{Breaker, ConnectionPermit},
+        snapshot::{EndpointState, Outcome},
+    },
+};
+
+/// A connection to an endpoint with the permits that it holds for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) stream: TcpStream,
+    /// What was read and not yet used.
+    pub(super) buf: Buf,
+    /// Whether it carried a request before.
+    pub(super) reused: bool,
+    pub(super) key: Key,
+    _permits: Permits,
+}
+
+/// The rights that an upstream connection holds.
+#[derive(Debug)]
+pub(super) struct Permits {
+    _connection: ConnectionPermit,
+    _node: NodePermit,
+}
+
+/// Why no connection came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoConnection {
+    /// A local cap or fault: says nothing about the endpoint.
+    Local(Reject),
+    /// The endpoint refused, or can't be reached.
+    Failed,
+    /// It did not answer in time.
+    TimedOut,
+}
+
+impl NoConnection {
+    pub(super) const fn reject(self) -> Reject {
+        match self {
+            Self::Local(reject) => reject,
+            Self::Failed => Reject::ConnectFailed,
+            Self::TimedOut => Reject::ConnectTimeout,
+        }
+    }
+
+    /// What the endpoint's record says of it; none when the endpoint has no part in it.
+    pub(super) const fn outcome(self) -> Option<Outcome> {
+        match self {
+            Self::Local(_) => None,
+            Self::Failed | Self::TimedOut => Some(Outcome::ConnectFailed),
+        }
+    }
+}
+
+/// Where an attempt goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) endpoint: &'a EndpointState,
+    pub(super) breaker: &'a Arc<Breaker>,
+    pub(super) key: Key,
+    pub(super) connect_timeout: std::time::Duration,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn new(
+        snapshot: &'a Snapshot,
+        version: VersionIx,
+        endpoint: &'a EndpointState,
+        workload: &WorkloadHandle,
+    ) -> Self {
+        let plan = &snapshot.versions[version.0 as usize];
+        let from_node = snapshot.ports[plan.port.0 as usize].dial_from_node;
+        Self {
+            key: Key {
+                source: if from_node { NODE } else { workload.pod_id },
+                breaker: Arc::as_ptr(&plan.breaker).addr(),
+                endpoint: endpoint.id,
+            },
+            breaker: &plan.breaker,
+            endpoint,
+            connect_timeout: plan.connect_timeout,
+        }
+    }
+}
+
+/// Takes both permits if that needs no waiting; closes idle connections that stand in the way.
+fn permits_now(core: &Rc<Core>, target: &Target<'_>) -> Result<Permits, Reject> {
+    let connection = match target.breaker.connection() {
+        Err(_) if core.pool.evict_of_breaker(target.key.breaker) => target.breaker.connection()?,
+        other => other?,
+    };
+    Ok(Permits { _connection: connection, _node: node_permit(core)? })
+}
+
+fn node_permit(core: &Rc<Core>) -> Result<NodePermit, Reject> {
+    if let Some(permit) = core.node_permit() {
+        return Ok(permit);
+    }
+    core.pool.evict_any();
+    core.node_permit().ok_or(Reject::DialPermits)
+}
+
+/// Takes both permits, in the queue if need be: for requests.
+///
+/// # Errors
+/// [`Reject::OverflowPending`], [`Reject::DialPermits`].
+pub(super) async fn permits_queued(core: &Rc<Core>, target: &Target<'_>) -> Result<Permits, Reject> {
+    match permits_now(core, target) {
+        Err(Reject::OverflowConnections) => {}
+        other => return other,
+    }
+    let mut place = target.breaker.pending()?;
+    let mut asked = false;
+    let connection = poll_fn(|cx| {
+        let turn = target.breaker.poll_connection(&mut place, cx);
+        if turn.is_pending() && !asked {
+            // Only after the place in the queue is known: a worker that gets this message late
+            // sees the waiter when it next puts a connection aside.
+            asked = true;
+            core.ask_peers_to_evict(target.key.breaker);
+        }
+        turn
+    })
+    .await;
+    Ok(Permits { _connection: connection, _node: node_permit(core)? })
+}
+
+/// Connects to an endpoint with permits at hand.
+///
+/// # Errors
+/// See [`NoConnection`].
+pub(super) async fn dial(
+    core: &Rc<Core>,
+    workload: &WorkloadHandle,
+    target: &Target<'_>,
+    permits: Permits,
+) -> Result<Upstream, NoConnection> {
+    let sockets =
+        if target.key.source == NODE { &core.shared.node_sockets } else { &workload.sockets };
+    let address = target.endpoint.address;
+    let fd = sockets.tcp_socket(address).map_err(|error| NoConnection::Local(local(&error)))?;
+    let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(fd));
+    let stream = match tokio::time::timeout(target.connect_timeout, socket.connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            return Err(match error.kind() {
+                io::ErrorKind::TimedOut => NoConnection::TimedOut,
+                // No local port is left: the endpoint has no part in it.
+                io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse => {
+                    NoConnection::Local(Reject::DialPermits)
+                }
+                _ => NoConnection::Failed,
+            });
+        }
+        Err(_elapsed) => return Err(NoConnection::TimedOut),
+    };
+    set_nodelay(&stream);
+    Ok(Upstream {
+        stream,
+        buf: Buf::default(),
+        reused: false,
+        key: target.key,
+        _permits: permits,
+    })
+}
+
+/// A socket that could not be made: out of descriptors, or the namespace is gone.
+fn local(error: &io::Error) -> Reject {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Reject::DialPermits,
+        _ => Reject::ConnectFailed,
+    }
+}
+
+/// A new connection for a request: waits in the queue when the version has no connection left.
+/// `fresh`: an idle one will not do.
+pub(super) async fn connect_queued(
+    core: &Rc<Core>,
+    workload: &WorkloadHandle,
+    target: &Target<'_>,
+    fresh: bool,
+) -> Result<Upstream, NoConnection> {
+    let permits = permits_queued(core, target).await.map_err(NoConnection::Local)?;
+    // A connection may have come back while this one stood in the queue.
+    if !fresh && let Some(upstream) = core.pool.take(&target.key) {
+        return Ok(upstream);
+    }
+    dial(core, workload, target, permits).await
+}
+
+/// A new connection for an opaque connection: refused when the version has none left.
+pub(super) async fn connect_now(
+    core: &Rc<Core>,
+    workload: &WorkloadHandle,
+    target: &Target<'_>,
+) -> Result<Upstream, NoConnection> {
+    let permits = permits_now(core, target).map_err(NoConnection::Local)?;
+    dial(core, workload, target, permits).await
+}
+
+/// Puts a connection aside for the next request, unless somebody waits for its permit.
+pub(super) fn put_back(core: &Core, target: &Target<'_>, upstream: Upstream, now: MonoNanos) {
+    if core.draining.get() || target.breaker.has_waiters() {
+        return;
+    }
+    core.pool.put(upstream, core.limits().upstream_idle_max as usize, now);
+}
+
+/// Watches idle connections for the life of the worker.
+pub(super) async fn watch_idle(core: Rc<Core>) {
+    poll_fn(|cx| {
+        core.pool.poll_watch(cx);
+        Poll::<()>::Pending
+    })
+    .await;
+}

@@ -1,0 +1,176 @@
+//! The label values of a request or connection: made once for each label set and thread.
+
+use std::sync::Arc;
+
+use super::{
+    local::{Destination, RequestKey, TcpKey},
+    metrics::{REQUEST_LABELS, TCP_LABELS},
+    series::LabelSet,
+};
+use crate::{
+    model::Service,
+    policy::{PortIx, Reject, Snapshot, SourceIx, VersionIx, snapshot::VersionPlan},
+};
+
+/// What Istio writes where a value is absent.
+const UNKNOWN: &str = "unknown";
+
+/// Label values of a request.
+pub(super) fn request(snapshot: &Snapshot, workload: &str, key: &RequestKey) -> LabelSet {
+    let mut values = Vec::with_capacity(REQUEST_LABELS.len());
+    peers(
+        snapshot,
+        workload,
+        key.peers.source,
+        key.peers.destination,
+        &mut values,
+    );
+    values.push(if key.peers.grpc { "grpc" } else { "http" }.into());
+    // Istio reports the policy at the destination only.
+    values.push(UNKNOWN.into());
+    values.push(key.status.to_string().into());
+    values.push(match key.grpc_status {
+        Some(status) => status.to_string().into(),
+        None if key.peers.grpc => UNKNOWN.into(),
+        None => "".into(),
+    });
+    values.push(key.reject.map_or("-", Reject::flag).into());
+    LabelSet(values.into())
+}
+
+/// Label values of an opaque connection.
+pub(super) fn tcp(snapshot: &Snapshot, workload: &str, key: &TcpKey) -> LabelSet {
+    let mut values = Vec::with_capacity(TCP_LABELS.len());
+    peers(snapshot, workload, key.source, key.destination, &mut values);
+    values.push("tcp".into());
+    values.push(UNKNOWN.into());
+    LabelSet(values.into())
+}
+
+fn peers(
+    snapshot: &Snapshot,
+    workload: &str,
+    source: Option<SourceIx>,
+    destination: Destination,
+    values: &mut Vec<Arc<str>>,
+) {
+    values.push("source".into());
+    push_source(snapshot, workload, source, values);
+    push_destination(snapshot, destination, values);
+}
+
+fn push_source(
+    snapshot: &Snapshot,
+    workload: &str,
+    source: Option<SourceIx>,
+    values: &mut Vec<Arc<str>>,
+) {
+    let Some(source) = source.and_then(|ix| snapshot.sources.get(ix.0 as usize)) else {
+        let (namespace, name) = workload.split_once('/').unwrap_or((UNKNOWN, workload));
+        values.push(known(name));
+        values.push(known(namespace));
+        values.extend([(); 3].map(|()| Arc::from(UNKNOWN)));
+        values.push(known(name));
+        values.push("latest".into());
+        return;
+    };
+    let tag = |names: &[&str]| names.iter().find_map(|name| source.tags.get(*name));
+    let app = tag(&["app", "app.kubernetes.io/name"]);
+    let version = tag(&["version", "app.kubernetes.io/version"]);
+    // Istio's order for the canonical names.
+    let service = tag(&[
+        "service.istio.io/canonical-name",
+        "app.kubernetes.io/name",
+        "app",
+    ]);
+    let revision = tag(&[
+        "service.istio.io/canonical-revision",
+        "app.kubernetes.io/version",
+        "version",
+    ]);
+    values.push(known(&source.workload));
+    values.push(known(&source.namespace));
+    values.push(source.identity.clone().unwrap_or_else(|| UNKNOWN.into()));
+    values.push(app.map_or(UNKNOWN, String::as_str).into());
+    values.push(version.map_or(UNKNOWN, String::as_str).into());
+    values.push(service.map_or(&*source.workload, String::as_str).into());
+    values.push(revision.map_or("latest", String::as_str).into());
+}
+
+fn push_destination(snapshot: &Snapshot, destination: Destination, values: &mut Vec<Arc<str>>) {
+    let version = destination
+        .version()
+        .and_then(|ix| snapshot.versions.get(ix.0 as usize));
+    let port = version
+        .map(|version| version.port)
+        .or(destination.port())
+        .and_then(|ix| snapshot.ports.get(ix.0 as usize));
+    match port {
+        Some(port) => {
+            values.push(host(snapshot, &port.namespace, &port.service).into());
+            values.push(port.service.clone());
+            values.push(port.namespace.clone());
+        }
+        None => values.extend([(); 3].map(|()| Arc::from(UNKNOWN))),
+    }
+    values.push(version.map_or_else(|| UNKNOWN.into(), |version| version.name.clone()));
+    values.push(
+        version
+            .and_then(principal)
+            .unwrap_or_else(|| UNKNOWN.into()),
+    );
+}
+
+/// The service's full host name: its first with a dot, else its first, else its name.
+fn host<'a>(snapshot: &'a Snapshot, namespace: &str, name: &'a str) -> &'a str {
+    let same = |service: &&Service| service.name == name && service.namespace == namespace;
+    let Some(service) = snapshot.model.services.iter().find(same) else {
+        return name;
+    };
+    let full = service.hostnames.iter().find(|host| host.contains('.'));
+    full.or(service.hostnames.first())
+        .map_or(name, String::as_str)
+}
+
+/// The identity of the version's endpoints, when they all have the same: a label for each
+/// endpoint would multiply the series.
+fn principal(version: &VersionPlan) -> Option<Arc<str>> {
+    let first = version.endpoints.first()?.identity.clone()?;
+    version
+        .endpoints
+        .iter()
+        .all(|endpoint| endpoint.identity.as_ref() == Some(&first))
+        .then_some(first)
+}
+
+fn known(value: &str) -> Arc<str> {
+    if value.is_empty() {
+        UNKNOWN.into()
+    } else {
+        value.into()
+    }
+}
+
+impl Destination {
+    /// The most that is known: the version, else the port, else nothing.
+    pub(super) fn new(version: Option<VersionIx>, port: impl FnOnce() -> Option<PortIx>) -> Self {
+        match version {
+            Some(VersionIx(index)) => Self::Version(index),
+            None => port().map_or(Self::Outside, |PortIx(index)| Self::Port(index)),
+        }
+    }
+
+    fn version(self) -> Option<VersionIx> {
+        match self {
+            Self::Version(index) => Some(VersionIx(index)),
+            Self::Port(_) | Self::Outside => None,
+        }
+    }
+
+    fn port(self) -> Option<PortIx> {
+        match self {
+            Self::Port(index) => Some(PortIx(index)),
+            Self::Version(_) | Self::Outside => None,
+        }
+    }
+}
