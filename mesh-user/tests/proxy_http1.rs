@@ -159,7 +159,10 @@ fn connection_that_nobody_accepts_is_refused_by_name() {
     let mut client = Reader::new(mesh.connect());
     let answer = client.send(GET).message().unwrap();
     assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("connect_failed"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("connect_failed")
+    );
     // The connection lives on.
     assert_eq!(client.send(GET).message().unwrap().status(), 503);
 }
@@ -182,12 +185,19 @@ fn connection_closed_before_an_answer_is_retried_when_reused_and_idempotent_only
     let mesh = Mesh::start(one(up));
     let mut client = Reader::new(mesh.connect());
     assert_eq!(client.send(GET).message().unwrap().status(), 200);
-    assert_eq!(client.send(GET).message().unwrap().status(), 200, "tried again");
+    assert_eq!(
+        client.send(GET).message().unwrap().status(),
+        200,
+        "tried again"
+    );
     assert_eq!(deliveries.load(Ordering::SeqCst), 3);
     let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi";
     let answer = client.send(post).message().unwrap();
     assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("upstream_closed"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("upstream_closed")
+    );
     assert_eq!(deliveries.load(Ordering::SeqCst), 4, "delivered once");
 }
 
@@ -208,7 +218,10 @@ fn post_reset_after_its_first_body_byte_is_delivered_once() {
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi");
     let answer = client.message().unwrap();
     assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("upstream_reset"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("upstream_reset")
+    );
     assert_eq!(deliveries.load(Ordering::SeqCst), 1);
 }
 
@@ -222,9 +235,14 @@ fn retry_goes_to_another_endpoint_with_the_whole_body() {
     });
     let good = http_with(|request, _| {
         let body = request.text();
-        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
     });
-    let plan = Plan::new(Protocol::Http).endpoint(bad, "v1").endpoint(good, "v1");
+    let plan = Plan::new(Protocol::Http)
+        .endpoint(bad, "v1")
+        .endpoint(good, "v1");
     let mesh = Mesh::start(retrying(plan, |_| {}));
     for _ in 0..10 {
         let mut client = Reader::new(mesh.connect());
@@ -245,8 +263,16 @@ fn retry_on_status_stops_at_its_number_and_passes_the_last_answer() {
     let mesh = Mesh::start(retrying(one(up), |_| {}));
     let answer = Reader::new(mesh.connect()).send(GET).message().unwrap();
     assert_eq!((answer.status(), answer.text().as_str()), (503, "busy"));
-    assert_eq!(answer.field("x-mesh-reject"), None, "the endpoint's own answer");
-    assert_eq!(seen.load(Ordering::SeqCst), 3, "attempts: 2 means three deliveries");
+    assert_eq!(
+        answer.field("x-mesh-reject"),
+        None,
+        "the endpoint's own answer"
+    );
+    assert_eq!(
+        seen.load(Ordering::SeqCst),
+        3,
+        "attempts: 2 means three deliveries"
+    );
 }
 
 #[test]
@@ -257,11 +283,15 @@ fn body_larger_than_is_kept_is_not_sent_again() {
         count.fetch_add(1, Ordering::SeqCst);
         "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_owned()
     });
-    let mesh = Mesh::with(retrying(one(up), |_| {}), 1, |limits| limits.replay_bytes_max = 1000);
+    let mesh = Mesh::with(retrying(one(up), |_| {}), 1, |limits| {
+        limits.replay_bytes_max = 1000
+    });
     for (length, deliveries) in [(1000, 3), (1001, 1)] {
         seen.store(0, Ordering::SeqCst);
         let mut client = Reader::new(mesh.connect());
-        client.send(format!("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"));
+        client.send(format!(
+            "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+        ));
         client.send(vec![b'x'; length]);
         assert_eq!(client.message().unwrap().status(), 503);
         assert_eq!(seen.load(Ordering::SeqCst), deliveries, "{length}");
@@ -282,9 +312,7 @@ fn early_answer_reaches_a_client_that_is_still_sending() {
     let mut client = Reader::new(mesh.connect());
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000000\r\n\r\n");
     let mut writer = client.stream.try_clone().unwrap();
-    let sender = thread::spawn(move || {
-        while writer.write_all(&[b'x'; 65536]).is_ok() {}
-    });
+    let sender = thread::spawn(move || while writer.write_all(&[b'x'; 65536]).is_ok() {});
     let answer = client.message().unwrap();
     assert_eq!((answer.status(), answer.text().as_str()), (413, "no"));
     let _closed_already = client.stream.shutdown(Shutdown::Both);
@@ -333,7 +361,10 @@ fn continue_and_early_hints_pass_but_not_to_http10() {
     client.send(GET);
     assert_eq!(client.head().unwrap().status(), 100);
     let hints = client.head().unwrap();
-    assert_eq!((hints.status(), hints.field("link").as_deref()), (103, Some("</a>")));
+    assert_eq!(
+        (hints.status(), hints.field("link").as_deref()),
+        (103, Some("</a>"))
+    );
     assert_eq!(client.message().unwrap().text(), "ok");
     let mut old = Reader::new(mesh.connect());
     old.send("GET / HTTP/1.0\r\n\r\n");
@@ -383,7 +414,10 @@ fn bodyless_answers_leave_the_connection_usable() {
     ] {
         client.send(format!("{method} / HTTP/1.1\r\nhost: a\r\n\r\n"));
         let head = client.head().unwrap();
-        assert_eq!((head.status(), head.field("content-length").as_deref()), (status, length));
+        assert_eq!(
+            (head.status(), head.field("content-length").as_deref()),
+            (status, length)
+        );
     }
 }
 
@@ -425,7 +459,9 @@ fn answer_until_close_is_passed_and_marked() {
     let up = endpoint(|stream| {
         let mut reader = Reader::new(stream);
         reader.head().unwrap();
-        reader.send("HTTP/1.1 200 OK\r\n\r\npart one, ").send("part two");
+        reader
+            .send("HTTP/1.1 200 OK\r\n\r\npart one, ")
+            .send("part two");
     });
     let mesh = Mesh::start(one(up));
     let mut client = Reader::new(mesh.connect());

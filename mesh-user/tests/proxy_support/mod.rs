@@ -434,7 +434,9 @@ impl Reader {
 
     /// So many bytes, or what came until the end, an error, or two seconds of silence.
     pub(crate) fn at_most(&mut self, count: usize) -> Vec<u8> {
-        self.stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        self.stream
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
         while self.rest.len() < count && self.more().unwrap_or(false) {}
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
         self.rest.drain(..count.min(self.rest.len())).collect()

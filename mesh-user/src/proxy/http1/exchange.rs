@@ -238,7 +238,8 @@ impl<'a> Exchange<'a> {
             });
         }
         if !self.response_done
-            && let Some(end) = self.poll_response(cx, wires, keep_alive, extra, sending.replayable, retry)
+            && let Some(end) =
+                self.poll_response(cx, wires, keep_alive, extra, sending.replayable, retry)
         {
             return Poll::Ready(end);
         }
