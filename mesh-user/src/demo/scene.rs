@@ -421,7 +421,10 @@ impl Scene {
 
     fn ask_command(&self, to: SocketAddr, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(["demo", "ask", &to.to_string(), "--host", "web"]);
+        command.args(["demo", "ask", &to.to_string()]);
+        if !arguments.contains(&"--host") {
+            command.args(["--host", "web"]);
+        }
         command.args(arguments);
         command
             .stdin(Stdio::null())
