@@ -70,8 +70,20 @@ fn open_pod_reaches_an_endpoint_when_the_agent_is_gone() {
         assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
         end(&mut mesh, id, how);
         for (to, mapped) in families() {
-            let seen = dial(&mesh.bed, &pod, to, Dial { mapped, ..Dial::default() });
-            assert_eq!(seen.data, format!("endpoint {}", seen.own()), "{how:?} {to}: {seen:?}");
+            let seen = dial(
+                &mesh.bed,
+                &pod,
+                to,
+                Dial {
+                    mapped,
+                    ..Dial::default()
+                },
+            );
+            assert_eq!(
+                seen.data,
+                format!("endpoint {}", seen.own()),
+                "{how:?} {to}: {seen:?}"
+            );
             assert_eq!(seen.peer(), to, "getpeername says what was dialled");
         }
         assert_eq!(mesh.count("direct_agent_gone"), 3, "{how:?}");
@@ -94,7 +106,15 @@ fn open_pod_goes_as_routed_when_the_platform_routes_the_address() {
         serve_vips_on_node(&mesh.bed);
         end(&mut mesh, id, how);
         for (to, mapped) in families() {
-            let seen = dial(&mesh.bed, &pod, to, Dial { mapped, ..Dial::default() });
+            let seen = dial(
+                &mesh.bed,
+                &pod,
+                to,
+                Dial {
+                    mapped,
+                    ..Dial::default()
+                },
+            );
             assert_eq!(seen.data, format!("node {}", seen.own()), "{how:?} {to}");
         }
         assert_eq!(mesh.count("bypass_agent_gone"), 3, "{how:?}");
@@ -113,7 +133,15 @@ fn closed_pod_is_refused_at_once_when_the_agent_is_gone() {
         assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
         end(&mut mesh, id, how);
         for (to, mapped) in families() {
-            let seen = dial(&mesh.bed, &pod, to, Dial { mapped, ..Dial::default() });
+            let seen = dial(
+                &mesh.bed,
+                &pod,
+                to,
+                Dial {
+                    mapped,
+                    ..Dial::default()
+                },
+            );
             assert_eq!(seen.errno, libc::ECONNREFUSED, "{how:?} {to}: {seen:?}");
             assert!(seen.ms < 100.0, "{how:?} {to}: took {} ms", seen.ms);
         }
@@ -134,10 +162,21 @@ fn paused_mesh_captures_nothing_and_resumes() {
     assert!(mesh.view().paused());
     // Nobody else routes the first: straight to an endpoint. The platform routes the second.
     let own = connect(&mesh.bed, &pod, vip4());
-    assert_eq!((own.data, own.peer), (format!("endpoint {}", pod.v4), VIP4.to_string()));
-    assert_eq!(connect(&mesh.bed, &pod, vip6()).data, format!("node {}", pod.v6));
+    assert_eq!(
+        (own.data, own.peer),
+        (format!("endpoint {}", pod.v4), VIP4.to_string())
+    );
+    assert_eq!(
+        connect(&mesh.bed, &pod, vip6()).data,
+        format!("node {}", pod.v6)
+    );
     assert_eq!(mesh.count("pass_paused"), 2);
-    assert!(mesh.view().redirects().iter().all(|row| row.state == "paused"));
+    assert!(
+        mesh.view()
+            .redirects()
+            .iter()
+            .all(|row| row.state == "paused")
+    );
     mesh.agent().paused(false);
     assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
     assert!(connect(&mesh.bed, &pod, vip6()).data.starts_with("proxy "));
@@ -162,11 +201,17 @@ fn connection_on_its_way_to_a_hung_agent_is_served_when_it_recovers() {
         });
         connected.unwrap().map_err(|error| error.raw_os_error())
     };
-    assert_eq!(marked(vip6()), Err(Some(libc::ECONNREFUSED)), "IPv6 gets a reset");
+    assert_eq!(
+        marked(vip6()),
+        Err(Some(libc::ECONNREFUSED)),
+        "IPv6 gets a reset"
+    );
     assert_eq!(mesh.count("steer_miss_open"), 1);
     std::thread::scope(|scope| {
         let client = scope.spawn(|| marked(vip4()));
-        mesh.eventually("the first SYN is there", || mesh.count("steer_miss_open") == 2);
+        mesh.eventually("the first SYN is there", || {
+            mesh.count("steer_miss_open") == 2
+        });
         mesh.agent().beat(true);
         assert_eq!(client.join().unwrap(), Ok(()), "its second SYN is served");
     });
@@ -189,10 +234,20 @@ fn outbound_rules_deny_and_pass_before_services() {
     ];
     mesh.agent().table(&services, &rules).unwrap();
     for mapped in [false, true] {
-        let how = Dial { mapped, ..Dial::default() };
-        assert!(dial(&mesh.bed, &pod, vip4(), how).data.starts_with("node "), "pass");
+        let how = Dial {
+            mapped,
+            ..Dial::default()
+        };
+        assert!(
+            dial(&mesh.bed, &pod, vip4(), how).data.starts_with("node "),
+            "pass"
+        );
         let denied = dial(&mesh.bed, &pod, (VIP4, PORT + 1).into(), how);
-        assert_eq!((denied.errno, denied.ms < 100.0), (libc::ECONNREFUSED, true), "deny");
+        assert_eq!(
+            (denied.errno, denied.ms < 100.0),
+            (libc::ECONNREFUSED, true),
+            "deny"
+        );
     }
     let denied = connect(&mesh.bed, &pod, vip6());
     assert_eq!(denied.errno, libc::ECONNREFUSED);
@@ -215,11 +270,23 @@ fn unknown_namespace_is_refused_when_asked_for_and_loopback_is_not() {
     let port = serve_in(&mesh.bed, &unknown, "b");
     for to in [vip4(), vip6(), (known.v4, 1).into()] {
         let seen = connect(&mesh.bed, &unknown, to);
-        assert_eq!((seen.errno, seen.ms < 100.0), (libc::ECONNREFUSED, true), "{to}");
+        assert_eq!(
+            (seen.errno, seen.ms < 100.0),
+            (libc::ECONNREFUSED, true),
+            "{to}"
+        );
     }
     assert_eq!(mesh.count("refuse_unknown_netns"), 3);
-    assert!(connect(&mesh.bed, &unknown, ([127, 0, 0, 1], port).into()).data.starts_with("b "));
-    assert!(connect(&mesh.bed, &known, vip4()).data.starts_with("proxy "));
+    assert!(
+        connect(&mesh.bed, &unknown, ([127, 0, 0, 1], port).into())
+            .data
+            .starts_with("b ")
+    );
+    assert!(
+        connect(&mesh.bed, &known, vip4())
+            .data
+            .starts_with("proxy ")
+    );
 }
 
 /// Without it: a service whose endpoints are all out is tried at its virtual address, which nobody

@@ -15,8 +15,13 @@ use crate::support::{
     serve_vips_on_node, vip4, vip6,
 };
 
-const HOOKS: [&str; 5] =
-    ["inet4_connect", "inet6_connect", "inet4_getpeername", "inet6_getpeername", "sock_ops"];
+const HOOKS: [&str; 5] = [
+    "inet4_connect",
+    "inet6_connect",
+    "inet4_getpeername",
+    "inet6_getpeername",
+    "sock_ops",
+];
 
 fn ip(mesh: &Mesh, pod: &Pod, line: &str) {
     let mut command = Command::new("ip");
@@ -33,7 +38,9 @@ fn restarted_agent_adopts_everything_and_one_program_stands_at_each_hook() {
     mesh.proxied();
     let links = |mesh: &Mesh| -> BTreeMap<String, (u32, u32)> {
         let rows = mesh.view().progs();
-        rows.into_iter().map(|row| (row.pin, (row.link_id, row.prog_id))).collect()
+        rows.into_iter()
+            .map(|row| (row.pin, (row.link_id, row.prog_id)))
+            .collect()
     };
     let before = links(&mesh);
     // Five hooks at the pods' cgroup, flow_ops at the agent's too, steer in the namespace.
@@ -41,9 +48,17 @@ fn restarted_agent_adopts_everything_and_one_program_stands_at_each_hook() {
     for round in 0..3 {
         mesh.agent = None;
         assert_eq!(mesh.view().redirects()[0].state, "agent-gone");
-        assert_eq!(mesh.view().workloads()[0].workload, "a", "the name outlives the agent");
+        assert_eq!(
+            mesh.view().workloads()[0].workload,
+            "a",
+            "the name outlives the agent"
+        );
         mesh.start_agent(2, false).unwrap();
-        assert_eq!(mesh.agent().enrol("a", &pod.netns, false), Ok(id), "the same number");
+        assert_eq!(
+            mesh.agent().enrol("a", &pod.netns, false),
+            Ok(id),
+            "the same number"
+        );
         let after = links(&mesh);
         for (pin, (link, program)) in &before {
             assert_eq!(after[pin].0, *link, "{pin} is the same link");
@@ -59,7 +74,10 @@ fn restarted_agent_adopts_everything_and_one_program_stands_at_each_hook() {
         let seen = connect(&mesh.bed, &pod, vip4());
         assert!(seen.data.starts_with("proxy "), "{seen:?}");
         assert_eq!(mesh.entries("LISTENERS"), 2);
-        assert_eq!((mesh.entries("POD_BY_NETNS"), mesh.entries("POD_BY_ADDR")), (1, 2));
+        assert_eq!(
+            (mesh.entries("POD_BY_NETNS"), mesh.entries("POD_BY_ADDR")),
+            (1, 2)
+        );
     }
 }
 
@@ -88,9 +106,13 @@ print(sorted(seen.items()))
 ";
     let bed = &mesh.bed;
     let mut command = Command::new("python3");
-    command.args(["-c", script, &VIP4.to_string(), "3"]).stdout(Stdio::piped());
+    command
+        .args(["-c", script, &VIP4.to_string(), "3"])
+        .stdout(Stdio::piped());
     let client = bed.spawn_in(&pod, command).unwrap();
-    mesh.eventually("the client is served", || !mesh.agent().accepts().is_empty());
+    mesh.eventually("the client is served", || {
+        !mesh.agent().accepts().is_empty()
+    });
     mesh.agent = None;
     mesh.start_agent(2, false).unwrap();
     mesh.agent().enrol("a", &pod.netns, true).unwrap();
@@ -111,8 +133,18 @@ fn adopted_workload_whose_namespace_is_gone_is_removed_at_start() {
     mesh.bed.remove(&gone).unwrap();
     mesh.start_agent(2, false).unwrap();
     let rows = mesh.view().workloads();
-    assert_eq!(rows.iter().map(|row| row.pod_id).collect::<Vec<_>>(), [kept_id]);
-    assert_eq!(mesh.view().progs().iter().filter(|row| row.program == "steer").count(), 1);
+    assert_eq!(
+        rows.iter().map(|row| row.pod_id).collect::<Vec<_>>(),
+        [kept_id]
+    );
+    assert_eq!(
+        mesh.view()
+            .progs()
+            .iter()
+            .filter(|row| row.program == "steer")
+            .count(),
+        1
+    );
     assert_eq!(mesh.agent().enrol("kept", &kept.netns, false), Ok(kept_id));
     // A number is never given twice.
     let fresh = mesh.bed.pod("fresh").unwrap();
@@ -145,13 +177,29 @@ fn cleanup_leaves_an_empty_difference() {
     assert_eq!(ids(&mesh.instance), had, "a dry run changes nothing");
     let done = cleanup(&mesh.instance, false, false);
     assert_eq!(done.failed, Vec::<String>::new());
-    for word in ["link connect4", "link steer", "IPv4 rule", "IPv6 route", "cgroup", "FLOWS"] {
-        assert!(done.removed.iter().any(|what| what.contains(word)), "{word}: {done:?}");
+    for word in [
+        "link connect4",
+        "link steer",
+        "IPv4 rule",
+        "IPv6 route",
+        "cgroup",
+        "FLOWS",
+    ] {
+        assert!(
+            done.removed.iter().any(|what| what.contains(word)),
+            "{word}: {done:?}"
+        );
     }
     assert_eq!(before, [state(&a), state(&b)]);
-    mesh.eventually("all objects are freed", || had.iter().all(|id| objects::is_gone(id)));
+    mesh.eventually("all objects are freed", || {
+        had.iter().all(|id| objects::is_gone(id))
+    });
     assert!(!mesh.instance.run_dir().exists());
-    assert_eq!(cleanup(&mesh.instance, false, false), Default::default(), "nothing is left");
+    assert_eq!(
+        cleanup(&mesh.instance, false, false),
+        Default::default(),
+        "nothing is left"
+    );
 }
 
 fn sysctl(netns: &std::path::Path) -> String {
@@ -175,7 +223,10 @@ fn cleanup_without_records_finds_namespaces_by_their_links() {
     mesh.agent = None;
     std::fs::remove_file(mesh.instance.run_dir().join("workloads.json")).unwrap();
     assert_eq!(mesh.view().workloads()[0].workload, "?");
-    assert_eq!(cleanup(&mesh.instance, false, false).failed, Vec::<String>::new());
+    assert_eq!(
+        cleanup(&mesh.instance, false, false).failed,
+        Vec::<String>::new()
+    );
     assert_eq!(before, objects::network(&pod.netns));
 }
 
@@ -196,8 +247,15 @@ fn released_workload_leaves_nothing_and_others_stay() {
     let rows = mesh.view().workloads();
     assert_eq!(rows.len(), 1);
     assert_eq!(mesh.entries("LISTENERS"), 2);
-    assert!(connect(&mesh.bed, &other, vip4()).data.starts_with("proxy "));
-    assert!(mesh.agent().enrol("a", &pod.netns, false).is_ok(), "it may come back");
+    assert!(
+        connect(&mesh.bed, &other, vip4())
+            .data
+            .starts_with("proxy ")
+    );
+    assert!(
+        mesh.agent().enrol("a", &pod.netns, false).is_ok(),
+        "it may come back"
+    );
 }
 
 /// Without it: the agent keeps dead pods' namespaces, and with them their addresses, for ever.
@@ -216,16 +274,30 @@ fn namespace_of_a_deleted_pod_is_gone_within_two_seconds() {
     mesh.eventually("it is connected", || mesh.agent().accepts().len() == 1);
     // The kernel destroys a pod's veth with its namespace, and the node's end with it.
     assert!(veth_stands(&mesh));
-    assert_eq!(mesh.agent().poll(), Vec::<u32>::new(), "nothing is gone yet");
+    assert_eq!(
+        mesh.agent().poll(),
+        Vec::<u32>::new(),
+        "nothing is gone yet"
+    );
     mesh.bed.remove(&pod).unwrap();
     let removed = Instant::now();
     let _ = client.wait();
-    assert!(veth_stands(&mesh), "the agent's sockets hold the namespace until it looks");
+    assert!(
+        veth_stands(&mesh),
+        "the agent's sockets hold the namespace until it looks"
+    );
     mesh.eventually("the agent notices", || mesh.agent().poll() == [id]);
     mesh.eventually("the namespace is gone", || !veth_stands(&mesh));
-    assert!(removed.elapsed() < Duration::from_secs(2), "{:?}", removed.elapsed());
+    assert!(
+        removed.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        removed.elapsed()
+    );
     assert!(mesh.view().workloads().is_empty());
-    assert_eq!((mesh.entries("LISTENERS"), mesh.entries("POD_BY_ADDR")), (0, 0));
+    assert_eq!(
+        (mesh.entries("LISTENERS"), mesh.entries("POD_BY_ADDR")),
+        (0, 0)
+    );
     mesh.agent().release(id);
 }
 
@@ -246,9 +318,15 @@ fn address_changes_are_followed() {
         mesh.agent().poll();
         addresses(&mesh).contains(&[10, 77, 200, 1].into())
     });
-    let how = crate::support::client::Dial { bind: "10.77.200.1", ..Default::default() };
+    let how = crate::support::client::Dial {
+        bind: "10.77.200.1",
+        ..Default::default()
+    };
     let seen = crate::support::client::dial(&mesh.bed, &pod, vip4(), how);
-    assert_eq!((seen.data.as_str(), seen.sock.as_str()), ("proxy 10.96.0.10:80", "10.77.200.1"));
+    assert_eq!(
+        (seen.data.as_str(), seen.sock.as_str()),
+        ("proxy 10.96.0.10:80", "10.77.200.1")
+    );
     // The first address goes: connections leave with the one that is left.
     ip(&mesh, &pod, "addr del 10.77.200.1/16 dev eth0");
     ip(&mesh, &pod, "addr add 10.78.0.1/16 dev eth0");
@@ -258,8 +336,14 @@ fn address_changes_are_followed() {
         !addresses(&mesh).contains(&pod.v4.into())
     });
     let seen = connect(&mesh.bed, &pod, vip4());
-    assert_eq!((seen.data.as_str(), seen.sock.as_str()), ("proxy 10.96.0.10:80", "10.78.0.1"));
-    assert!(connect(&mesh.bed, &pod, vip6()).data.starts_with("proxy "), "workload {id}");
+    assert_eq!(
+        (seen.data.as_str(), seen.sock.as_str()),
+        ("proxy 10.96.0.10:80", "10.78.0.1")
+    );
+    assert!(
+        connect(&mesh.bed, &pod, vip6()).data.starts_with("proxy "),
+        "workload {id}"
+    );
 }
 
 /// Without it: a cluster of one family is not served.
@@ -281,5 +365,8 @@ fn pod_with_one_family_only_works() {
     python(&mesh.bed, &off, script, &[]);
     let id = mesh.agent().enrol("off", &off.netns, false).unwrap();
     mesh.agent().live(id).unwrap();
-    assert_eq!(connect(&mesh.bed, &off, vip4()).data, format!("proxy {VIP4}:{PORT}"));
+    assert_eq!(
+        connect(&mesh.bed, &off, vip4()).data,
+        format!("proxy {VIP4}:{PORT}")
+    );
 }

@@ -141,7 +141,10 @@ impl Agent {
         let _ = std::fs::remove_file(&dir);
         let listener = UnixListener::bind(&dir).expect("a socket");
         let own = std::env::current_exe().expect("own path");
-        let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([own.as_os_str()]);
+        let mut words = wrapper
+            .iter()
+            .map(std::ffi::OsStr::new)
+            .chain([own.as_os_str()]);
         let mut command = Command::new(words.next().expect("at least our own"));
         command
             .args(words)

@@ -3,14 +3,23 @@
 use std::{os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use mesh_common::maps::ALL;
-use mesh_user::{
-    kernel::{Instance, mounts, view::View},
-};
+use mesh_user::kernel::{Instance, mounts, view::View};
 use serde_json::Value;
+
+/// The object that was built last.
+pub(crate) fn bpf_object() -> std::path::PathBuf {
+    match std::env::var_os("MESH_BPF_OBJECT") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/mesh.o"),
+    }
+}
 
 /// Runs a command that prints JSON.
 fn json(program: &str, args: &[&str]) -> Value {
-    let output = Command::new(program).args(args).output().expect("installed");
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .expect("installed");
     // With nothing to list, bpftool prints an empty line.
     if output.stdout.trim_ascii().is_empty() {
         return Value::Null;
@@ -34,10 +43,17 @@ pub(crate) fn ids(instance: &Instance) -> Vec<String> {
     }
     let bpffs = mounts::bpffs().expect("mountinfo").expect("a bpffs");
     let dir = bpffs.join("mesh").join(instance.name());
-    let root = std::fs::read_dir(dir).expect("pins").next().expect("a version").expect("one");
+    let root = std::fs::read_dir(dir)
+        .expect("pins")
+        .next()
+        .expect("a version")
+        .expect("one");
     for spec in ALL {
         let pin = root.path().join(spec.name).display().to_string();
-        found.push(format!("map {}", json("bpftool", &["-j", "map", "show", "pinned", &pin])["id"]));
+        found.push(format!(
+            "map {}",
+            json("bpftool", &["-j", "map", "show", "pinned", &pin])["id"]
+        ));
     }
     found.sort();
     found.dedup();
@@ -47,7 +63,9 @@ pub(crate) fn ids(instance: &Instance) -> Vec<String> {
 /// Whether the kernel has freed such an object.
 pub(crate) fn is_gone(id: &str) -> bool {
     let (kind, number) = id.split_once(' ').expect("as made above");
-    let output = Command::new("bpftool").args(["-j", kind, "show", "id", number]).output();
+    let output = Command::new("bpftool")
+        .args(["-j", kind, "show", "id", number])
+        .output();
     !output.expect("installed").status.success()
 }
 
@@ -76,7 +94,10 @@ pub(crate) fn links(netns: &Path) -> Vec<String> {
 }
 
 fn name(netns: &Path) -> &str {
-    netns.file_name().and_then(|name| name.to_str()).expect("a name")
+    netns
+        .file_name()
+        .and_then(|name| name.to_str())
+        .expect("a name")
 }
 
 /// How many programs of an attach type stand at a cgroup.
@@ -84,7 +105,11 @@ pub(crate) fn at_cgroup(cgroup: &Path, attach: &str) -> usize {
     let path = cgroup.display().to_string();
     list("bpftool", &["-j", "cgroup", "show", &path])
         .iter()
-        .filter(|row| row["attach_type"].as_str().is_some_and(|kind| kind.ends_with(attach)))
+        .filter(|row| {
+            row["attach_type"]
+                .as_str()
+                .is_some_and(|kind| kind.ends_with(attach))
+        })
         .count()
 }
 
