@@ -12,7 +12,7 @@ use std::{
 
 use mesh_user::{
     model::{Protocol, TimeoutPolicy},
-    proxy::Command,
+    proxy::{Command, wire::OriginLookup},
 };
 use proxy_support::*;
 
@@ -168,7 +168,7 @@ fn hundred_mebibytes_pass_unchanged_in_both_directions_at_once() {
     });
     assert!(Reader::new(client).all() == noise(2, COUNT), "to the client");
     writer.join().unwrap();
-    eventually("the record", || mesh.log().len() == 1);
+    eventually("the record", || mesh.records("connection").len() == 1);
     let line = &mesh.log()[0];
     assert!(line.to_string().contains(&COUNT.to_string()), "{line}");
 }
@@ -220,7 +220,7 @@ fn endpoint_that_refuses_is_left_for_another() {
     }
     let mesh = Mesh::start(one(Protocol::Tcp, nobody()));
     assert!(Reader::new(mesh.connect()).is_reset(), "nobody serves: a reset, and no silence");
-    eventually("the record", || mesh.log().len() == 1);
+    eventually("the record", || mesh.records("connection").len() == 1);
     assert!(mesh.log()[0].to_string().contains("UF"), "{:?}", mesh.log());
 }
 
@@ -240,18 +240,51 @@ fn max_connections_of_a_tcp_service_refuses_the_next_one_only() {
     });
 }
 
-#[test]
-fn unknown_destination_and_loop_are_reset_by_name() {
-    let mesh = Mesh::start(one(Protocol::Tcp, greeter()));
-    // A second listener whose address is nobody's.
-    let (stranger, address) = bind();
-    stranger.set_nonblocking(true).unwrap();
+/// Says always the same.
+#[derive(Debug)]
+struct Origin(SocketAddr);
+
+impl OriginLookup for Origin {
+    fn asked(&self, _: u32, _: SocketAddr, _: SocketAddr) -> Option<SocketAddr> {
+        Some(self.0)
+    }
+}
+
+/// A further listener of the workload, whose address is no service's.
+fn stranger(mesh: &Mesh) -> SocketAddr {
+    let (listener, address) = bind();
+    listener.set_nonblocking(true).unwrap();
     let workload = Arc::clone(&mesh.workload);
-    let workers = mesh.workers.as_ref().unwrap();
-    workers.send(0, Command::Listen { workload, listener: stranger });
-    assert!(Reader::new(connect(address)).is_reset());
-    eventually("the record", || mesh.log().len() == 1);
+    mesh.workers.as_ref().unwrap().send(0, Command::Listen { workload, listener });
+    address
+}
+
+#[test]
+fn connection_to_the_proxy_itself_is_reset_as_a_loop() {
+    let mesh = Mesh::start(one(Protocol::Tcp, greeter()));
+    assert!(Reader::new(connect(stranger(&mesh))).is_reset());
+    eventually("the record", || mesh.records("connection").len() == 1);
     assert!(mesh.log()[0].to_string().contains("loop"), "{:?}", mesh.log());
+}
+
+#[test]
+fn unknown_destination_is_reset_and_never_guessed() {
+    let unknown = Arc::new(Origin(SocketAddr::from(([192, 0, 2, 1], 80))));
+    let plan = one(Protocol::Tcp, greeter());
+    let mesh = Mesh::with_origins(plan, 1, |_| {}, unknown);
+    assert!(Reader::new(connect(stranger(&mesh))).is_reset());
+    eventually("the record", || mesh.records("connection").len() == 1);
+    let line = mesh.log()[0].to_string();
+    assert!(line.contains("unknown_destination") && line.contains("192.0.2.1:80"), "{line}");
+}
+
+#[test]
+fn destination_from_the_flow_table_is_served() {
+    let vip = SocketAddr::from(([192, 0, 2, 1], 80));
+    let mut plan = one(Protocol::Tcp, greeter());
+    plan.addresses = vec![vip];
+    let mesh = Mesh::with_origins(plan, 1, |_| {}, Arc::new(Origin(vip)));
+    assert_eq!(Reader::new(connect(stranger(&mesh))).bytes(11), b"220 hello\r\n");
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 /// A model of one service, `shop/web`, with one port, made step by step.
 pub(crate) struct Plan {
     pub(crate) model: Model,
+    /// Instead of the listener's address.
+    pub(crate) addresses: Vec<SocketAddr>,
 }
 
 impl Plan {
@@ -92,10 +94,8 @@ impl Plan {
             dial_from: DialFrom::Workload,
         };
         Self {
-            model: Model {
-                services: vec![service],
-                ..Model::default()
-            },
+            model: Model { services: vec![service], ..Model::default() },
+            addresses: Vec::new(),
         }
     }
 
@@ -215,6 +215,15 @@ impl Mesh {
     }
 
     pub(crate) fn with(plan: Plan, workers: usize, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::with_origins(plan, workers, change, Arc::new(NoOrigins))
+    }
+
+    pub(crate) fn with_origins(
+        plan: Plan,
+        workers: usize,
+        change: impl FnOnce(&mut Limits),
+        origins: Arc<dyn OriginLookup>,
+    ) -> Self {
         let mut limits = Limits::default();
         change(&mut limits);
         let first = listener(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
@@ -231,7 +240,7 @@ impl Mesh {
             workers,
             pin: false,
             limits,
-            origins: Arc::new(NoOrigins),
+            origins,
             node_sockets: Arc::new(HereSockets),
             telemetry: Arc::clone(&telemetry),
         };
@@ -281,6 +290,11 @@ impl Mesh {
             .collect()
     }
 
+    /// The access-log lines so far of one kind: `request` or `connection`.
+    pub(crate) fn records(&self, kind: &str) -> Vec<serde_json::Value> {
+        self.log().into_iter().filter(|line| line["mesh.record"] == kind).collect()
+    }
+
     /// The value of the first series of `/metrics` whose line contains all of `parts`.
     pub(crate) fn metric(&self, parts: &[&str]) -> Option<f64> {
         let text = self.telemetry.expose();
@@ -292,6 +306,7 @@ impl Mesh {
 }
 
 fn compile(mut plan: Plan, address: SocketAddr, previous: Option<&Snapshot>) -> Snapshot {
+    let address = plan.addresses.first().copied().unwrap_or(address);
     let service = &mut plan.model.services[0];
     service.addresses = vec![address.ip()];
     service.ports[0].number = address.port();
