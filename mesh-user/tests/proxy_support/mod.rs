@@ -215,7 +215,11 @@ impl Mesh {
     }
 
     pub(crate) fn with(plan: Plan, workers: usize, change: impl FnOnce(&mut Limits)) -> Self {
-        Self::with_origins(plan, workers, change, Arc::new(NoOrigins))
+        Self::build(plan, workers, change, Arc::new(NoOrigins), Arc::new(HereSockets))
+    }
+
+    pub(crate) fn with_sockets(plan: Plan, sockets: Arc<dyn SocketSource>) -> Self {
+        Self::build(plan, 1, |_| {}, Arc::new(NoOrigins), sockets)
     }
 
     pub(crate) fn with_origins(
@@ -223,6 +227,16 @@ impl Mesh {
         workers: usize,
         change: impl FnOnce(&mut Limits),
         origins: Arc<dyn OriginLookup>,
+    ) -> Self {
+        Self::build(plan, workers, change, origins, Arc::new(HereSockets))
+    }
+
+    fn build(
+        plan: Plan,
+        workers: usize,
+        change: impl FnOnce(&mut Limits),
+        origins: Arc<dyn OriginLookup>,
+        sockets: Arc<dyn SocketSource>,
     ) -> Self {
         let mut limits = Limits::default();
         change(&mut limits);
@@ -248,7 +262,7 @@ impl Mesh {
         let workload = Arc::new(WorkloadHandle {
             pod_id: 7,
             key: "shop/client".into(),
-            sockets: Arc::new(HereSockets),
+            sockets,
             connections: AtomicU32::new(0),
         });
         let more = (1..workers).map(|_| listener(address));
