@@ -55,7 +55,10 @@ fn examples() -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(root().join("examples"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
         .collect();
     files.sort();
     assert!(files.len() >= 4, "{files:?}");
@@ -67,14 +70,21 @@ fn parse(text: &str) -> Config {
 }
 
 fn tags(pairs: &[(&str, &str)]) -> Tags {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 #[test]
 fn examples_are_valid_without_a_warning() {
     for file in examples() {
         let examined = config::examine(&file);
-        assert!(examined.report.is_empty(), "{}", examined.report.render(false));
+        assert!(
+            examined.report.is_empty(),
+            "{}",
+            examined.report.render(false)
+        );
         assert_eq!(config::load(&file).unwrap(), examined.config.unwrap());
     }
 }
@@ -87,29 +97,66 @@ fn design_example_means_what_it_says() {
 
     let service = &model.services[0];
     assert_eq!(service.key(), "default/reviews");
-    assert_eq!(service.hostnames, ["reviews", "reviews.shop.svc.cluster.local"]);
-    let addresses: [IpAddr; 2] = ["10.96.0.10".parse().unwrap(), "fd00:96::10".parse().unwrap()];
+    assert_eq!(
+        service.hostnames,
+        ["reviews", "reviews.shop.svc.cluster.local"]
+    );
+    let addresses: [IpAddr; 2] = [
+        "10.96.0.10".parse().unwrap(),
+        "fd00:96::10".parse().unwrap(),
+    ];
     assert_eq!(service.addresses, addresses);
     let port = &service.ports[0];
-    assert_eq!((port.name.as_str(), port.number, port.target), ("http", 80, 9080));
+    assert_eq!(
+        (port.name.as_str(), port.number, port.target),
+        ("http", 80, 9080)
+    );
     assert_eq!(port.protocol, Protocol::Http);
     let version = |name: &str| (name.to_owned(), tags(&[("version", name)]));
-    assert_eq!(service.versions, BTreeMap::from([version("v1"), version("v2")]));
+    assert_eq!(
+        service.versions,
+        BTreeMap::from([version("v1"), version("v2")])
+    );
     assert_eq!(service.endpoints[1].tags, tags(&[("version", "v2")]));
-    assert_eq!((service.endpoints[1].healthy, service.endpoints[1].weight), (true, 1));
-    assert_eq!((service.routable, service.dial_from), (false, DialFrom::Workload));
+    assert_eq!(
+        (service.endpoints[1].healthy, service.endpoints[1].weight),
+        (true, 1)
+    );
+    assert_eq!(
+        (service.routable, service.dial_from),
+        (false, DialFrom::Workload)
+    );
 
     let beta = &model.rules[0];
-    assert_eq!((beta.name.as_str(), beta.service, beta.precedence), ("rule-1", 0, 10));
+    assert_eq!(
+        (beta.name.as_str(), beta.service, beta.precedence),
+        ("rule-1", 0, 10)
+    );
     let header = ("x-user".to_owned(), ValueMatch::Exact("beta".to_owned()));
-    let source = SourceMatch { tags: tags(&[("app", "tester")]), ..SourceMatch::default() };
-    let by_header = Match { headers: vec![header], ..Match::default() };
-    let by_source = Match { source: Some(source), ..Match::default() };
+    let source = SourceMatch {
+        tags: tags(&[("app", "tester")]),
+        ..SourceMatch::default()
+    };
+    let by_header = Match {
+        headers: vec![header],
+        ..Match::default()
+    };
+    let by_source = Match {
+        source: Some(source),
+        ..Match::default()
+    };
     assert_eq!(beta.matches, [by_header, by_source]);
     assert_eq!(beta.route[0].select, Select::Version("v2".to_owned()));
     assert!(beta.route[0].weight > 0);
-    let split: Vec<_> = model.rules[1].route.iter().map(|target| target.weight).collect();
-    assert_eq!((model.rules[1].name.as_str(), split), ("rule-2", vec![90, 10]));
+    let split: Vec<_> = model.rules[1]
+        .route
+        .iter()
+        .map(|target| target.weight)
+        .collect();
+    assert_eq!(
+        (model.rules[1].name.as_str(), split),
+        ("rule-2", vec![90, 10])
+    );
 
     let policy = &model.policies[0];
     let caps = BreakerPolicy {
@@ -118,14 +165,30 @@ fn design_example_means_what_it_says() {
         ..BreakerPolicy::default()
     };
     assert_eq!(policy.breaker, Some(caps));
-    let ejection = EjectionPolicy { max_percent: 50, ..EjectionPolicy::default() };
+    let ejection = EjectionPolicy {
+        max_percent: 50,
+        ..EjectionPolicy::default()
+    };
     assert_eq!(policy.ejection, Some(ejection));
     let limit = &policy.rate_limits[0];
-    assert_eq!((limit.name.as_str(), limit.requests, limit.burst), ("limit-1", 100, 200));
-    assert_eq!((&limit.key[..], limit.per), (&[RateKey::SourceWorkload][..], Duration::from_secs(1)));
+    assert_eq!(
+        (limit.name.as_str(), limit.requests, limit.burst),
+        ("limit-1", 100, 200)
+    );
+    assert_eq!(
+        (&limit.key[..], limit.per),
+        (&[RateKey::SourceWorkload][..], Duration::from_secs(1))
+    );
     let seconds = |seconds| Some(Duration::from_secs(seconds));
-    let timeouts = TimeoutPolicy { request: seconds(15), connect: seconds(1), idle: None };
-    assert_eq!((policy.timeouts, policy.balance), (timeouts, None::<Balance>));
+    let timeouts = TimeoutPolicy {
+        request: seconds(15),
+        connect: seconds(1),
+        idle: None,
+    };
+    assert_eq!(
+        (policy.timeouts, policy.balance),
+        (timeouts, None::<Balance>)
+    );
     let retries = policy.retries.as_ref().unwrap();
     assert_eq!((retries.attempts, retries.per_try), (2, seconds(2)));
     assert!(!retries.non_idempotent);
@@ -147,11 +210,17 @@ fn defaults_are_those_of_the_code() {
          policies: [{service: a, rate-limit: {rate: 30/m}, breaker: {ejection: {base: 10m}}}]\n",
     );
     let ports = &config.model.services[0].ports;
-    assert_eq!((ports[0].name.as_str(), ports[1].name.as_str()), ("auto-80", "tcp-81"));
+    assert_eq!(
+        (ports[0].name.as_str(), ports[1].name.as_str()),
+        ("auto-80", "tcp-81")
+    );
     assert_eq!(ports[0].target, 80);
     assert_eq!(config.model.rules[0].route[0].select, Select::All);
     let policy = &config.model.policies[0];
-    assert_eq!((policy.rate_limits[0].burst, policy.rate_limits[0].per), (30, Duration::from_secs(60)));
+    assert_eq!(
+        (policy.rate_limits[0].burst, policy.rate_limits[0].per),
+        (30, Duration::from_secs(60))
+    );
     // Ejection alone leaves the caps to others, and `max` is never below `base`.
     assert_eq!(policy.breaker, None);
     assert_eq!(policy.ejection.unwrap().max, Duration::from_secs(600));
@@ -166,16 +235,32 @@ fn spellings_of_the_same_are_equal() {
         ("service: a", "service: n/a"),
         ("port: web", "port: 80"),
         ("match: {method: GET}", "match: [{method: [GET]}]"),
-        ("match: {headers: {X-User: b}}", "match: {headers: {x-user: {exact: b}}}"),
-        ("match: {query: {q: \"1\"}}", "match: {query: {q: {exact: \"1\"}}}"),
-        ("match: {authority: A.Example}", "match: {authority: {exact: a.example}}"),
+        (
+            "match: {headers: {X-User: b}}",
+            "match: {headers: {x-user: {exact: b}}}",
+        ),
+        (
+            "match: {query: {q: \"1\"}}",
+            "match: {query: {q: {exact: \"1\"}}}",
+        ),
+        (
+            "match: {authority: A.Example}",
+            "match: {authority: {exact: a.example}}",
+        ),
         ("precedence: 16", "precedence: 0x10"),
         ("name: rule-1", ""),
     ];
     for (left, right) in pairs {
         let with = |field: &str| {
-            let service_field = if field.starts_with("service") { "" } else { "service: a, " };
-            parse(&format!("{service}rules: [{{{service_field}{field}{} route: [{{}}]}}]\n", if field.is_empty() { "" } else { "," }))
+            let service_field = if field.starts_with("service") {
+                ""
+            } else {
+                "service: a, "
+            };
+            parse(&format!(
+                "{service}rules: [{{{service_field}{field}{} route: [{{}}]}}]\n",
+                if field.is_empty() { "" } else { "," }
+            ))
         };
         assert_eq!(with(left), with(right), "{left} / {right}");
     }
@@ -190,7 +275,10 @@ fn generated(path: &str, content: &str) {
         fs::write(&path, content).unwrap();
     }
     let committed = fs::read_to_string(&path).unwrap_or_default();
-    let differs = committed.lines().zip(content.lines()).position(|(a, b)| a != b);
+    let differs = committed
+        .lines()
+        .zip(content.lines())
+        .position(|(a, b)| a != b);
     assert!(
         committed == content,
         "{} is not up to date (first difference in line {:?}): run with MESH_BLESS=1",
@@ -219,11 +307,22 @@ fn reference_links_lead_to_sections() {
         .filter_map(|line| line.strip_prefix("## "))
         .map(|title| {
             let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-');
-            format!("](#{})", title.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-"))
+            format!(
+                "](#{})",
+                title
+                    .to_lowercase()
+                    .chars()
+                    .filter(kept)
+                    .collect::<String>()
+                    .replace(' ', "-")
+            )
         })
         .collect();
     let links = text.matches("](#").count();
-    let known: usize = anchors.iter().map(|anchor| text.matches(anchor.as_str()).count()).sum();
+    let known: usize = anchors
+        .iter()
+        .map(|anchor| text.matches(anchor.as_str()).count())
+        .sum();
     assert!(links > 10);
     assert_eq!(links, known);
 }
@@ -269,7 +368,10 @@ fn mutate(bytes: &mut Vec<u8>, noise: &mut Noise) {
 /// Without it: a file can panic the agent, or be refused without a reason.
 #[test]
 fn mutated_files_never_panic_and_are_refused_with_a_place() {
-    let seed = std::env::var("MESH_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed);
+    let seed = std::env::var("MESH_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(0x5eed);
     println!("MESH_SEED={seed}");
     let mut noise = Noise(seed);
     let design = format!("{HEAD}{DESIGN}").into_bytes();
@@ -279,9 +381,15 @@ fn mutated_files_never_panic_and_are_refused_with_a_place() {
     let start = Instant::now();
     let mut valid = 0;
     for round in 0..20_000 {
-        let mut bytes = if round % 20 == 0 { full.clone() } else { design.clone() };
+        let mut bytes = if round % 20 == 0 {
+            full.clone()
+        } else {
+            design.clone()
+        };
         mutate(&mut bytes, &mut noise);
-        let Ok(text) = String::from_utf8(bytes) else { continue };
+        let Ok(text) = String::from_utf8(bytes) else {
+            continue;
+        };
         let examined = config::examine_text("mesh.yaml", &text);
         let report = &examined.report;
         assert_eq!(examined.config.is_none(), report.has_errors(), "{text}");
@@ -289,7 +397,10 @@ fn mutated_files_never_panic_and_are_refused_with_a_place() {
         assert_eq!(rendered.is_empty(), report.is_empty());
         let lines = text.lines().count() + 1;
         for problem in &report.problems {
-            assert!(problem.line <= lines && !problem.message.is_empty(), "{problem:?}\n{text}");
+            assert!(
+                problem.line <= lines && !problem.message.is_empty(),
+                "{problem:?}\n{text}"
+            );
         }
         valid += usize::from(examined.config.is_some());
     }
@@ -309,7 +420,8 @@ impl Drop for Folder {
 
 #[test]
 fn files_that_can_not_be_read_are_refused_by_name() {
-    let folder = Folder(std::env::temp_dir().join(format!("mesh-config-files-{}", std::process::id())));
+    let folder =
+        Folder(std::env::temp_dir().join(format!("mesh-config-files-{}", std::process::id())));
     fs::create_dir(&folder.0).unwrap();
     let file = |name: &str, content: &[u8]| {
         let path = folder.0.join(name);
@@ -317,7 +429,12 @@ fn files_that_can_not_be_read_are_refused_by_name() {
         path
     };
     let large = file("large", b"");
-    fs::OpenOptions::new().write(true).open(&large).unwrap().set_len((16 << 20) + 1).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&large)
+        .unwrap()
+        .set_len((16 << 20) + 1)
+        .unwrap();
     let full = {
         let path = file("full", HEAD.as_bytes());
         let mut text = HEAD.to_owned();
@@ -335,16 +452,25 @@ fn files_that_can_not_be_read_are_refused_by_name() {
         (file("utf16", b"\xff\xfea\0"), Code::FileNotUtf8),
         (file("empty", b""), Code::FileEmpty),
         (file("comment", b"# nothing\n---\n"), Code::FileEmpty),
-        (file("deep", "[".repeat(100_000).as_bytes()), Code::YamlTooDeep),
+        (
+            file("deep", "[".repeat(100_000).as_bytes()),
+            Code::YamlTooDeep,
+        ),
     ];
     for (path, code) in cases {
         let error = config::load(&path).unwrap_err();
         let problems = &error.report().problems;
         assert_eq!(problems.len(), 1, "{error}");
         assert_eq!(problems[0].code, code, "{error}");
-        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        assert!(
+            error.to_string().contains(&path.display().to_string()),
+            "{error}"
+        );
         assert!(problems[0].expected.is_some(), "{error}");
     }
     let with_bom = file("bom", format!("\u{feff}{HEAD}").as_bytes());
-    assert!(config::load(&with_bom).is_ok(), "YAML 1.2 allows a byte-order mark");
+    assert!(
+        config::load(&with_bom).is_ok(),
+        "YAML 1.2 allows a byte-order mark"
+    );
 }

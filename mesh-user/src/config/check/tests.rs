@@ -9,7 +9,9 @@ use crate::model::{
 
 fn model(text: &str) -> Model {
     let head = "apiVersion: mesh/v1alpha1\nkind: MeshConfig\n";
-    crate::config::parse("test", &format!("{head}{text}")).unwrap().model
+    crate::config::parse("test", &format!("{head}{text}"))
+        .unwrap()
+        .model
 }
 
 fn rule(service: usize) -> Rule {
@@ -19,12 +21,18 @@ fn rule(service: usize) -> Rule {
         port: Some("p".to_owned()),
         precedence: 0,
         matches: vec![Match::default()],
-        route: vec![Target { select: Select::Version("v".to_owned()), weight: 1 }],
+        route: vec![Target {
+            select: Select::Version("v".to_owned()),
+            weight: 1,
+        }],
     }
 }
 
 fn codes(model: &Model) -> Vec<(Code, String)> {
-    check(model).into_iter().map(|finding| (finding.code, finding.path.to_string())).collect()
+    check(model)
+        .into_iter()
+        .map(|finding| (finding.code, finding.path.to_string()))
+        .collect()
 }
 
 /// Without it: an adapter's slip panics the agent.
@@ -41,8 +49,16 @@ fn check_references_beyond_the_services_are_survived() {
         timeouts: TimeoutPolicy::default(),
         retries: None,
     };
-    let model = Model { rules: vec![rule(usize::MAX)], policies: vec![policy], ..Model::default() };
-    assert!(check(&model).iter().all(|finding| finding.severity == Severity::Warning));
+    let model = Model {
+        rules: vec![rule(usize::MAX)],
+        policies: vec![policy],
+        ..Model::default()
+    };
+    assert!(
+        check(&model)
+            .iter()
+            .all(|finding| finding.severity == Severity::Warning)
+    );
 }
 
 /// What a file can't hold, since its form is checked before.
@@ -56,11 +72,17 @@ fn check_values_that_no_file_can_hold_are_found() {
     assert_eq!(codes(&model), []);
     model.services[0].ports[0].target = 0;
     model.services[0].endpoints[0].weight = 1_000_001;
-    model.services[0].endpoints[0].ports.insert("p".to_owned(), 0);
+    model.services[0].endpoints[0]
+        .ports
+        .insert("p".to_owned(), 0);
     let mut wrong = rule(0);
     wrong.route[0].weight = 1_000_001;
     wrong.matches[0].headers = vec![("X".to_owned(), ValueMatch::Present(true))];
-    let empty = Rule { name: "empty".to_owned(), route: Vec::new(), ..rule(0) };
+    let empty = Rule {
+        name: "empty".to_owned(),
+        route: Vec::new(),
+        ..rule(0)
+    };
     model.rules = vec![wrong, empty];
     model.policies[0].rate_limits[0] = RateLimitPolicy {
         name: "x".to_owned(),
@@ -80,7 +102,10 @@ fn check_values_that_no_file_can_hold_are_found() {
         (Code::OutOfRange, "policies[0].rate-limit[0].rate"),
         (Code::OutOfRange, "policies[0].rate-limit[0].burst"),
     ] {
-        assert!(found.contains(&(wanted.0, wanted.1.to_owned())), "{wanted:?} is not in {found:?}");
+        assert!(
+            found.contains(&(wanted.0, wanted.1.to_owned())),
+            "{wanted:?} is not in {found:?}"
+        );
     }
 }
 
@@ -92,19 +117,32 @@ fn check_what_the_kernel_maps_hold_at_and_above_the_limit() {
     for i in 0..512_u32 {
         let ports: Vec<_> = (1..=64).map(|port| format!("{{number: {port}}}")).collect();
         let (hi, lo) = (i >> 8, i & 255);
-        text.push_str(&format!("  - {{name: s{i}, addresses: [10.9.{hi}.{lo}], ports: [{}]}}\n", ports.join(",")));
+        text.push_str(&format!(
+            "  - {{name: s{i}, addresses: [10.9.{hi}.{lo}], ports: [{}]}}\n",
+            ports.join(",")
+        ));
     }
     let mut model = model(&text);
-    assert!(check(&model).iter().all(|finding| finding.code != Code::BadCount));
-    model.services[0].addresses.push("10.10.0.1".parse().unwrap());
-    assert!(check(&model).iter().any(|finding| finding.code == Code::BadCount));
+    assert!(
+        check(&model)
+            .iter()
+            .all(|finding| finding.code != Code::BadCount)
+    );
+    model.services[0]
+        .addresses
+        .push("10.10.0.1".parse().unwrap());
+    assert!(
+        check(&model)
+            .iter()
+            .any(|finding| finding.code == Code::BadCount)
+    );
 }
 
 /// Without it: the limits here and the kernel's differ.
 #[test]
 fn check_limits_are_those_of_the_maps() {
     let capacity = |name: &str| {
-        let spec = mesh_common::maps::SPECS.iter().find(|spec| spec.name == name);
+        let spec = mesh_common::maps::ALL.iter().find(|spec| spec.name == name);
         spec.map(|spec| spec.capacity as usize)
     };
     assert_eq!(capacity("SERVICES"), Some(services::SERVICE_ENTRIES_MAX));
