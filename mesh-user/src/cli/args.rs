@@ -14,7 +14,7 @@ use crate::{kernel::Instance, telemetry::logging::LogStyle};
 /// or the answer is no (not ready, not valid, a check failed); 2 wrong usage; 3 `explain`: the
 /// request would be refused. NO_COLOR is respected.
 #[derive(Debug, Parser)]
-#[command(name = "mesh", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "mesh", version, max_term_width = 100)]
 pub(super) struct Cli {
     /// Name that keeps several agents on one machine apart.
     #[arg(
