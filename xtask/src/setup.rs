@@ -135,6 +135,8 @@ pub(crate) fn apt_install(packages: &[String]) -> Result<()> {
     let mut install = run::command("apt-get");
     install
         .env("DEBIAN_FRONTEND", "noninteractive")
+        // invoke-rc.d: services that come with a package are not started.
+        .env("RUNLEVEL", "1")
         .args(["-qq", "install", "--yes", "--no-install-recommends"])
         .args(&missing);
     run::run(&mut install).with_context(|| format!("can't install {missing:?}"))

@@ -58,11 +58,18 @@ fn restart_needed(started_with: &AgentConfig, wanted: &AgentConfig) -> Vec<Strin
     let differs = [
         ("attach", started_with.attach != wanted.attach),
         ("agent.workers", started_with.workers != wanted.workers),
-        ("agent.unknown-netns", started_with.unknown_netns != wanted.unknown_netns),
+        (
+            "agent.unknown-netns",
+            started_with.unknown_netns != wanted.unknown_netns,
+        ),
         ("agent.metrics", started_with.metrics != wanted.metrics),
         ("agent.limits", started_with.limits != wanted.limits),
     ];
-    differs.into_iter().filter(|(_, differs)| *differs).map(|(field, _)| field.to_owned()).collect()
+    differs
+        .into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(field, _)| field.to_owned())
+        .collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,7 +100,10 @@ impl NodeAgent {
                 enrolments: Enrolments::default(),
                 swept: MonoNanos(0),
             }),
-            report: Mutex::new(Reported { paused, ..Reported::default() }),
+            report: Mutex::new(Reported {
+                paused,
+                ..Reported::default()
+            }),
         }
     }
 
@@ -104,11 +114,16 @@ impl NodeAgent {
     pub(super) fn put_in_force(&self, config: &Config, now: MonoNanos) -> Result<u64, KernelError> {
         let mut control = lock(&self.control);
         let old = self.snapshot.load_full();
-        let new =
-            Arc::new(Snapshot::compile(Arc::new(config.model.clone()), Some(&old), now));
+        let new = Arc::new(Snapshot::compile(
+            Arc::new(config.model.clone()),
+            Some(&old),
+            now,
+        ));
         let (old_table, table) = (old.kernel_table(), new.kernel_table());
         let mut staying = old_table.clone();
-        staying.services.retain(|key, _| table.services.contains_key(key));
+        staying
+            .services
+            .retain(|key, _| table.services.contains_key(key));
         if staying.services.len() != old_table.services.len() {
             control.kernel.apply(&staying)?;
         }
@@ -120,7 +135,9 @@ impl NodeAgent {
             return Err(error);
         }
         self.snapshot.store(Arc::clone(&new));
-        let Control { kernel, enrolments, .. } = &mut *control;
+        let Control {
+            kernel, enrolments, ..
+        } = &mut *control;
         enrolments.follow(&new.model, kernel, &self.workers, now);
         if let Err(error) = self.telemetry.set_access_log(&config.agent.access_log) {
             tracing::warn!(%error, "the access log can't be written, the old one goes on");
@@ -131,7 +148,10 @@ impl NodeAgent {
         report.restart_needed = restart_needed(&self.settings, &config.agent);
         report.workloads = enrolments.status();
         for field in &report.restart_needed {
-            tracing::warn!(field, "changed in the file, but needs a restart to take effect");
+            tracing::warn!(
+                field,
+                "changed in the file, but needs a restart to take effect"
+            );
         }
         Ok(new.generation)
     }
@@ -147,13 +167,20 @@ impl NodeAgent {
     /// A file that can't be used: the old snapshot stays.
     pub(super) fn rejected(&self, message: String) {
         tracing::warn!(%message, "configuration refused, the last snapshot stays in force");
-        lock(&self.report).last_error = Some(LastError { at: SystemTime::now(), message });
+        lock(&self.report).last_error = Some(LastError {
+            at: SystemTime::now(),
+            message,
+        });
     }
 
     /// Looks around: lost and late workloads, ejection sweeps (each second).
     pub(super) fn tick(&self, now: MonoNanos) {
         let mut control = lock(&self.control);
-        let Control { kernel, enrolments, swept } = &mut *control;
+        let Control {
+            kernel,
+            enrolments,
+            swept,
+        } = &mut *control;
         enrolments.tick(kernel, &self.workers, now);
         lock(&self.report).workloads = enrolments.status();
         if now.since(*swept).as_millis() >= 1000 {
@@ -162,7 +189,8 @@ impl NodeAgent {
             for change in snapshot.sweep(now) {
                 self.telemetry.ejection(&change);
             }
-            self.telemetry.retire(&|key| snapshot.source(key).is_some(), now);
+            self.telemetry
+                .retire(&|key| snapshot.source(key).is_some(), now);
         }
     }
 
@@ -175,7 +203,11 @@ impl Agent for NodeAgent {
     fn status(&self) -> Status {
         let generation = self.snapshot.load().generation;
         let report = lock(&self.report);
-        let live = report.workloads.iter().filter(|w| w.pod_id.is_some()).count();
+        let live = report
+            .workloads
+            .iter()
+            .filter(|w| w.pod_id.is_some())
+            .count();
         Status {
             instance: self.instance.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -191,7 +223,9 @@ impl Agent for NodeAgent {
                     name: "model".into(),
                     ok: report.last_success.is_some(),
                     detail: match report.last_success {
-                        Some(_) => format!("generation {generation} in force, {live} workloads live"),
+                        Some(_) => {
+                            format!("generation {generation} in force, {live} workloads live")
+                        }
                         None => "no snapshot yet".into(),
                     },
                 },
@@ -204,7 +238,11 @@ impl Agent for NodeAgent {
             },
             workloads: report.workloads.clone(),
             workers: self.workers.count(),
-            drain: if report.draining { Drain::Draining } else { Drain::No },
+            drain: if report.draining {
+                Drain::Draining
+            } else {
+                Drain::No
+            },
             redirect: !report.paused,
             restart_needed: report.restart_needed.clone(),
         }
@@ -216,7 +254,10 @@ impl Agent for NodeAgent {
 
     fn kernel(&self) -> KernelSample {
         match View::open(&self.instance) {
-            Ok(view) => KernelSample { stats: view.stats(), maps: view.maps() },
+            Ok(view) => KernelSample {
+                stats: view.stats(),
+                maps: view.maps(),
+            },
             Err(error) => {
                 tracing::warn!(%error, "the kernel's counters can't be read");
                 KernelSample::default()
@@ -225,7 +266,10 @@ impl Agent for NodeAgent {
     }
 
     fn redirect(&self, on: bool) -> Result<(), String> {
-        lock(&self.control).kernel.set_paused(!on).map_err(|error| error.to_string())?;
+        lock(&self.control)
+            .kernel
+            .set_paused(!on)
+            .map_err(|error| error.to_string())?;
         lock(&self.report).paused = !on;
         tracing::info!(on, "redirect");
         Ok(())

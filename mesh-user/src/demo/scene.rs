@@ -2,6 +2,7 @@
 //! do the traffic tests.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -12,7 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::ask::Answers;
 use crate::{
-    kernel::{Instance, cleanup},
+    kernel::{Instance, cleanup, mounts},
     testbed::{Pod, Testbed, wait_until},
 };
 
@@ -47,7 +48,11 @@ pub struct Stage {
 
 impl Default for Stage {
     fn default() -> Self {
-        Self { weights: (90, 10), beta: true, limit: None }
+        Self {
+            weights: (90, 10),
+            beta: true,
+            limit: None,
+        }
     }
 }
 
@@ -62,6 +67,8 @@ pub struct Scene {
     dir: PathBuf,
     agent: Option<Child>,
     binary: PathBuf,
+    /// Programs and maps that its agents loaded, as `name#id`.
+    own: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -95,6 +102,7 @@ impl Scene {
             dir,
             agent: None,
             binary: binary.to_owned(),
+            own: BTreeSet::new(),
         };
         for (pod, version) in [("web-v1-a", "v1"), ("web-v1-b", "v1"), ("web-v2", "v2")] {
             scene.server(pod, version)?;
@@ -109,13 +117,29 @@ impl Scene {
         command.args(["demo", "echo", "--name", name, "--version", version]);
         command.arg("--http").arg(format!("[::]:{TARGET}"));
         command.arg("--tcp").arg(format!("[::]:{TCP_TARGET}"));
-        command.arg("--server-first").arg(format!("[::]:{BANNER_TARGET}"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log("echo")?);
+        command
+            .arg("--server-first")
+            .arg(format!("[::]:{BANNER_TARGET}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(self.log("echo")?);
         let process = self.bed.spawn_in(&pod, command)?;
         let address = SocketAddr::from((pod.v4, TARGET));
-        self.servers.push(Server { pod, version, process });
-        let up = wait_until(READY, || self.ask_from_node(address, &["--path", "/"]).is_ok_and(|a| a.status(200) == 1));
-        ensure!(up, "the echo server {name} did not come up, see {}/echo.log", self.dir.display());
+        self.servers.push(Server {
+            pod,
+            version,
+            process,
+        });
+        let up = wait_until(READY, || {
+            self.ask_from_node(address, &["--path", "/"])
+                .is_ok_and(|a| a.status(200) == 1)
+        });
+        ensure!(
+            up,
+            "the echo server {name} did not come up, see {}/echo.log",
+            self.dir.display()
+        );
         Ok(())
     }
 
@@ -141,11 +165,15 @@ impl Scene {
 
     /// The configuration for a stage, as text.
     pub fn config_text(&self, stage: &Stage) -> String {
-        let Stage { weights: (v1, v2), beta, limit } = stage;
+        let Stage {
+            weights: (v1, v2),
+            beta,
+            limit,
+        } = stage;
         let mut text = String::from("rules:\n");
         if *beta {
             text.push_str(
-                "  - name: beta users and testers\n    service: web\n    precedence: 10\n    \
+                "  - name: beta-and-testers\n    service: web\n    precedence: 10\n    \
                  match: [{headers: {x-user: beta}}, {source: {tags: {app: tester}}}]\n    \
                  route: [{version: v2}]\n",
             );
@@ -180,11 +208,21 @@ impl Scene {
     /// The head of a configuration: where to attach, no metrics port, all log lines.
     pub fn head_text(&self) -> String {
         format!(
-            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: none\n  \
+            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: off\n  \
              access-log: {{format: envoy, filter: all, path: {}}}\n",
-            self.bed.pods_cgroup().display(),
+            self.attach(),
             self.access_log().display(),
         )
+    }
+
+    /// Where the hooks attach, as the configuration names it: below the cgroup2 mount.
+    fn attach(&self) -> String {
+        let pods = self.bed.pods_cgroup();
+        let mount = mounts::cgroup2().ok().flatten().unwrap_or_default();
+        pods.strip_prefix(&mount)
+            .unwrap_or(&pods)
+            .display()
+            .to_string()
     }
 
     /// The `services:` of a configuration: `web` with its virtual addresses and endpoints.
@@ -242,7 +280,10 @@ impl Scene {
         let mut command = Command::new(&self.binary);
         command.arg("run").arg("--config").arg(self.config_path());
         command.args(["--instance", self.instance.name()]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log("agent")?);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(self.log("agent")?);
         self.agent = Some(self.bed.spawn_node(command)?);
         let ready = wait_until(READY, || {
             self.mesh(&["status", "-o", "json"]).is_ok_and(|output| {
@@ -251,8 +292,18 @@ impl Scene {
                 output.status.success() && status.to_string().matches("\"live\"").count() >= 2
             })
         });
-        ensure!(ready, "the agent did not get ready, see {}/agent.log", self.dir.display());
+        ensure!(
+            ready,
+            "the agent did not get ready, see {}/agent.log",
+            self.dir.display()
+        );
+        self.own.extend(super::inventory::pinned(&self.instance)?);
         Ok(())
+    }
+
+    /// Programs and maps that its agents loaded, as `name#id`.
+    pub fn own_objects(&self) -> BTreeSet<String> {
+        self.own.clone()
     }
 
     /// Kills the agent with SIGKILL, as a crash would.
@@ -266,7 +317,9 @@ impl Scene {
 
     /// Stops the agent as an operator does (SIGTERM) and waits for its end.
     pub fn stop_agent(&mut self) -> anyhow::Result<()> {
-        let Some(mut agent) = self.agent.take() else { return Ok(()) };
+        let Some(mut agent) = self.agent.take() else {
+            return Ok(());
+        };
         // A pid that was never waited for is still ours.
         let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.id())?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
@@ -307,12 +360,7 @@ impl Scene {
     }
 
     /// Starts an endless client inside a pod, one report line for each `report_ms`.
-    pub fn flood(
-        &self,
-        from: &Pod,
-        report_ms: u64,
-        arguments: &[&str],
-    ) -> anyhow::Result<Child> {
+    pub fn flood(&self, from: &Pod, report_ms: u64, arguments: &[&str]) -> anyhow::Result<Child> {
         let mut command = self.ask_command(SocketAddr::from((VIP4, PORT)), arguments);
         command.args(["--count", "1000000", "--report-ms", &report_ms.to_string()]);
         self.bed.spawn_in(from, command)
@@ -322,7 +370,10 @@ impl Scene {
         let mut command = Command::new(&self.binary);
         command.args(["demo", "ask", &to.to_string(), "--host", "web"]);
         command.args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
         command
     }
 
@@ -340,7 +391,11 @@ impl Scene {
         let method = if sick { "PUT" } else { "DELETE" };
         let to = SocketAddr::from((server.pod.v4, TARGET));
         let answers = self.ask_from_node(to, &["--method", method, "--path", "/_sick"])?;
-        ensure!(answers.failed() == 0, "{pod} can't be made sick: {:?}", answers.errors);
+        ensure!(
+            answers.failed() == 0,
+            "{pod} can't be made sick: {:?}",
+            answers.errors
+        );
         Ok(())
     }
 
@@ -348,7 +403,11 @@ impl Scene {
     pub fn tear_down(mut self) -> anyhow::Result<()> {
         self.stop_agent()?;
         let report = cleanup::cleanup(&self.instance, false, false);
-        ensure!(report.failed.is_empty(), "cleanup: {}", report.failed.join("; "));
+        ensure!(
+            report.failed.is_empty(),
+            "cleanup: {}",
+            report.failed.join("; ")
+        );
         self.end_servers();
         std::fs::remove_dir_all(&self.dir).ok();
         Ok(())
@@ -371,7 +430,13 @@ impl Drop for Scene {
 }
 
 fn answers(child: Child) -> anyhow::Result<Answers> {
-    let output = child.wait_with_output().context("can't wait for the client")?;
-    ensure!(output.status.success(), "the client ended with {}", output.status);
+    let output = child
+        .wait_with_output()
+        .context("can't wait for the client")?;
+    ensure!(
+        output.status.success(),
+        "the client ended with {}",
+        output.status
+    );
     serde_json::from_slice(&output.stdout).context("the client's report is not JSON")
 }

@@ -38,9 +38,14 @@ pub(super) struct Programs(Vec<(&'static str, OwnedFd)>);
 
 impl Programs {
     pub(super) fn get(&self, name: &'static str) -> Result<&OwnedFd, KernelError> {
-        self.0.iter().find(|(other, _)| *other == name).map(|(_, fd)| fd).ok_or_else(|| {
-            KernelError::Load { what: name.to_owned(), why: "the object lacks it".to_owned() }
-        })
+        self.0
+            .iter()
+            .find(|(other, _)| *other == name)
+            .map(|(_, fd)| fd)
+            .ok_or_else(|| KernelError::Load {
+                what: name.to_owned(),
+                why: "the object lacks it".to_owned(),
+            })
     }
 
     pub(super) fn take(&mut self, name: &'static str) -> Result<OwnedFd, KernelError> {
@@ -57,9 +62,7 @@ impl Programs {
 /// Loads the object. With pins: against the pinned maps, those that are missing are made and
 /// pinned (added to `made`), and the programs' pins are replaced. Without: for a probe, leaving
 /// nothing.
-pub(super) fn load(
-    pins: Option<(&Pins, &mut Vec<PathBuf>)>,
-) -> Result<Programs, KernelError> {
+pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs, KernelError> {
     if OBJECT.is_empty() {
         return Err(KernelError::NotBuilt);
     }
@@ -127,7 +130,9 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
     };
     loaded.map_err(|error| refused(&error))?;
     let fd = program.fd().map_err(|error| refused(&error))?;
-    fd.as_fd().try_clone_to_owned().map_err(KernelError::io(name))
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(KernelError::io(name))
 }
 
 /// An error with its causes; a verifier log is cut to its end, where the reason stands.

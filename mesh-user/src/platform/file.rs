@@ -153,7 +153,9 @@ impl FileSource {
             let current = Fingerprint::of(&self.path);
             if told || current.is_none() || current != fingerprint {
                 fingerprint = current;
-                let Some(event) = self.look().await else { return };
+                let Some(event) = self.look().await else {
+                    return;
+                };
                 if let Some(event) = event
                     && events.send(event).await.is_err()
                 {
@@ -172,10 +174,14 @@ impl FileSource {
     /// Looks at the file. Outer none: the runtime is going down.
     async fn look(&mut self) -> Option<Option<FileEvent>> {
         let (path, seen) = (self.path.clone(), self.seen.clone());
-        let look = tokio::task::spawn_blocking(move || look(&path, seen.as_ref())).await.ok()?;
+        let look = tokio::task::spawn_blocking(move || look(&path, seen.as_ref()))
+            .await
+            .ok()?;
         let hash = look.content.shown();
         self.seen = Some(look.content);
-        let Some(examined) = look.examined else { return Some(None) };
+        let Some(examined) = look.examined else {
+            return Some(None);
+        };
         let warnings = warnings(&examined);
         Some(Some(match examined.into_result() {
             Ok(config) => self.loaded(config, hash, warnings),
@@ -213,8 +219,11 @@ impl FileSource {
             "configuration rejected, the last good one stays in force\n{text}"
         );
         self.status.send_modify(|status| {
-            status.last_error =
-                Some(FileFailure { at: SystemTime::now(), text, problems: error.to_json() });
+            status.last_error = Some(FileFailure {
+                at: SystemTime::now(),
+                text,
+                problems: error.to_json(),
+            });
         });
         FileEvent::Rejected(error)
     }

@@ -208,3 +208,6 @@ pub(super) fn host_of(authority: &str) -> &str {
         _ => authority,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,7 @@ impl Testbed {
         }
         let node = self.netns_name("node");
         ip(None, &[&format!("netns add {node}")])?;
+        self.settle("node")?;
         place::in_netns(&self.node_netns(), || {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
@@ -106,6 +107,15 @@ impl Testbed {
                 "addr add fd77::1/64 dev br0 nodad",
             ],
         )
+    }
+
+    /// Switches duplicate address detection off before there is an interface: link-local addresses
+    /// are there at once too, and nothing changes by itself later.
+    fn settle(&self, name: &str) -> anyhow::Result<()> {
+        place::in_netns(&Path::new(NETNS_DIR).join(self.netns_name(name)), || {
+            fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")
+        })?
+        .context("net.ipv6.conf.default.accept_dad")
     }
 
     /// Adds a pod with its own namespace, address pair and cgroup.
@@ -139,6 +149,7 @@ impl Testbed {
     fn wire(&self, pod: &Pod, number: usize) -> anyhow::Result<()> {
         let (node, netns) = (self.netns_name("node"), self.netns_name(&pod.name));
         ip(None, &[&format!("netns add {netns}")])?;
+        self.settle(&pod.name)?;
         ip(
             Some(&node),
             &[

@@ -1,10 +1,6 @@
 //! What a load saw, and how it is told.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fmt::Write as _, time::Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -26,6 +22,7 @@ pub(super) struct Seen {
     latency: Histogram<u64>,
     opened: u64,
     bytes: u64,
+    last: Instant,
 }
 
 impl Seen {
@@ -39,6 +36,7 @@ impl Seen {
             latency: latency.expect("1 < max, and 3 digits are allowed"),
             opened: 0,
             bytes: 0,
+            last: since,
         }
     }
 
@@ -46,7 +44,10 @@ impl Seen {
         self.opened += 1;
     }
 
-    pub(super) fn answer(&mut self, answer: &Answer, took: Duration) {
+    /// An answer that is complete now, to a request that started then.
+    pub(super) fn answer(&mut self, answer: &Answer, start: Instant) {
+        self.last = Instant::now();
+        let took = self.last.saturating_duration_since(start);
         *self.statuses.entry(answer.status).or_default() += 1;
         self.bytes += answer.bytes;
         if let Some(version) = &answer.version {
@@ -87,12 +88,17 @@ impl Seen {
         self.latency
             .add(&part.latency)
             .expect("the bounds are the same");
+        self.last = self.last.max(part.last);
         self.opened += part.opened;
         self.bytes += part.bytes;
     }
 
+    /// The figures up to a time, or to the last answer when that came later.
     pub(super) fn report(&self, until: Instant) -> Report {
-        let seconds = until.saturating_duration_since(self.since).as_secs_f64();
+        let seconds = until
+            .max(self.last)
+            .saturating_duration_since(self.since)
+            .as_secs_f64();
         let answered = self.latency.len();
         #[expect(
             clippy::cast_precision_loss,
@@ -145,7 +151,7 @@ impl Seen {
 pub struct Report {
     /// Answers, whatever their status; with `--tcp`, bytes that came back.
     pub requests: u64,
-    /// How long it asked, and waited for the last answers.
+    /// How long it asked, and until the last answer came.
     pub seconds: f64,
     /// Answers per second.
     pub rps: f64,

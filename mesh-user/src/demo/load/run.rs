@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
     client::{Answer, Connection, Failure},
@@ -16,6 +16,9 @@ use super::{
     report::{Report, Seen},
 };
 
+/// Connections that are made at a time with `--hold`: a burst of all would leave the server with
+/// memory for that many requests at once, which is not what idle connections take.
+const HOLD_AT_ONCE: usize = 4;
 /// Pause after a refused connection: a closed loop would otherwise spin.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
@@ -27,6 +30,7 @@ struct Shared {
     /// Requests that have started and are neither answered nor failed.
     open: Cell<u64>,
     pace: Option<Rc<Pace>>,
+    holding: Semaphore,
     /// Since the last interim report.
     seen: RefCell<Seen>,
 }
@@ -74,6 +78,7 @@ pub(super) async fn run(plan: Plan, every: impl Fn(&Report) + 'static) -> Result
         next: Cell::new(0),
         open: Cell::new(0),
         pace: pace.clone(),
+        holding: Semaphore::new(HOLD_AT_ONCE),
         seen: RefCell::new(Seen::new(start)),
         plan,
     });
@@ -111,9 +116,7 @@ pub(super) async fn run(plan: Plan, every: impl Fn(&Report) + 'static) -> Result
         shared.seen.borrow_mut().failure(Failure::Unfinished);
     }
     total.borrow_mut().add(&shared.seen.borrow());
-    // Not the wait for a straggler: rates are those of the time in which was asked.
-    let until = Instant::now().min(shared.end.max(start + Duration::from_millis(1)));
-    let report = total.borrow().report(until);
+    let report = total.borrow().report(Instant::now().min(shared.end));
     Ok(report)
 }
 
@@ -138,12 +141,17 @@ async fn interim(
 /// One connection's life, with as many sockets one after the other as it takes.
 async fn connection(shared: Rc<Shared>) {
     let mut idle = None;
+    // Given back with the first answer. It fails only when closed, which nobody does.
+    let mut turn = match shared.plan.use_ {
+        Use::Hold => shared.holding.acquire().await.ok(),
+        Use::KeepAlive | Use::Once | Use::Tcp => None,
+    };
     while let Some((number, start)) = shared.next().await {
         shared.open.set(shared.open.get() + 1);
         let outcome = ask(&shared, &mut idle, number).await;
         shared.open.set(shared.open.get() - 1);
         match outcome {
-            Ok(answer) => shared.seen.borrow_mut().answer(&answer, start.elapsed()),
+            Ok(answer) => shared.seen.borrow_mut().answer(&answer, start),
             Err(failure) => {
                 shared.seen.borrow_mut().failure(failure);
                 idle = None;
@@ -152,6 +160,7 @@ async fn connection(shared: Rc<Shared>) {
                 }
             }
         }
+        drop(turn.take());
         if shared.plan.use_ == Use::Hold {
             let end = tokio::time::Instant::from_std(shared.end);
             tokio::time::sleep_until(end).await;

@@ -1,0 +1,64 @@
+//! mesh: the client dials the service's virtual address, and the kernel hands the connection over.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+};
+
+use anyhow::Result;
+
+use crate::stage::{Running, SERVER_PORT, Stage};
+
+/// Nobody routes it: without the mesh it leads nowhere.
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const PORT: u16 = 80;
+
+pub(super) fn start(stage: &Stage, program: &Path) -> Result<(SocketAddr, Running)> {
+    let config = format!(
+        "apiVersion: mesh/v1alpha1
+kind: MeshConfig
+attach: [{attach}]
+agent:
+  workers: 1
+  metrics: none
+  access-log: {{filter: off}}
+services:
+  - name: web
+    hostnames: [web]
+    addresses: [{VIP}]
+    ports: [{{name: http, number: {PORT}, target: {SERVER_PORT}, protocol: http}}]
+    versions: {{v1: {{version: v1}}, v2: {{version: v2}}}}
+    endpoints:
+      - {{address: {v1}, tags: {{version: v1}}}}
+      - {{address: {v2}, tags: {{version: v2}}}}
+rules:
+  - service: web
+    precedence: 10
+    match: [{{headers: {{x-user: {{exact: beta}}}}}}]
+    route: [{{version: v2}}]
+  - service: web
+    route: [{{version: v1, weight: 90}}, {{version: v2, weight: 10}}]
+policies:
+  - service: web
+    breaker:
+      max-connections: 1000
+      max-requests: 10000
+      max-pending: 10000
+      ejection: {{consecutive-5xx: 5, interval: 10s, base: 30s, max-percent: 50}}
+    rate-limit: [{{name: all, key: [source.workload], rate: 1000000/s, burst: 1000000}}]
+workloads:
+  - {{name: client, netns: {netns}, tags: {{app: client}}}}
+",
+        attach = stage.bed.pods_cgroup().display(),
+        netns = stage.client.netns.display(),
+        v1 = stage.v1.v4,
+        v2 = stage.v2.v4,
+    );
+    let path = stage.write("mesh.yaml", &config)?;
+    let proxy = stage.proxy(
+        "mesh",
+        program,
+        &["--instance", "bench", "run", "--config", &path],
+    )?;
+    Ok((SocketAddr::from((VIP, PORT)), proxy))
+}

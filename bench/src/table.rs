@@ -1,0 +1,130 @@
+//! One table: every figure of every leg, and what mesh is of each other leg.
+
+use std::fmt::Write as _;
+
+use crate::{
+    leg::Leg,
+    results::{Metric, Results},
+};
+
+/// The table, as text cells.
+#[derive(Debug)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new(legs: &[Leg], results: &Results) -> Self {
+        let mut head = vec![String::new()];
+        head.extend(legs.iter().map(|leg| leg.name().to_owned()));
+        let others: Vec<Leg> = legs
+            .iter()
+            .copied()
+            .filter(|leg| *leg != Leg::Mesh)
+            .collect();
+        let compare = legs.contains(&Leg::Mesh);
+        if compare {
+            head.extend(others.iter().map(|leg| format!("mesh/{}", leg.name())));
+        }
+        let mut rows = vec![head];
+        for metric in Metric::ALL {
+            let medians: Vec<_> = legs
+                .iter()
+                .map(|leg| results.median(*leg, metric))
+                .collect();
+            if medians.iter().all(Option::is_none) {
+                continue;
+            }
+            let mut row = vec![metric.name().to_owned()];
+            row.extend(medians.iter().map(|value| value.map_or("-".into(), figure)));
+            if compare {
+                let mesh = results.median(Leg::Mesh, metric);
+                row.extend(
+                    others
+                        .iter()
+                        .map(|leg| ratio(mesh, results.median(*leg, metric))),
+                );
+            }
+            rows.push(row);
+        }
+        Self { rows }
+    }
+
+    /// For a terminal.
+    pub(crate) fn text(&self) -> String {
+        let columns = self.rows.first().map_or(0, Vec::len);
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .map(|row| row[column].len())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            for (column, cell) in row.iter().enumerate() {
+                let width = widths[column];
+                let _ = if column == 0 {
+                    write!(text, "{cell:width$}")
+                } else {
+                    write!(text, "  {cell:>width$}")
+                };
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// For a page.
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = String::new();
+        for (number, row) in self.rows.iter().enumerate() {
+            let _ = writeln!(text, "| {} |", row.join(" | "));
+            if number == 0 {
+                let _ = writeln!(text, "|---|{}", "--:|".repeat(row.len() - 1));
+            }
+        }
+        text
+    }
+}
+
+/// Three digits that mean something.
+fn figure(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else if value >= 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+fn ratio(mesh: Option<f64>, other: Option<f64>) -> String {
+    match (mesh, other) {
+        (Some(mesh), Some(other)) if other > 0.0 => format!("{:.2}x", mesh / other),
+        _ => "-".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::Measured;
+
+    #[test]
+    fn table_has_every_figure_and_its_ratio() {
+        let mut results = Results::default();
+        results.add(Leg::Mesh, Measured::from([(Metric::ProxyPerRequest, 12.0)]));
+        results.add(
+            Leg::Nginx,
+            Measured::from([(Metric::ProxyPerRequest, 10.0)]),
+        );
+        let table = Table::new(&[Leg::Direct, Leg::Mesh, Leg::Nginx], &results);
+        let wanted = "|  | direct | mesh | nginx | mesh/direct | mesh/nginx |\n\
+                      |---|--:|--:|--:|--:|--:|\n\
+                      | CPU per request, proxy, us | - | 12.0 | 10.0 | - | 1.20x |\n";
+        assert_eq!(table.markdown(), wanted);
+        assert_eq!(table.text().lines().count(), 2);
+    }
+}
