@@ -18,9 +18,6 @@ pub fn markdown() -> String {
 }
 
 fn section(command: &mut Command, root: bool, out: &mut String) {
-    let subcommands = command
-        .get_subcommands()
-        .any(|sub| sub.get_name() != "help");
     let shown = if root {
         command.clone()
     } else {
@@ -33,13 +30,9 @@ fn section(command: &mut Command, root: bool, out: &mut String) {
     let help = shown.term_width(100).render_long_help().to_string();
     let help: Vec<&str> = help.trim().lines().map(str::trim_end).collect();
     *out += &format!("\n## `{name}`\n\n```text\n{}\n```\n", help.join("\n"));
-    if !subcommands {
-        return;
-    }
-    for sub in command
-        .get_subcommands_mut()
-        .filter(|sub| sub.get_name() != "help")
-    {
+    // Hidden verbs are parts of others (tests, the demo's pods), not for people.
+    let people = |sub: &&mut Command| sub.get_name() != "help" && !sub.is_hide_set();
+    for sub in command.get_subcommands_mut().filter(people) {
         section(sub, false, out);
     }
 }

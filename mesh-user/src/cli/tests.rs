@@ -360,6 +360,11 @@ fn verbs_without_an_agent_say_so_and_fail() {
 }
 
 #[test]
+fn verbs_and_options_do_not_contradict_each_other() {
+    Cli::command().debug_assert();
+}
+
+#[test]
 fn wrong_command_lines_are_usage_errors() {
     for args in [
         &[][..],
