@@ -1,6 +1,9 @@
 //! What is counted at an endpoint, lock-free.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+};
 
 use crate::{clock::MonoNanos, policy::snapshot::Outcome};
 
@@ -97,17 +100,14 @@ impl Live {
         }
     }
 
-    /// Counts a request in; whether it is the probe.
-    pub(in crate::policy) fn begin(&self) -> bool {
+    /// Counts a request as in flight until the guard is dropped.
+    pub(in crate::policy) fn enter(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Relaxed);
-        self.probe.load(Relaxed) == PROBE_CHOSEN && self.move_probe(PROBE_CHOSEN, PROBE_SENT)
-    }
-
-    /// Counts a request out. A probe that ended without a verdict is due again.
-    pub(in crate::policy) fn end(&self, probe: bool) {
-        self.in_flight.fetch_sub(1, Relaxed);
-        if probe {
-            self.move_probe(PROBE_SENT, PROBE_DUE);
+        let probe =
+            self.probe.load(Relaxed) == PROBE_CHOSEN && self.move_probe(PROBE_CHOSEN, PROBE_SENT);
+        InFlight {
+            live: Arc::clone(self),
+            probe,
         }
     }
 
@@ -141,6 +141,24 @@ impl Live {
         self.probe.store(PROBE_NONE, Relaxed);
         self.times.store(0, Relaxed);
         self.reset_counts();
+    }
+}
+
+/// One request in flight at an endpoint: what least-request compares.
+#[derive(Debug)]
+#[must_use]
+pub(in crate::policy) struct InFlight {
+    live: Arc<Live>,
+    probe: bool,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.live.in_flight.fetch_sub(1, Relaxed);
+        if self.probe {
+            // A probe that ended without a verdict is due again.
+            self.live.move_probe(PROBE_SENT, PROBE_DUE);
+        }
     }
 }
 
