@@ -7,6 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use mesh_common::reason::Reason;
 
 use super::enrolment::Enrolments;
 use crate::{
@@ -18,6 +19,10 @@ use crate::{
     proxy::Workers,
     telemetry::Telemetry,
 };
+
+/// Events that are logged in each tick (250 ms). The rest stays in the ring buffer for the next one,
+/// or is counted as `event_lost`.
+const EVENTS_PER_TICK: usize = 16;
 
 /// The parts, and what is in force.
 #[derive(Debug)]
@@ -72,6 +77,23 @@ fn restart_needed(started_with: &AgentConfig, wanted: &AgentConfig) -> Vec<Strin
         .collect()
 }
 
+/// Logs what the programs reported since the last tick. The counters count all of it; a pod that
+/// is refused in a loop must not fill the log.
+fn log_events(kernel: &mut Kernel) {
+    for event in kernel.events(EVENTS_PER_TICK) {
+        let reason = Reason::decode(event.reason).map_or("unknown", Reason::label);
+        tracing::warn!(
+            reason,
+            pod_id = event.pod_id,
+            source = %event.src.with_port(event.sport),
+            destination = %event.dst.with_port(event.dport),
+            netns = event.netns,
+            tgid = event.tgid,
+            "kernel"
+        );
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere is no reason to stop controlling the node: every write below is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -86,7 +108,7 @@ impl NodeAgent {
         workers: Arc<Workers>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
-        let paused = View::open(&instance).is_ok_and(|view| view.paused());
+        let paused = kernel.paused();
         Self {
             instance,
             config_path,
@@ -181,6 +203,7 @@ impl NodeAgent {
             enrolments,
             swept,
         } = &mut *control;
+        log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
         lock(&self.report).workloads = enrolments.status();
         if now.since(*swept).as_millis() >= 1000 {

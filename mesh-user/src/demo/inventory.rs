@@ -54,11 +54,6 @@ impl Inventory {
         Ok(left)
     }
 
-    /// Programs and maps.
-    pub(super) fn objects(self) -> BTreeSet<String> {
-        self.programs.into_iter().chain(self.maps).collect()
-    }
-
     /// Whether there is nothing.
     pub(super) fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -59,9 +59,13 @@ impl Default for Stage {
 /// Everything that runs.
 #[derive(Debug)]
 pub struct Scene {
+    /// Namespaces and cgroups.
     pub bed: Testbed,
+    /// The agent's instance: named as the bed.
     pub instance: Instance,
+    /// A workload that asks.
     pub client: Pod,
+    /// Another one, told apart by its tags only.
     pub tester: Pod,
     servers: Vec<Server>,
     dir: PathBuf,
@@ -289,19 +293,21 @@ impl Scene {
     /// # Errors
     /// The agent refused it, or did not take it within 10 s.
     pub fn put_in_force(&self, text: &str) -> anyhow::Result<()> {
-        let generation = |scene: &Self| scene.status().map(|status| status.generation);
-        let before = generation(self)?;
+        let before = self.status()?;
         std::fs::write(self.config_path(), text).context("can't write the configuration")?;
         let mut refused = None;
         let done = wait_until(READY, || match self.status() {
-            Ok(status) => {
-                refused = status.config.last_error.map(|error| error.message);
-                refused.is_some() || status.generation > before
+            Ok(now) => {
+                refused = now.config.last_error.clone();
+                let refused_again = refused.is_some() && refused != before.config.last_error;
+                let taken = refused.is_none()
+                    && (now.generation > before.generation || before.config.last_error.is_some());
+                refused_again || taken
             }
             Err(_) => false,
         });
-        if let Some(message) = refused {
-            bail!("the agent refused the configuration: {message}");
+        if let Some(error) = refused {
+            bail!("the agent refused the configuration: {}", error.message);
         }
         ensure!(done, "the configuration was not in force within {READY:?}");
         Ok(())

@@ -4,6 +4,7 @@
 
 use std::{path::Path, process::Child};
 
+#[allow(unused_imports, reason = "each test file uses its own part")]
 pub(crate) use mesh_user::demo::scene::{BANNER_PORT, PORT, Scene, TCP_PORT, VIP4, VIP6};
 use mesh_user::{demo::load::Report, testbed::Pod};
 
