@@ -37,7 +37,11 @@ pub struct Config {
     #[doc(hidden)]
     pub _reserved: u64,
 }
-plain!(Config, 64, [u32, u32, u32, u32, u64, u64, u32, u32, u32, u32, u64, u64]);
+plain!(
+    Config,
+    64,
+    [u32, u32, u32, u32, u64, u64, u32, u32, u32, u32, u64, u64]
+);
 
 /// At most this many listener shards for each workload (DESIGN §10.3).
 pub const SHARDS_MAX: u32 = 8;

@@ -7,8 +7,9 @@ use crate::plain::plain;
 /// An IP address: 16 bytes in network order, IPv4 as v4-mapped IPv6 (RFC 4291, section 2.5.5.2).
 ///
 /// One form for both families, so that a v4-mapped socket and a plain IPv4 socket meet the same
-/// map entry.
-#[repr(C)]
+/// map entry. Aligned like the words that kernel contexts hold: on the BPF target, anything less
+/// would be moved byte by byte.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Addr([u8; 16]);
 plain!(Addr, 16, [[u8; 16]]);
@@ -21,7 +22,9 @@ impl Addr {
     #[inline(always)]
     pub const fn from_v4_be(be: u32) -> Self {
         let b = be.to_ne_bytes();
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3]])
+        Self([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3],
+        ])
     }
 
     /// From an IPv6 address in network order, as contexts of the kernel hold it.
@@ -105,7 +108,9 @@ impl Addr {
     /// The address in its own family: v4-mapped becomes IPv4.
     pub const fn to_ip(self) -> IpAddr {
         if self.is_v4() {
-            IpAddr::V4(Ipv4Addr::new(self.0[12], self.0[13], self.0[14], self.0[15]))
+            IpAddr::V4(Ipv4Addr::new(
+                self.0[12], self.0[13], self.0[14], self.0[15],
+            ))
         } else {
             IpAddr::V6(Ipv6Addr::from_octets(self.0))
         }

@@ -42,7 +42,7 @@ pub struct Flow {
     pub asked_port: u16,
     /// [`VERDICT_PROXY`], [`VERDICT_KERNEL`] or [`VERDICT_PASS`].
     pub verdict: u8,
-    /// 0 connecting, 1 established.
+    /// [`CONNECTING`] or [`ESTABLISHED`].
     pub state: u8,
     /// Service number in `SERVICES`, 0 when none.
     pub service_id: u32,
@@ -59,7 +59,16 @@ pub struct Flow {
     /// When it was established, 0 before: CLOCK_MONOTONIC, nanoseconds.
     pub established_ns: u64,
 }
-plain!(Flow, 64, [Addr, u16, u8, u8, u32, u32, u32, u64, u64, u64, u64]);
+plain!(
+    Flow,
+    64,
+    [Addr, u16, u8, u8, u32, u32, u32, u64, u64, u64, u64]
+);
+
+/// `Flow::state`: the SYN is on its way.
+pub const CONNECTING: u8 = 0;
+/// `Flow::state`: the handshake is done.
+pub const ESTABLISHED: u8 = 1;
 
 /// The connection was left alone.
 pub const VERDICT_PASS: u8 = 0;
@@ -97,7 +106,11 @@ pub struct Intent {
     /// CLOCK_MONOTONIC, nanoseconds.
     pub connect_ns: u64,
 }
-plain!(Intent, 56, [Addr, u16, u8, u8, u32, u32, u32, u32, u32, u64, u64]);
+plain!(
+    Intent,
+    56,
+    [Addr, u16, u8, u8, u32, u32, u32, u32, u32, u64, u64]
+);
 
 /// Value of `PROXY_FLOWS`: a connection that the agent itself opened.
 #[repr(C)]
@@ -107,9 +120,11 @@ pub struct ProxyFlow {
     pub pod_id: u32,
     /// 0: towards an endpoint.
     pub kind: u8,
+    /// Like [`Flow::state`].
+    pub state: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 3],
+    pub _pad: [u8; 2],
     /// CLOCK_MONOTONIC, nanoseconds.
     pub connect_ns: u64,
 }
-plain!(ProxyFlow, 16, [u32, u8, [u8; 3], u64]);
+plain!(ProxyFlow, 16, [u32, u8, u8, [u8; 2], u64]);

@@ -31,6 +31,17 @@ pub struct OutRuleKey {
 }
 plain!(OutRuleKey, 20, [u8, u8, [u8; 2], Addr]);
 
+/// Key of `OUT_RULES` as the kernel wants it: how many bits count, then the bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutRulePrefix {
+    /// [`OUT_RULE_FIXED_BITS`] plus the prefix length of the address.
+    pub bits: u32,
+    /// What they are compared with.
+    pub data: OutRuleKey,
+}
+plain!(OutRulePrefix, 24, [u32, OutRuleKey]);
+
 /// Bits of an [`OutRuleKey`] before the address.
 pub const OUT_RULE_FIXED_BITS: u32 = 32;
 
@@ -83,7 +94,16 @@ pub struct Spec {
 }
 
 const fn spec(name: &'static str, kind: Kind, key: usize, value: usize, capacity: u32) -> Spec {
-    Spec { name, kind, key, value, capacity, flags: 0, writer: "", full: "" }
+    Spec {
+        name,
+        kind,
+        key,
+        value,
+        capacity,
+        flags: 0,
+        writer: "",
+        full: "",
+    }
 }
 
 const NO_PREALLOC: u32 = 1;
@@ -109,7 +129,13 @@ pub const ALL: &[Spec] = &[
     Spec {
         writer: "flow_ops",
         full: "can't be",
-        ..spec("EP_STATS", Kind::PerCpuArray, 4, EndpointStats::SIZE, 131_072)
+        ..spec(
+            "EP_STATS",
+            Kind::PerCpuArray,
+            4,
+            EndpointStats::SIZE,
+            131_072,
+        )
     },
     Spec {
         writer: "connect hooks, steer",
@@ -142,7 +168,7 @@ pub const ALL: &[Spec] = &[
         flags: NO_PREALLOC,
         writer: "agent, on every snapshot",
         full: "snapshot refused by name",
-        ..spec("OUT_RULES", Kind::LpmTrie, 4 + OutRuleKey::SIZE, 4, 65_536)
+        ..spec("OUT_RULES", Kind::LpmTrie, OutRulePrefix::SIZE, 4, 65_536)
     },
     Spec {
         writer: "agent, before steer is attached",
@@ -157,12 +183,24 @@ pub const ALL: &[Spec] = &[
     Spec {
         writer: "flow_ops, when the agent dials; deleted at close",
         full: "counted; the agent's dial permits are sized below it",
-        ..spec("PROXY_FLOWS", Kind::Hash, Tuple::SIZE, ProxyFlow::SIZE, 65_536)
+        ..spec(
+            "PROXY_FLOWS",
+            Kind::Hash,
+            Tuple::SIZE,
+            ProxyFlow::SIZE,
+            65_536,
+        )
     },
     Spec {
         writer: "agent, on every snapshot",
         full: "snapshot refused by name",
-        ..spec("SERVICES", Kind::Hash, ServiceKey::SIZE, ServiceEntry::SIZE, 32_768)
+        ..spec(
+            "SERVICES",
+            Kind::Hash,
+            ServiceKey::SIZE,
+            ServiceEntry::SIZE,
+            32_768,
+        )
     },
     Spec {
         writer: "agent, on every snapshot",
@@ -214,7 +252,11 @@ mod tests {
         }
         for spec in ALL {
             assert!(spec.name.len() <= 15, "{}", spec.name);
-            assert!(!spec.writer.is_empty() && !spec.full.is_empty(), "{}", spec.name);
+            assert!(
+                !spec.writer.is_empty() && !spec.full.is_empty(),
+                "{}",
+                spec.name
+            );
         }
     }
 }

@@ -36,6 +36,9 @@ pub const FAIL_OPEN: u8 = 0;
 pub const FAIL_CLOSED: u8 = 1;
 
 /// Value of `POD_BY_ADDR`: the workload that has this address.
+///
+/// `steer` can't ask for the network namespace (`bpf_get_netns_cookie` is refused in `sk_lookup`),
+/// so what it needs of the workload stands here too.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodAddr {
@@ -43,5 +46,9 @@ pub struct PodAddr {
     pub pod_id: PodId,
     /// Generation of the agent that wrote it.
     pub generation: u32,
+    /// Like `PodEntry::fail`.
+    pub fail: u8,
+    #[doc(hidden)]
+    pub _pad: [u8; 3],
 }
-plain!(PodAddr, 8, [u32, u32]);
+plain!(PodAddr, 12, [u32, u32, u8, [u8; 3]]);

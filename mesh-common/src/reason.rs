@@ -100,6 +100,9 @@ reasons! {
     NoConfig = 31, "no_config", false;
     /// Not a TCP stream socket.
     PassNotTcp = 32, "pass_not_tcp", false;
+    /// The kernel decides for the service, and none of its endpoints can be reached by a socket of
+    /// this family.
+    RefuseNoEndpoint = 33, "refuse_no_endpoint", true;
 }
 
 /// Capacity of `COUNTERS`; room for reasons to come.
@@ -130,6 +133,29 @@ pub struct Event {
 }
 plain!(Event, 64, [u64, u64, Addr, Addr, u16, u16, u32, u32, u32]);
 
+impl Event {
+    /// From a record of the ring buffer, in the byte order of the machine; `None` when it is not
+    /// of this size.
+    pub fn from_bytes(record: &[u8]) -> Option<Self> {
+        let record: &[u8; 64] = record.try_into().ok()?;
+        Some(Self {
+            time_ns: u64::from_ne_bytes(part(record, 0)),
+            netns: u64::from_ne_bytes(part(record, 8)),
+            src: Addr::from_octets(part(record, 16)),
+            dst: Addr::from_octets(part(record, 32)),
+            sport: u16::from_ne_bytes(part(record, 48)),
+            dport: u16::from_ne_bytes(part(record, 50)),
+            reason: u32::from_ne_bytes(part(record, 52)),
+            pod_id: u32::from_ne_bytes(part(record, 56)),
+            tgid: u32::from_ne_bytes(part(record, 60)),
+        })
+    }
+}
+
+fn part<const N: usize>(record: &[u8; 64], at: usize) -> [u8; N] {
+    core::array::from_fn(|i| record[at + i])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,9 +171,21 @@ mod tests {
     }
 
     #[test]
+    fn event_of_another_size_is_no_event() {
+        let record: [u8; 64] = core::array::from_fn(|i| i as u8);
+        let event = Event::from_bytes(&record).unwrap();
+        assert_eq!(event.time_ns, u64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7]));
+        assert_eq!(event.dst.octets()[0], 32);
+        assert_eq!(event.tgid, u32::from_ne_bytes([60, 61, 62, 63]));
+        assert_eq!(Event::from_bytes(&record[..63]), None);
+        assert_eq!(Event::from_bytes(&[0; 65]), None);
+    }
+
+    #[test]
     fn refusals_say_so_in_their_name() {
         for reason in Reason::ALL {
-            let named = reason.label().starts_with("refuse") || reason.label() == "steer_miss_closed";
+            let named =
+                reason.label().starts_with("refuse") || reason.label() == "steer_miss_closed";
             assert_eq!(reason.is_refusal(), named, "{}", reason.label());
         }
     }

@@ -17,7 +17,11 @@ impl MonoNanos {
     /// This point plus `duration`, saturating.
     pub const fn after(self, duration: Duration) -> Self {
         let nanos = duration.as_nanos();
-        let nanos = if nanos > u64::MAX as u128 { u64::MAX } else { nanos as u64 };
+        let nanos = if nanos > u64::MAX as u128 {
+            u64::MAX
+        } else {
+            nanos as u64
+        };
         Self(self.0.saturating_add(nanos))
     }
 }

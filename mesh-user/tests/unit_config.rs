@@ -9,7 +9,10 @@ fn examples() -> Vec<std::path::PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
         .collect();
     files.sort();
     assert!(files.len() >= 4);
@@ -20,6 +23,10 @@ fn examples() -> Vec<std::path::PathBuf> {
 fn examples_are_valid_without_a_warning() {
     for file in examples() {
         let examined = config::examine(&file);
-        assert!(examined.report.is_empty(), "{}", examined.report.render(false));
+        assert!(
+            examined.report.is_empty(),
+            "{}",
+            examined.report.render(false)
+        );
     }
 }

@@ -192,7 +192,10 @@ fn dispatch(cli: Cli, io: &mut Io<'_>) -> anyhow::Result<Exit> {
         Verb::Reload => control::reload(&agent, io),
         Verb::Logging { filter } => control::logging(&agent, filter, io),
         Verb::Cleanup(args) => control::cleanup(&instance, args, io),
-        // The demo's verb stands here: `Verb::Demo(args) => crate::demo::run(args)`.
+        Verb::Demo(args) => {
+            crate::demo::run(&args)?;
+            Ok(Exit::Done)
+        }
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "mesh", &mut script);

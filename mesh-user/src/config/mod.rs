@@ -68,19 +68,18 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
 
 /// Reads and checks a configuration file, and keeps the warnings (`mesh validate`).
 pub fn examine(path: &Path) -> Examined {
-    let name = path.display().to_string();
-    match source::read(path) {
-        Ok(text) => examine_text(&name, &text),
-        Err(fault) => unreadable(&name, fault),
+    match read_file(path) {
+        Ok(text) => examine_text(&path.display().to_string(), &text),
+        Err(examined) => examined,
     }
 }
 
-/// [`examine`] for bytes at hand, which need not be UTF-8.
-pub fn examine_bytes(name: &str, bytes: Vec<u8>) -> Examined {
-    match source::decode(bytes) {
-        Ok(text) => examine_text(name, &text),
-        Err(fault) => unreadable(name, fault),
-    }
+/// The text of a configuration file, not examined yet.
+///
+/// # Errors
+/// The examination of a file that can't be read, which has no configuration.
+pub(crate) fn read_file(path: &Path) -> Result<String, Examined> {
+    source::read(path).map_err(|fault| unreadable(&path.display().to_string(), fault))
 }
 
 fn unreadable(name: &str, (code, why, expected): source::ReadFault) -> Examined {

@@ -7,19 +7,65 @@
 //! in the pod (inert until something is marked) -> listeners -> `LISTENERS` -> `POD_BY_ADDR` ->
 //! `steer` -> self-probe -> `POD_BY_NETNS`. Undo: `POD_BY_NETNS`, `steer`, listeners, routes.
 
+mod adopt;
+mod apply;
+mod attach;
+mod capability;
+mod cgroups;
 pub mod cleanup;
+mod enrol;
+mod error;
+mod heartbeat;
+pub mod inventory;
+pub mod mounts;
+mod netns;
+mod object;
+mod origin;
+mod pins;
 pub mod probe;
+mod ranges;
+mod records;
+mod route;
+mod sockets;
+mod sys;
+mod tables;
 pub mod view;
+mod watch;
+mod workload;
 
-use std::{net::TcpListener, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
+use mesh_common::{
+    abi::{
+        ABI_VERSION, AGENT_MARK, CAPTURE_MARK, Config, MARK_MASK, SHARDS_MAX, UNKNOWN_PASS,
+        UNKNOWN_REFUSE,
+    },
+    reason::Event,
+};
 use serde::Serialize;
 
-use crate::{
-    clock::MonoNanos,
-    model::{Failure, Netns, kernel_table::KernelTable},
-    proxy::wire::SocketSource,
+pub use self::{
+    error::{EnrolError, KernelError},
+    heartbeat::Heartbeat,
 };
+use self::{
+    apply::Installed, pins::Pins, records::Record, route::Steering, tables::Tables,
+    workload::Workload,
+};
+use crate::{
+    model::{Failure, Netns, kernel_table::KernelTable},
+    proxy::wire::{OriginLookup, SocketSource},
+};
+
+/// A heartbeat older than this means that the agent is dead or hung: four missed ticks of 250 ms.
+const HEARTBEAT_STALE_NS: u64 = 1_000_000_000;
 
 /// The name that keeps agents on one machine apart (DESIGN §10.1): pin directory, admin socket,
 /// agent cgroup.
@@ -65,7 +111,7 @@ pub struct KernelOptions {
     /// Cgroups at which the connect hooks attach, below the cgroup2 mount or absolute. Empty:
     /// search for the kubepods parent.
     pub attach: Vec<PathBuf>,
-    /// Listener shards for each workload: the number of workers.
+    /// Listener shards for each workload: the number of workers, 1 to 8.
     pub shards: u16,
     /// Whether unknown network namespaces below the attach point are refused.
     pub refuse_unknown: bool,
@@ -106,34 +152,29 @@ pub struct Gone {
 }
 
 /// The programs and maps of one instance, loaded, attached and pinned.
+///
+/// Dropping it leaves everything in the kernel, as a killed agent would: the failure mode of each
+/// workload holds, and the next start adopts it. [`cleanup::cleanup`] removes it.
 #[derive(Debug)]
-pub struct Kernel {}
-
-/// Why the kernel side could not be started. Nothing half-attached is left.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    /// Placeholder until the module is written.
-    #[error("the kernel side is not built")]
-    NotBuilt,
-}
-
-/// Why a workload could not be enrolled. Nothing of it is left.
-#[derive(Debug, thiserror::Error)]
-pub enum EnrolError {
-    /// Placeholder until the module is written.
-    #[error("the kernel side is not built")]
-    NotBuilt,
-}
-
-/// Writes the heartbeat: a plain store into mapped memory, from any thread.
-#[derive(Debug)]
-pub struct Heartbeat {}
-
-impl Heartbeat {
-    /// Writes the tick of the oldest worker.
-    pub fn beat(&self, _tick: MonoNanos) {
-        unimplemented!("kernel")
-    }
+pub struct Kernel {
+    instance: Instance,
+    pins: Pins,
+    config: Config,
+    tables: Tables,
+    listeners: tables::Sockets,
+    steer: OwnedFd,
+    installed: Installed,
+    workloads: BTreeMap<u32, Workload>,
+    /// What an agent before us enrolled and we have not, yet.
+    adopted: BTreeMap<u32, Record>,
+    started: Instant,
+    next_id: u32,
+    generation: u32,
+    /// Where the next round of address watching begins.
+    watch_from: u32,
+    origins: Arc<origin::Flows>,
+    /// Last, so that nothing of ours is left open when another agent may come.
+    _lock: pins::Lock,
 }
 
 impl Kernel {
@@ -142,56 +183,66 @@ impl Kernel {
     ///
     /// # Errors
     /// The missing feature, capability or mount by name, with what to do.
-    pub fn start(_options: &KernelOptions) -> Result<Self, KernelError> {
-        unimplemented!("kernel")
+    pub fn start(options: &KernelOptions) -> Result<Self, KernelError> {
+        capability::require()?;
+        let mount = cgroups::mount()?;
+        let points = cgroups::attach_points(&mount, &options.attach)?;
+        let lock = pins::lock(&options.instance)?;
+        attach::start(options, &mount, &points, lock)
     }
 
-    /// Enrols a workload up to the self-probe. Synchronous; takes milliseconds.
-    ///
-    /// # Errors
-    /// Namespace gone, address taken by another workload, map full, probe failed, ...
-    pub fn enrol(&mut self, _workload: &Enrol) -> Result<Enrolled, EnrolError> {
-        unimplemented!("kernel")
-    }
-
-    /// Last step: from the next connect on the workload is captured.
-    ///
-    /// # Errors
-    /// `POD_BY_NETNS` is full.
-    pub fn go_live(&mut self, _pod_id: u32) -> Result<(), EnrolError> {
-        unimplemented!("kernel")
-    }
-
-    /// First step of release: capture stops at once. Connections live on.
-    pub fn stop_capture(&mut self, _pod_id: u32) {
-        unimplemented!("kernel")
-    }
-
-    /// Last step of release: steer, listeners, rule, routes, addresses.
-    pub fn release(&mut self, _pod_id: u32) {
-        unimplemented!("kernel")
-    }
-
-    /// Workloads whose namespace went away since the last call. Cheap: called every 250 ms. Also
-    /// follows address changes of the others.
-    pub fn poll_gone(&mut self) -> Vec<Gone> {
-        unimplemented!("kernel")
+    fn new(
+        options: &KernelOptions,
+        pins: Pins,
+        tables: Tables,
+        config: Config,
+        steer: OwnedFd,
+        lock: pins::Lock,
+    ) -> Result<Self, KernelError> {
+        let mut kernel = Self {
+            instance: options.instance.clone(),
+            listeners: tables::Sockets::pinned(&pins)?,
+            origins: Arc::new(origin::Flows::open(&pins)?),
+            installed: Installed::adopt(&tables),
+            pins,
+            config,
+            tables,
+            steer,
+            workloads: BTreeMap::new(),
+            adopted: BTreeMap::new(),
+            started: Instant::now(),
+            next_id: 1,
+            generation: 1,
+            watch_from: 0,
+            _lock: lock,
+        };
+        kernel.adopt();
+        Ok(kernel)
     }
 
     /// Writes the difference between the maps and the table.
     ///
     /// # Errors
-    /// A map is full: nothing was changed.
-    pub fn apply(&mut self, _table: &KernelTable) -> Result<(), KernelError> {
-        unimplemented!("kernel")
+    /// A map is full or the table contradicts itself: nothing was changed. The kernel refused a
+    /// write: the next call writes what is missing.
+    pub fn apply(&mut self, table: &KernelTable) -> Result<(), KernelError> {
+        self.installed.apply(&mut self.tables, table)
     }
 
     /// Pauses or resumes capture (`mesh redirect off|on`).
     ///
     /// # Errors
     /// The map could not be written.
-    pub fn set_paused(&mut self, _paused: bool) -> Result<(), KernelError> {
-        unimplemented!("kernel")
+    pub fn set_paused(&mut self, paused: bool) -> Result<(), KernelError> {
+        let config = Config { paused: u32::from(paused), ..self.config };
+        write_config(&mut self.tables, config)?;
+        self.config = config;
+        Ok(())
+    }
+
+    /// Whether capture is paused: kept over a restart, so that an operator's word stands.
+    pub fn paused(&self) -> bool {
+        self.config.paused != 0
     }
 
     /// The heartbeat's writer.
@@ -199,16 +250,89 @@ impl Kernel {
     /// # Errors
     /// The map could not be mapped.
     pub fn heartbeat(&self) -> Result<Heartbeat, KernelError> {
-        unimplemented!("kernel")
+        let path = self.pins.map("HEARTBEAT");
+        let what = || KernelError::io(format!("{}", path.display()));
+        let fd = sys::open_pin(&path).map_err(what())?;
+        Heartbeat::map(fd.as_fd()).map_err(what())
     }
 
     /// Sockets that leave from the agent's own namespace, with the agent's mark.
     pub fn node_sockets(&self) -> Arc<dyn SocketSource> {
-        unimplemented!("kernel")
+        sockets::NodeSockets::source(self.config.agent_mark)
     }
 
     /// Looks original destinations up in `FLOWS`.
-    pub fn origins(&self) -> Arc<dyn crate::proxy::wire::OriginLookup> {
-        unimplemented!("kernel")
+    pub fn origins(&self) -> Arc<dyn OriginLookup> {
+        Arc::clone(&self.origins) as Arc<dyn OriginLookup>
+    }
+
+    /// Takes events that the programs sent since the last call, at most `limit`: refusals,
+    /// bypasses, misses. What nobody takes is lost and counted (`event_lost`).
+    pub fn events(&mut self, limit: usize) -> Vec<Event> {
+        let mut found = Vec::new();
+        while found.len() < limit
+            && let Some(record) = self.tables.events.next()
+        {
+            found.extend(Event::from_bytes(&record));
+        }
+        found
+    }
+
+    fn steering(&self) -> Steering {
+        Steering { mark: self.config.capture_mark, mask: self.config.mark_mask }
+    }
+
+    /// Names for the CLI, and what a cleanup must undo. A failure is no reason to stop serving.
+    fn write_records(&self) {
+        let own: Vec<Record> =
+            self.workloads.iter().map(|(pod_id, workload)| workload.record(*pod_id)).collect();
+        let all: Vec<&Record> = own.iter().chain(self.adopted.values()).collect();
+        if let Err(error) = records::write(&self.instance, &all) {
+            tracing::warn!(%error, "workloads.json could not be written: the command line shows no names");
+        }
+    }
+}
+
+fn config(
+    options: &KernelOptions,
+    agent_cgroup: u64,
+    agent_netns: u64,
+    paused: u32,
+) -> Config {
+    Config {
+        abi: ABI_VERSION,
+        capture_mark: CAPTURE_MARK,
+        agent_mark: AGENT_MARK,
+        mark_mask: MARK_MASK,
+        agent_cgroup,
+        heartbeat_stale_ns: HEARTBEAT_STALE_NS,
+        shards: u32::from(options.shards).clamp(1, SHARDS_MAX),
+        unknown_netns: if options.refuse_unknown { UNKNOWN_REFUSE } else { UNKNOWN_PASS },
+        paused,
+        _pad: 0,
+        agent_netns,
+        _reserved: 0,
+    }
+}
+
+fn write_config(tables: &mut Tables, config: Config) -> Result<(), KernelError> {
+    tables
+        .config
+        .set(0, config, 0)
+        .map_err(|source| KernelError::Map { map: "CONFIG", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instance_names_are_bounded_and_safe_in_paths() {
+        for good in ["a", "default", "t-1", &"x".repeat(32)] {
+            assert!(Instance::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "A", "a/b", "..", "a_b", "a b", &"x".repeat(33)] {
+            assert!(Instance::new(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -2,13 +2,7 @@
 //!
 //! Adapters (`platform`) fill it; `policy::snapshot` compiles it. Plain data: no I/O, no tokio.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -21,7 +15,9 @@ pub type Tags = BTreeMap<String, String>;
 
 /// Whether `subset` selects something that carries `tags` (Istio 0.1's `SubsetOf`).
 pub fn selects(subset: &Tags, tags: &Tags) -> bool {
-    subset.iter().all(|(key, value)| tags.get(key) == Some(value))
+    subset
+        .iter()
+        .all(|(key, value)| tags.get(key) == Some(value))
 }
 
 /// Everything that one or more platforms say.
@@ -331,7 +327,12 @@ pub struct BreakerPolicy {
 
 impl Default for BreakerPolicy {
     fn default() -> Self {
-        Self { max_connections: 1024, max_pending: 1024, max_requests: 1024, max_retries: 3 }
+        Self {
+            max_connections: 1024,
+            max_pending: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+        }
     }
 }
 

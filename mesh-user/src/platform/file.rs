@@ -1,16 +1,43 @@
 //! The file platform: one YAML file, watched.
+//!
+//! The folder is watched, not the file, so that an editor's write-and-rename and the symlink swap
+//! of a ConfigMap are seen; when the file is a symlink, the folder of its target too. A look every
+//! two seconds catches what inotify can't show (network file systems, a swapped folder further up,
+//! no inotify instances left). What counts is the content: a touched file changes nothing.
 
-use std::{path::Path, time::SystemTime};
+use std::{
+    hash::Hasher,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval, sleep},
+};
 
-use crate::config::{Config, ConfigError};
+use super::{Feed, Platform};
+use crate::config::{self, AgentConfig, Config, ConfigError, Examined};
+
+mod folders;
+
+use folders::Folders;
+
+/// From the first event to the look at the file: editors write in several steps, and 50 ms leave
+/// two thirds of the 150 ms within which a change must arrive.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Between looks without an event.
+const POLL: Duration = Duration::from_secs(2);
+/// Events that wait for a slow reader. More: the watch waits, and then sees the latest content.
+const EVENTS_MAX: usize = 16;
 
 /// What happened to the file.
 #[derive(Clone, Debug)]
 pub enum FileEvent {
-    /// A new valid configuration, to be put in force as a whole.
+    /// A new valid configuration, to be put in force as a whole. Settings that need a restart are
+    /// those of the start.
     Loaded(Config),
     /// The file is not usable: what is in force stays.
     Rejected(ConfigError),
@@ -25,12 +52,14 @@ pub struct FileStatus {
     pub generation: u64,
     /// When the configuration in force was loaded.
     pub last_success: Option<SystemTime>,
-    /// Hash of its content, 16 hexadecimal digits.
+    /// Hash of its content (FNV-1a, 64 bits), 16 hexadecimal digits: equal on all nodes.
     pub content_hash: String,
     /// Why the file as it is now is not in force; none: it is.
     pub last_error: Option<FileFailure>,
-    /// Warnings about what is in force, rendered.
+    /// Warnings about what is in force, rendered; none: no warnings.
     pub warnings: Option<String>,
+    /// Settings in the file that wait for a restart: `agent.workers`, `agent.metrics`, `attach`.
+    pub needs_restart: Vec<String>,
 }
 
 /// Why a file was rejected.
@@ -46,24 +75,275 @@ pub struct FileFailure {
 
 /// A configuration file and its state.
 #[derive(Debug)]
-pub struct FileSource {}
+pub struct FileSource {
+    path: PathBuf,
+    /// Settings that hold until the next start.
+    agent: AgentConfig,
+    seen: Option<Content>,
+    status: watch::Sender<FileStatus>,
+}
+
+/// What was in the file: its hash, or why it could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Content {
+    Hash(u64),
+    Unreadable(String),
+}
+
+/// One look at the file.
+struct Look {
+    content: Content,
+    /// None: the content is what was seen last.
+    examined: Option<Examined>,
+}
 
 impl FileSource {
     /// Loads the file for the first time.
     ///
     /// # Errors
     /// Every problem of the file at once.
-    pub fn open(_path: &Path) -> Result<(Self, Config), ConfigError> {
-        unimplemented!("config")
+    pub fn open(path: &Path) -> Result<(Self, Config), ConfigError> {
+        let look = look(path, None);
+        let examined = look.examined.unwrap_or_else(|| config::examine(path));
+        let warnings = warnings(&examined);
+        let config = examined.into_result()?;
+        let status = FileStatus {
+            path: path.display().to_string(),
+            generation: 1,
+            last_success: Some(SystemTime::now()),
+            content_hash: look.content.shown(),
+            last_error: None,
+            warnings,
+            needs_restart: Vec::new(),
+        };
+        let source = Self {
+            path: path.to_owned(),
+            agent: config.agent.clone(),
+            seen: Some(look.content),
+            status: watch::Sender::new(status),
+        };
+        Ok((source, config))
     }
 
     /// The state, live.
     pub fn status(&self) -> watch::Receiver<FileStatus> {
-        unimplemented!("config")
+        self.status.subscribe()
     }
 
     /// Watches the file from a task on the current runtime until the receiver is dropped.
+    ///
+    /// The state is brought up to date before the event is sent.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn watch(self) -> mpsc::Receiver<FileEvent> {
-        unimplemented!("config")
+        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+        tokio::spawn(self.follow(sender));
+        receiver
+    }
+
+    async fn follow(mut self, events: mpsc::Sender<FileEvent>) {
+        let mut folders = Folders::new(&self.path);
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut fingerprint = None;
+        loop {
+            // What changes from here on is seen by the next round.
+            let told = folders.take();
+            let current = Fingerprint::of(&self.path);
+            if told || current.is_none() || current != fingerprint {
+                fingerprint = current;
+                let Some(event) = self.look().await else { return };
+                if let Some(event) = event
+                    && events.send(event).await.is_err()
+                {
+                    return;
+                }
+            }
+            folders.refresh();
+            tokio::select! {
+                () = folders.changed() => sleep(DEBOUNCE).await,
+                _ = poll.tick() => {}
+                () = events.closed() => return,
+            }
+        }
+    }
+
+    /// Looks at the file. Outer none: the runtime is going down.
+    async fn look(&mut self) -> Option<Option<FileEvent>> {
+        let (path, seen) = (self.path.clone(), self.seen.clone());
+        let look = tokio::task::spawn_blocking(move || look(&path, seen.as_ref())).await.ok()?;
+        let hash = look.content.shown();
+        self.seen = Some(look.content);
+        let Some(examined) = look.examined else { return Some(None) };
+        let warnings = warnings(&examined);
+        Some(Some(match examined.into_result() {
+            Ok(config) => self.loaded(config, hash, warnings),
+            Err(error) => self.rejected(error),
+        }))
+    }
+
+    fn loaded(&self, mut config: Config, hash: String, warnings: Option<String>) -> FileEvent {
+        let needs_restart = keep_until_restart(&self.agent, &mut config.agent);
+        if let Some(text) = &warnings {
+            tracing::warn!(file = %self.path.display(), "configuration has warnings\n{text}");
+        }
+        if !needs_restart.is_empty() {
+            tracing::warn!(
+                file = %self.path.display(),
+                settings = needs_restart.join(", "),
+                "changed settings need a restart; the rest of the file is in force"
+            );
+        }
+        self.status.send_modify(|status| {
+            status.generation += 1;
+            status.last_success = Some(SystemTime::now());
+            status.content_hash = hash;
+            status.last_error = None;
+            status.warnings = warnings;
+            status.needs_restart = needs_restart;
+        });
+        FileEvent::Loaded(config)
+    }
+
+    fn rejected(&self, error: ConfigError) -> FileEvent {
+        let text = error.render(false);
+        tracing::warn!(
+            file = %self.path.display(),
+            "configuration rejected, the last good one stays in force\n{text}"
+        );
+        self.status.send_modify(|status| {
+            status.last_error =
+                Some(FileFailure { at: SystemTime::now(), text, problems: error.to_json() });
+        });
+        FileEvent::Rejected(error)
     }
 }
+
+impl Platform for FileSource {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    async fn run(mut self, feed: Feed) {
+        // What `open` loaded is not at hand any more: say it again.
+        self.seen = None;
+        let mut events = self.watch();
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = feed.closed() => return,
+            };
+            match event {
+                None => return,
+                Some(FileEvent::Rejected(error)) => feed.lost(&error.to_string()),
+                // The configuration is checked, so the model is: an error would be a bug here, and
+                // the feed keeps it.
+                Some(FileEvent::Loaded(config)) => {
+                    if let Err(error) = feed.publish(config.model) {
+                        tracing::error!(%error, "a checked model was refused");
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Content {
+    fn shown(&self) -> String {
+        match self {
+            Self::Hash(hash) => format!("{hash:016x}"),
+            Self::Unreadable(_) => String::new(),
+        }
+    }
+}
+
+fn warnings(examined: &Examined) -> Option<String> {
+    let worth_saying = examined.config.is_some() && !examined.report.is_empty();
+    worth_saying.then(|| examined.report.render(false))
+}
+
+/// Reads the file, and examines it when it holds something else than `seen`.
+fn look(path: &Path, seen: Option<&Content>) -> Look {
+    match config::read_file(path) {
+        Ok(text) => {
+            let mut hasher = Fnv1a::default();
+            hasher.write(text.as_bytes());
+            let content = Content::Hash(hasher.finish());
+            let examined = (seen != Some(&content))
+                .then(|| config::examine_text(&path.display().to_string(), &text));
+            Look { content, examined }
+        }
+        Err(examined) => {
+            let content = Content::Unreadable(examined.report.to_json().to_string());
+            let examined = (seen != Some(&content)).then_some(examined);
+            Look { content, examined }
+        }
+    }
+}
+
+/// Puts back what can't change without a restart, and names it.
+fn keep_until_restart(running: &AgentConfig, new: &mut AgentConfig) -> Vec<String> {
+    let mut changed = Vec::new();
+    if new.attach != running.attach {
+        new.attach.clone_from(&running.attach);
+        changed.push("attach".to_owned());
+    }
+    if new.workers != running.workers {
+        new.workers = running.workers;
+        changed.push("agent.workers".to_owned());
+    }
+    if new.metrics != running.metrics {
+        new.metrics = running.metrics;
+        changed.push("agent.metrics".to_owned());
+    }
+    changed
+}
+
+/// What tells that a file was written or exchanged, without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Fingerprint {
+    /// None: there is no such file, or it can't be asked.
+    fn of(path: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+/// FNV-1a, 64 bits: the same on every node and release, unlike std's hasher.
+struct Fnv1a(u64);
+
+impl Default for Fnv1a {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv1a {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

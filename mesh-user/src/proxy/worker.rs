@@ -4,7 +4,7 @@ use std::{
     io,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -91,7 +91,7 @@ pub struct Workers {
     shared: Arc<Shared>,
     orders: Vec<UnboundedSender<Order>>,
     /// Each returns how many connections it had to cut.
-    threads: Vec<JoinHandle<usize>>,
+    threads: Mutex<Vec<JoinHandle<usize>>>,
 }
 
 impl Workers {
@@ -119,10 +119,10 @@ impl Workers {
             Vec::new()
         };
         let (orders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| unbounded_channel()).unzip();
-        let mut workers = Self {
+        let workers = Self {
             shared,
             orders,
-            threads: Vec::with_capacity(count),
+            threads: Mutex::default(),
         };
         for (index, receiver) in receivers.into_iter().enumerate() {
             let peers = workers.orders.iter().enumerate();
@@ -139,9 +139,13 @@ impl Workers {
             let thread = std::thread::Builder::new()
                 .name(format!("mesh-worker-{index}"))
                 .spawn(move || run(&runtime, index, shared, peers, receiver, cpu))?;
-            workers.threads.push(thread);
+            workers.threads().push(thread);
         }
         Ok(workers)
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<usize>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many there are: the number of shards.
@@ -179,11 +183,11 @@ impl Workers {
 
     /// Stops accepting, lets requests in flight end (HTTP/1.1 answers get `connection: close`,
     /// HTTP/2 a GOAWAY), then cuts the rest after `limit`. Returns how many were cut.
-    pub fn drain(mut self, limit: Duration) -> usize {
+    pub fn drain(&self, limit: Duration) -> usize {
         for order in &self.orders {
             let _ended = order.send(Order::Drain { limit });
         }
-        self.threads
+        self.threads()
             .drain(..)
             .map(|thread| thread.join().unwrap_or(0))
             .sum()
@@ -197,7 +201,7 @@ impl Drop for Workers {
                 limit: Duration::ZERO,
             });
         }
-        for thread in self.threads.drain(..) {
+        for thread in self.threads().drain(..) {
             let _panicked = thread.join();
         }
     }

@@ -1,0 +1,182 @@
+//! The contexts of the programs and the helpers that need one: almost all `unsafe` is here.
+//!
+//! Every field is read volatile and unconditionally into a local before anything branches:
+//! otherwise LLVM merges loads of two branches into one through a computed context address, which
+//! the verifier refuses.
+
+pub(crate) mod sk_lookup;
+pub(crate) mod sock_addr;
+pub(crate) mod sock_ops;
+
+use aya_ebpf::{
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_sk_release,
+        bpf_sk_storage_delete, bpf_sk_storage_get,
+    },
+};
+use mesh_common::{
+    abi::Config,
+    flow::{ESTABLISHED, Flow, Intent, ProxyFlow},
+    listener::ListenerKey,
+};
+
+use crate::maps;
+
+/// Reads a field of a context.
+macro_rules! read {
+    ($ptr:expr, $($field:tt)+) => {{
+        let ptr = $ptr;
+        #[expect(unsafe_code, reason = "contexts come as pointers")]
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a place and its read")]
+        // SAFETY: the pointer is the program's own context (or a socket the verifier knows to be
+        // there), valid for the whole run; the verifier checks the offset and the width.
+        let value = unsafe { core::ptr::read_volatile(&raw const (*ptr).$($field)+) };
+        value
+    }};
+}
+/// Writes a field of a context.
+macro_rules! write {
+    ($ptr:expr, $value:expr, $($field:tt)+) => {{
+        let (ptr, value) = ($ptr, $value);
+        #[expect(unsafe_code, reason = "contexts come as pointers")]
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a place and its write")]
+        // SAFETY: as for reads; the verifier allows writes to this field in this program type.
+        unsafe { core::ptr::write_volatile(&raw mut (*ptr).$($field)+, value) };
+    }};
+}
+pub(crate) use {read, write};
+
+/// `CONFIG[0]`.
+#[inline(always)]
+pub(crate) fn config() -> Option<Config> {
+    maps::CONFIG.get(&0)
+}
+
+/// `HEARTBEAT[0]`, 0 when it was never written.
+#[inline(always)]
+pub(crate) fn heartbeat() -> u64 {
+    match maps::HEARTBEAT.lookup(&0) {
+        Some(slot) => {
+            #[expect(unsafe_code, reason = "map memory comes as a pointer")]
+            // SAFETY: not null, 8 bytes, 8-byte aligned; the agent stores the word at once.
+            let value = unsafe { slot.read_volatile() };
+            value
+        }
+        None => 0,
+    }
+}
+
+/// CLOCK_MONOTONIC, nanoseconds.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: takes nothing, returns a number.
+    let now = unsafe { bpf_ktime_get_ns() };
+    now
+}
+
+/// Cgroup id (v2) of the calling process.
+#[inline(always)]
+pub(crate) fn current_cgroup() -> u64 {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: takes nothing, returns a number.
+    let id = unsafe { bpf_get_current_cgroup_id() };
+    id
+}
+
+/// Thread group of the calling process.
+#[inline(always)]
+pub(crate) fn current_tgid() -> u32 {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: takes nothing, returns a number.
+    let both = unsafe { bpf_get_current_pid_tgid() };
+    (both >> 32) as u32
+}
+
+/// What the connect hook stored with a socket.
+#[inline(always)]
+pub(crate) fn intent(sk: *mut bpf_sock) -> Option<Intent> {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: the verifier knows `sk` to be a full socket; no value is given and none is created.
+    let value =
+        unsafe { bpf_sk_storage_get(maps::INTENT.as_ptr(), sk.cast(), core::ptr::null_mut(), 0) };
+    if value.is_null() {
+        return None;
+    }
+    #[expect(unsafe_code, reason = "storage comes as a pointer")]
+    // SAFETY: not null; storage of this map is one `Intent`, 8-byte aligned, every bit pattern
+    // valid.
+    Some(unsafe { value.cast::<Intent>().read() })
+}
+
+/// Stores the intent with the socket; whether the kernel took it.
+#[inline(always)]
+pub(crate) fn set_intent(sk: *mut bpf_sock, intent: &Intent) -> bool {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: as in `intent`; the kernel copies the value when it makes the storage.
+    let value = unsafe {
+        bpf_sk_storage_get(
+            maps::INTENT.as_ptr(),
+            sk.cast(),
+            core::ptr::from_ref(intent).cast_mut().cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    };
+    if value.is_null() {
+        return false;
+    }
+    // A socket that is used again has storage already: the helper then ignores the value given.
+    #[expect(unsafe_code, reason = "storage comes as a pointer")]
+    // SAFETY: as in `intent`, and writing is allowed: only the caller's own connect runs here.
+    unsafe {
+        value.cast::<Intent>().write(*intent);
+    }
+    true
+}
+
+/// Forgets the intent of an earlier connect of the same socket.
+#[inline(always)]
+pub(crate) fn clear_intent(sk: *mut bpf_sock) {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: as in `intent`. «No such entry» is the usual answer.
+    let _ = unsafe { bpf_sk_storage_delete(maps::INTENT.as_ptr(), sk.cast()) };
+}
+
+/// Notes in `FLOWS` that a connection stands.
+#[inline(always)]
+pub(crate) fn set_established(flow: *mut Flow, time: u64) {
+    write!(flow, time, established_ns);
+    write!(flow, ESTABLISHED, state);
+}
+
+/// Notes in `PROXY_FLOWS` that a dial of the agent was answered.
+#[inline(always)]
+pub(crate) fn set_proxy_established(flow: *mut ProxyFlow) {
+    write!(flow, ESTABLISHED, state);
+}
+
+/// A listener with a reference held: must be released on every path.
+#[inline(always)]
+fn listener(key: &ListenerKey) -> Option<*mut core::ffi::c_void> {
+    maps::LISTENERS.lookup(key).map(|sk| sk.cast())
+}
+
+#[inline(always)]
+fn release(sk: *mut core::ffi::c_void) {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: `sk` came from a sockhash look-up that took a reference, released here only.
+    let _ = unsafe { bpf_sk_release(sk) };
+}
+
+/// Whether `LISTENERS` holds a live socket. The kernel removes closed ones itself.
+#[inline(always)]
+pub(crate) fn listening(key: &ListenerKey) -> bool {
+    match listener(key) {
+        Some(sk) => {
+            release(sk);
+            true
+        }
+        None => false,
+    }
+}

@@ -1,0 +1,329 @@
+//! What a `connect()` does: nothing, a capture, a rewrite to an endpoint, or a refusal.
+//!
+//! Cheap questions first, and every answer that is not «capture» leaves the socket without our
+//! mark: a socket that is used again after a failed connect must not stay captured.
+
+use mesh_common::{
+    abi::{ABI_VERSION, Config, UNKNOWN_REFUSE},
+    addr::Addr,
+    flow::BACKEND_NONE,
+    listener::{KIND_OUT, ListenerKey},
+    maps::OUT_DENY,
+    pod::{FAIL_CLOSED, MODE_MARK, PodEntry},
+    reason::Reason,
+    service::{
+        Backend, DECIDE_KERNEL, DECIDE_PROXY, FLAG_ROUTABLE, SERVICE_PORTS_MAX, ServiceEntry,
+        ServiceKey,
+    },
+};
+
+use super::{TCP, fresh, slot};
+
+/// The connecting socket and what it asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Where to.
+    pub addr: Addr,
+    /// Which port, host order.
+    pub port: u16,
+    /// Whether it is a TCP (or multipath TCP) stream socket.
+    pub tcp: bool,
+    /// Whether the socket is an IPv6 one: it reaches IPv4 endpoints too, by v4-mapped addresses.
+    pub v6_socket: bool,
+    /// Cgroup id of the calling process.
+    pub cgroup: u64,
+}
+
+/// What the decision may look up; asked only when needed.
+pub trait World {
+    /// `CONFIG[0]`.
+    fn config(&self) -> Option<Config>;
+    /// Cookie of the socket's network namespace.
+    fn netns(&self) -> u64;
+    /// `POD_BY_NETNS`.
+    fn pod(&self, netns: u64) -> Option<PodEntry>;
+    /// Whether `POD_BY_ADDR` has the address.
+    fn is_pod(&self, addr: &Addr) -> bool;
+    /// `OUT_RULES`: the action of the longest prefix for exactly this port (0: any).
+    fn out_rule(&self, port: u16, addr: &Addr) -> Option<u32>;
+    /// `SERVICES`.
+    fn service(&self, key: &ServiceKey) -> Option<ServiceEntry>;
+    /// `HEARTBEAT[0]`.
+    fn heartbeat(&self) -> u64;
+    /// CLOCK_MONOTONIC, nanoseconds.
+    fn now(&self) -> u64;
+    /// Whether `LISTENERS` holds a live socket.
+    fn listening(&self, key: &ListenerKey) -> bool;
+    /// The next number of `SPLIT_SEQ` for a service, on this CPU.
+    fn sequence(&self, service_id: u32) -> u64;
+    /// `SLOTS`.
+    fn slot(&self, index: u32) -> Option<u32>;
+    /// `BACKENDS`.
+    fn backend(&self, index: u32) -> Option<Backend>;
+}
+
+/// What is done with the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing at all, not even our mark is looked at: the agent's own socket, or no agent's
+    /// settings to go by.
+    Ignore,
+    /// It goes as the platform routes it.
+    Pass,
+    /// ECONNREFUSED.
+    Refuse,
+    /// Intent, then mark.
+    Capture,
+    /// Intent, then the destination becomes this endpoint.
+    Rewrite(Addr, u16),
+}
+
+/// The decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What to do.
+    pub action: Action,
+    /// Why; counted.
+    pub reason: Reason,
+    /// The workload, 0 when none.
+    pub pod_id: u32,
+    /// Its failure mode.
+    pub fail: u8,
+    /// The service, 0 when none.
+    pub service_id: u32,
+    /// The endpoint's number, [`BACKEND_NONE`] when none was chosen.
+    pub backend: u32,
+}
+
+impl Verdict {
+    #[inline(always)]
+    const fn new(action: Action, reason: Reason) -> Self {
+        Self {
+            action,
+            reason,
+            pod_id: 0,
+            fail: 0,
+            service_id: 0,
+            backend: BACKEND_NONE,
+        }
+    }
+
+    #[inline(always)]
+    const fn of(self, pod: &PodEntry) -> Self {
+        Self {
+            pod_id: pod.pod_id,
+            fail: pod.fail,
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    const fn to(self, service: &ServiceEntry) -> Self {
+        Self {
+            service_id: service.service_id,
+            ..self
+        }
+    }
+
+    /// What happens when the verdict (a capture or a rewrite) could not be carried out: the intent
+    /// was not stored, or the mark not set.
+    #[inline(always)]
+    pub const fn failed(self) -> Self {
+        let (action, reason) = if self.fail == FAIL_CLOSED {
+            (Action::Refuse, Reason::RefuseState)
+        } else {
+            (Action::Pass, Reason::BypassState)
+        };
+        Self {
+            action,
+            reason,
+            backend: BACKEND_NONE,
+            ..self
+        }
+    }
+
+    /// Whether an operator may have to act on it: goes to `EVENTS`.
+    #[inline(always)]
+    pub const fn is_event(&self) -> bool {
+        self.reason.is_refusal()
+            || matches!(
+                self.reason,
+                Reason::BypassAgentGone | Reason::DirectAgentGone | Reason::BypassState
+            )
+    }
+}
+
+/// Decides.
+#[inline(always)]
+pub fn decide(request: &Request, world: &impl World) -> Verdict {
+    let Some(config) = world.config() else {
+        return Verdict::new(Action::Ignore, Reason::NoConfig);
+    };
+    if config.abi != ABI_VERSION {
+        return Verdict::new(Action::Ignore, Reason::NoConfig);
+    }
+    // The cgroup, never the mark: a workload with CAP_NET_ADMIN can set any mark.
+    if request.cgroup == config.agent_cgroup {
+        return Verdict::new(Action::Ignore, Reason::PassAgent);
+    }
+    if !request.tcp {
+        return Verdict::new(Action::Pass, Reason::PassNotTcp);
+    }
+    // Before the namespace: what stays inside a namespace is nobody's business, also where unknown
+    // namespaces are refused.
+    if request.addr.is_loopback() || request.addr.is_unspecified() {
+        return Verdict::new(Action::Pass, Reason::PassLoopback);
+    }
+    let netns = world.netns();
+    let Some(pod) = world.pod(netns) else {
+        return unknown(&config, netns);
+    };
+    workload(request, world, &config, &pod).of(&pod)
+}
+
+#[inline(always)]
+fn unknown(config: &Config, netns: u64) -> Verdict {
+    if config.unknown_netns == UNKNOWN_REFUSE && netns != config.agent_netns {
+        Verdict::new(Action::Refuse, Reason::RefuseUnknown)
+    } else {
+        Verdict::new(Action::Pass, Reason::PassUnknown)
+    }
+}
+
+#[inline(always)]
+fn workload(request: &Request, world: &impl World, config: &Config, pod: &PodEntry) -> Verdict {
+    if world.is_pod(&request.addr) {
+        return Verdict::new(Action::Pass, Reason::PassPod);
+    }
+    let rule = match world.out_rule(request.port, &request.addr) {
+        None => world.out_rule(0, &request.addr),
+        exact => exact,
+    };
+    if let Some(action) = rule {
+        return if action == OUT_DENY {
+            Verdict::new(Action::Refuse, Reason::RefuseRule)
+        } else {
+            Verdict::new(Action::Pass, Reason::PassRule)
+        };
+    }
+    let key = ServiceKey {
+        addr: request.addr,
+        port: request.port,
+        proto: TCP,
+        _pad: 0,
+    };
+    let Some(service) = world.service(&key) else {
+        return Verdict::new(Action::Pass, Reason::PassOutside);
+    };
+    by_service(request, world, config, pod, &service).to(&service)
+}
+
+#[inline(always)]
+fn by_service(
+    request: &Request,
+    world: &impl World,
+    config: &Config,
+    pod: &PodEntry,
+    service: &ServiceEntry,
+) -> Verdict {
+    // What shall happen when the kernel may choose the endpoint, and when it can't.
+    let (reason, otherwise) = match service.decision {
+        DECIDE_KERNEL => (Reason::Kernel, (Action::Refuse, Reason::RefuseNoEndpoint)),
+        DECIDE_PROXY => {
+            if config.paused != 0 || pod.mode != MODE_MARK {
+                (Reason::PassPaused, (Action::Pass, Reason::PassPaused))
+            } else if alive(world, config, pod) {
+                return Verdict::new(Action::Capture, Reason::Captured);
+            } else if pod.fail == FAIL_CLOSED {
+                return Verdict::new(Action::Refuse, Reason::RefuseAgentGone);
+            } else {
+                (
+                    Reason::DirectAgentGone,
+                    (Action::Pass, Reason::BypassAgentGone),
+                )
+            }
+        }
+        _ => return Verdict::new(Action::Pass, Reason::PassService),
+    };
+    // Without the proxy, a platform that routes the address itself does so (DESIGN §10.8).
+    let routed = service.decision != DECIDE_KERNEL && service.flags & FLAG_ROUTABLE != 0;
+    if !routed {
+        let chosen = choose(request, world, service);
+        if chosen.index != BACKEND_NONE {
+            return Verdict {
+                backend: chosen.index,
+                ..Verdict::new(Action::Rewrite(chosen.addr, chosen.port), reason)
+            };
+        }
+    }
+    Verdict::new(otherwise.0, otherwise.1)
+}
+
+/// Whether a captured connection would be served: the agent ticks and its first listener stands.
+///
+/// Shard 0 speaks for all: `steer` falls back to it, and which shard the connection will hash to
+/// is not known before its source port is.
+#[inline(always)]
+fn alive(world: &impl World, config: &Config, pod: &PodEntry) -> bool {
+    fresh(world.heartbeat(), world.now(), config.heartbeat_stale_ns)
+        && world.listening(&ListenerKey {
+            pod_id: pod.pod_id,
+            kind: KIND_OUT,
+            shard: 0,
+        })
+}
+
+/// How many slots are tried when endpoints are out of rotation or of the wrong family. More would
+/// cost verified instructions; the agent rewrites the slots when an endpoint leaves for long.
+const TRIES: u64 = 4;
+
+/// An endpoint; [`BACKEND_NONE`] as its index: none.
+///
+/// Not an `Option`: LLVM may compute with the fields of a `None` before it looks at the tag, and
+/// the verifier refuses to read what was never written.
+struct Chosen {
+    index: u32,
+    addr: Addr,
+    port: u16,
+}
+
+#[inline(always)]
+fn choose(request: &Request, world: &impl World, service: &ServiceEntry) -> Chosen {
+    let mut chosen = Chosen {
+        index: BACKEND_NONE,
+        addr: Addr::UNSPECIFIED,
+        port: 0,
+    };
+    if service.slots_len == 0 {
+        return chosen;
+    }
+    let sequence = world.sequence(service.service_id % SERVICE_PORTS_MAX);
+    let mut attempt = 0;
+    while attempt < TRIES {
+        if let Some(index) = world.slot(slot(service, sequence.wrapping_add(attempt)))
+            && let Some(backend) = world.backend(index)
+            && backend.state == 1
+            && reachable(request, &backend)
+        {
+            chosen = Chosen {
+                index,
+                addr: backend.addr,
+                port: backend.port,
+            };
+            break;
+        }
+        attempt += 1;
+    }
+    chosen
+}
+
+/// An IPv4 socket reaches IPv4 only; an IPv6 socket that asked for an IPv4 address is bound to
+/// that family (v4-mapped); one that asked for IPv6 reaches IPv4 by a v4-mapped address.
+#[inline(always)]
+fn reachable(request: &Request, backend: &Backend) -> bool {
+    let v4 = backend.addr.is_v4();
+    v4 == request.addr.is_v4() || (v4 && request.v6_socket)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! `connect4`, `connect6`.
+
+use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sock_addr, programs::SockAddrContext};
+use mesh_common::{
+    abi::Config,
+    addr::Addr,
+    flow::{Intent, VERDICT_KERNEL, VERDICT_PROXY},
+    listener::ListenerKey,
+    maps::{OUT_RULE_FIXED_BITS, OutRuleKey, OutRulePrefix},
+    pod::PodEntry,
+    reason::Event,
+    service::{Backend, ServiceEntry, ServiceKey},
+};
+use mesh_ebpf::decide::{
+    TCP,
+    connect::{Action, Request, Verdict, World, decide},
+};
+
+use crate::{
+    count::{add, count, event},
+    ctx::{self, sock_addr::SockAddr},
+    maps,
+};
+
+/// Return values of the hook.
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+fn connect4(ctx: SockAddrContext) -> i32 {
+    let ctx = SockAddr::new(&ctx);
+    let (addr, port) = ctx.v4();
+    connect::<false>(ctx, addr, port)
+}
+
+#[cgroup_sock_addr(connect6)]
+fn connect6(ctx: SockAddrContext) -> i32 {
+    let ctx = SockAddr::new(&ctx);
+    let (addr, port) = ctx.v6();
+    connect::<true>(ctx, addr, port)
+}
+
+/// `V6` is the hook's family, known when compiling: the verifier refuses a program that merely
+/// contains a write to the other family's field.
+#[inline(always)]
+fn connect<const V6: bool>(ctx: SockAddr, addr: Addr, port: u16) -> i32 {
+    let cgroup = ctx::current_cgroup();
+    let request = Request {
+        addr,
+        port,
+        tcp: ctx.is_tcp(),
+        v6_socket: V6,
+        cgroup,
+    };
+    let mut verdict = decide(&request, &Kernel(ctx));
+    if verdict.action != Action::Ignore && !carry_out::<V6>(ctx, &request, &verdict) {
+        verdict = verdict.failed();
+        let _ = carry_out::<V6>(ctx, &request, &verdict);
+    }
+    count(verdict.reason);
+    if verdict.is_event() {
+        report(ctx, &request, &verdict);
+    }
+    if verdict.action == Action::Refuse {
+        ctx.refuse();
+        return DENY;
+    }
+    ALLOW
+}
+
+/// Whether it worked. Anything but a capture leaves the socket without our mark.
+#[inline(always)]
+fn carry_out<const V6: bool>(ctx: SockAddr, request: &Request, verdict: &Verdict) -> bool {
+    let Some(Config {
+        capture_mark,
+        mark_mask,
+        ..
+    }) = ctx::config()
+    else {
+        return true;
+    };
+    let sk = ctx.sk();
+    match verdict.action {
+        Action::Ignore => true,
+        Action::Pass | Action::Refuse => {
+            if request.tcp {
+                ctx::clear_intent(sk);
+            }
+            // A mark that can't be cleared changes nothing about the verdict.
+            let _ = ctx.set_mark(0, mark_mask);
+            true
+        }
+        Action::Capture => {
+            store(sk, request, verdict, VERDICT_PROXY) && ctx.set_mark(capture_mark, mark_mask)
+        }
+        Action::Rewrite(addr, port) => {
+            let done = store(sk, request, verdict, VERDICT_KERNEL) && ctx.set_mark(0, mark_mask);
+            if done && V6 {
+                ctx.set_v6(&addr, port);
+            } else if done {
+                ctx.set_v4(&addr, port);
+            }
+            done
+        }
+    }
+}
+
+#[inline(always)]
+fn store(sk: *mut bpf_sock, request: &Request, verdict: &Verdict, kind: u8) -> bool {
+    let intent = Intent {
+        asked: request.addr,
+        asked_port: request.port,
+        verdict: kind,
+        _pad: 0,
+        pod_id: verdict.pod_id,
+        service_id: verdict.service_id,
+        backend: verdict.backend,
+        tgid: ctx::current_tgid(),
+        _pad2: 0,
+        cgroup: request.cgroup,
+        connect_ns: ctx::now(),
+    };
+    ctx::set_intent(sk, &intent)
+}
+
+#[inline(always)]
+fn report(ctx: SockAddr, request: &Request, verdict: &Verdict) {
+    event(&Event {
+        time_ns: ctx::now(),
+        netns: ctx.netns(),
+        src: Addr::UNSPECIFIED,
+        dst: request.addr,
+        sport: 0,
+        dport: request.port,
+        reason: verdict.reason as u32,
+        pod_id: verdict.pod_id,
+        tgid: ctx::current_tgid(),
+    });
+}
+
+struct Kernel(SockAddr);
+
+impl World for Kernel {
+    #[inline(always)]
+    fn config(&self) -> Option<Config> {
+        ctx::config()
+    }
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        self.0.netns()
+    }
+    #[inline(always)]
+    fn pod(&self, netns: u64) -> Option<PodEntry> {
+        maps::POD_BY_NETNS.get(&netns)
+    }
+    #[inline(always)]
+    fn is_pod(&self, addr: &Addr) -> bool {
+        maps::POD_BY_ADDR.lookup(addr).is_some()
+    }
+    #[inline(always)]
+    fn out_rule(&self, port: u16, addr: &Addr) -> Option<u32> {
+        let data = OutRuleKey {
+            proto: TCP,
+            _pad: 0,
+            port_be: port.to_be_bytes(),
+            addr: *addr,
+        };
+        maps::OUT_RULES.get(&OutRulePrefix {
+            bits: OUT_RULE_FIXED_BITS + 128,
+            data,
+        })
+    }
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<ServiceEntry> {
+        maps::SERVICES.get(key)
+    }
+    #[inline(always)]
+    fn heartbeat(&self) -> u64 {
+        ctx::heartbeat()
+    }
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        ctx::now()
+    }
+    #[inline(always)]
+    fn listening(&self, key: &ListenerKey) -> bool {
+        ctx::listening(key)
+    }
+    #[inline(always)]
+    fn sequence(&self, service_id: u32) -> u64 {
+        let Some(slot) = maps::SPLIT_SEQ.lookup(&service_id) else {
+            return 0;
+        };
+        #[expect(unsafe_code, reason = "map memory comes as a pointer")]
+        // SAFETY: not null, 8 bytes, 8-byte aligned.
+        let now = unsafe { slot.read_volatile() };
+        // Two tasks of one CPU may read the same number between these two lines: the split is off
+        // by one connection then. Fetching atomics would cost kernels below 5.12.
+        add(slot, 1);
+        now
+    }
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        maps::SLOTS.get(&index)
+    }
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<Backend> {
+        maps::BACKENDS.get(&index)
+    }
+}

@@ -1,0 +1,6 @@
+//! The programs: context in, decision, verdict carried out. No rules of their own.
+
+mod connect;
+mod flow_ops;
+mod peername;
+mod steer;

@@ -1,0 +1,76 @@
+//! `steer`: one program, a link for each workload's network namespace.
+
+use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
+use mesh_common::{
+    abi::Config,
+    addr::Addr,
+    listener::{KIND_OUT, ListenerKey},
+    pod::PodAddr,
+    reason::{Event, Reason},
+};
+use mesh_ebpf::decide::steer::{World, decide};
+
+use crate::{
+    count::{count, event},
+    ctx::{self, sk_lookup::SkLookup},
+    maps,
+};
+
+/// The lookup goes on, with the socket when one was assigned.
+const PASS: u32 = 1;
+/// The lookup ends: a reset.
+const DROP: u32 = 0;
+
+#[sk_lookup]
+fn steer(ctx: SkLookupContext) -> u32 {
+    let ctx = SkLookup::new(&ctx);
+    let (request, local_port) = ctx.request();
+    let verdict = decide(&request, &Kernel(ctx));
+    count(verdict.reason);
+    if matches!(
+        verdict.reason,
+        Reason::SteerMissOpen | Reason::SteerMissClosed
+    ) {
+        event(&Event {
+            time_ns: ctx::now(),
+            netns: 0,
+            src: request.remote,
+            dst: request.local,
+            sport: request.remote_port,
+            dport: local_port,
+            reason: verdict.reason as u32,
+            pod_id: verdict.pod_id,
+            tgid: 0,
+        });
+    }
+    if verdict.pass { PASS } else { DROP }
+}
+
+struct Kernel(SkLookup);
+
+impl World for Kernel {
+    #[inline(always)]
+    fn config(&self) -> Option<Config> {
+        ctx::config()
+    }
+    #[inline(always)]
+    fn pod(&self, addr: &Addr) -> Option<PodAddr> {
+        maps::POD_BY_ADDR.get(addr)
+    }
+    #[inline(always)]
+    fn heartbeat(&self) -> u64 {
+        ctx::heartbeat()
+    }
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        ctx::now()
+    }
+    #[inline(always)]
+    fn assign(&self, pod_id: u32, shard: u16) -> bool {
+        self.0.assign(&ListenerKey {
+            pod_id,
+            kind: KIND_OUT,
+            shard,
+        })
+    }
+}

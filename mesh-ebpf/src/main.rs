@@ -1,0 +1,43 @@
+//! The programs. Built for `bpfel-unknown-none` by `cargo xtask build-ebpf`.
+//!
+//! | program | type | attached to | job |
+//! |---|---|---|---|
+//! | `connect4`, `connect6` | cgroup_sock_addr | the pods' cgroup | decide, mark or rewrite |
+//! | `getpeername4`, `getpeername6` | cgroup_sock_addr | the pods' cgroup | what was dialled |
+//! | `flow_ops` | sock_ops | the pods' and the agent's cgroup | flows, endpoint counters |
+//! | `steer` | sk_lookup | each workload's network namespace | choose the listener |
+//!
+//! Only stable UAPI contexts are read: the object needs no CO-RE relocations, which rustc can't
+//! emit.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// One atomic add, see `count`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+#[cfg(target_arch = "bpf")]
+mod count;
+#[cfg(target_arch = "bpf")]
+mod ctx;
+#[cfg(target_arch = "bpf")]
+mod hook;
+#[cfg(target_arch = "bpf")]
+mod maps;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: the verifier refuses a program that could loop here.
+    loop {}
+}
+
+/// The project's own licence. The kernel keeps some helpers for GPL-compatible programs: we call
+/// none of them.
+#[cfg(target_arch = "bpf")]
+#[expect(unsafe_code, reason = "the kernel reads the licence from this section")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 11] = *b"Apache-2.0\0";
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    println!("the eBPF object is built for its own target: run cargo xtask build-ebpf");
+}

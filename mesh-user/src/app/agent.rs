@@ -1,0 +1,248 @@
+//! The running agent as the admin interface and the control loop see it.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+
+use super::enrolment::Enrolments;
+use crate::{
+    admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
+    clock::{self, MonoNanos},
+    config::{self, AgentConfig, Config},
+    kernel::{Instance, Kernel, KernelError, view::View},
+    policy::Snapshot,
+    proxy::Workers,
+    telemetry::Telemetry,
+};
+
+/// The parts, and what is in force.
+#[derive(Debug)]
+pub(super) struct NodeAgent {
+    instance: Instance,
+    config_path: PathBuf,
+    started: SystemTime,
+    /// Settings at start: what can't change without a restart is compared with them.
+    settings: AgentConfig,
+    workers: Arc<Workers>,
+    telemetry: Arc<Telemetry>,
+    snapshot: ArcSwap<Snapshot>,
+    /// Control work only: no worker ever takes this lock.
+    control: Mutex<Control>,
+    /// Apart from `control`, so that `mesh status` answers while a reload runs.
+    report: Mutex<Reported>,
+}
+
+#[derive(Debug)]
+struct Control {
+    kernel: Kernel,
+    enrolments: Enrolments,
+    swept: MonoNanos,
+}
+
+#[derive(Debug, Default)]
+struct Reported {
+    last_success: Option<SystemTime>,
+    last_error: Option<LastError>,
+    restart_needed: Vec<String>,
+    workloads: Vec<crate::admin::WorkloadStatus>,
+    paused: bool,
+    draining: bool,
+}
+
+/// The settings that differ and only take effect at a start.
+fn restart_needed(started_with: &AgentConfig, wanted: &AgentConfig) -> Vec<String> {
+    let differs = [
+        ("attach", started_with.attach != wanted.attach),
+        ("agent.workers", started_with.workers != wanted.workers),
+        ("agent.unknown-netns", started_with.unknown_netns != wanted.unknown_netns),
+        ("agent.metrics", started_with.metrics != wanted.metrics),
+        ("agent.limits", started_with.limits != wanted.limits),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(field, _)| field.to_owned()).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere is no reason to stop controlling the node: every write below is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl NodeAgent {
+    pub(super) fn new(
+        instance: Instance,
+        config_path: PathBuf,
+        settings: AgentConfig,
+        kernel: Kernel,
+        workers: Arc<Workers>,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
+        let paused = View::open(&instance).is_ok_and(|view| view.paused());
+        Self {
+            instance,
+            config_path,
+            started: SystemTime::now(),
+            settings,
+            workers,
+            telemetry,
+            snapshot: ArcSwap::from_pointee(Snapshot::empty()),
+            control: Mutex::new(Control {
+                kernel,
+                enrolments: Enrolments::default(),
+                swept: MonoNanos(0),
+            }),
+            report: Mutex::new(Reported { paused, ..Reported::default() }),
+        }
+    }
+
+    /// Puts a configuration in force as a whole.
+    ///
+    /// Three steps, so that at no moment the kernel captures for a service that a worker doesn't
+    /// know: the kernel forgets what goes, the workers swap, the kernel learns what comes.
+    pub(super) fn put_in_force(&self, config: &Config, now: MonoNanos) -> Result<u64, KernelError> {
+        let mut control = lock(&self.control);
+        let old = self.snapshot.load_full();
+        let new =
+            Arc::new(Snapshot::compile(Arc::new(config.model.clone()), Some(&old), now));
+        let (old_table, table) = (old.kernel_table(), new.kernel_table());
+        let mut staying = old_table.clone();
+        staying.services.retain(|key, _| table.services.contains_key(key));
+        if staying.services.len() != old_table.services.len() {
+            control.kernel.apply(&staying)?;
+        }
+        self.workers.swap(Arc::clone(&new));
+        if let Err(error) = control.kernel.apply(&table) {
+            self.workers.swap(Arc::clone(&old));
+            // The maps were not full with the old table, so they take it again.
+            control.kernel.apply(&old_table)?;
+            return Err(error);
+        }
+        self.snapshot.store(Arc::clone(&new));
+        let Control { kernel, enrolments, .. } = &mut *control;
+        enrolments.follow(&new.model, kernel, &self.workers, now);
+        if let Err(error) = self.telemetry.set_access_log(&config.agent.access_log) {
+            tracing::warn!(%error, "the access log can't be written, the old one goes on");
+        }
+        let mut report = lock(&self.report);
+        report.last_success = Some(SystemTime::now());
+        report.last_error = None;
+        report.restart_needed = restart_needed(&self.settings, &config.agent);
+        report.workloads = enrolments.status();
+        for field in &report.restart_needed {
+            tracing::warn!(field, "changed in the file, but needs a restart to take effect");
+        }
+        Ok(new.generation)
+    }
+
+    /// A new valid file.
+    pub(super) fn loaded(&self, config: &Config, now: MonoNanos) {
+        match self.put_in_force(config, now) {
+            Ok(generation) => tracing::info!(generation, "snapshot in force"),
+            Err(error) => self.rejected(error.to_string()),
+        }
+    }
+
+    /// A file that can't be used: the old snapshot stays.
+    pub(super) fn rejected(&self, message: String) {
+        tracing::warn!(%message, "configuration refused, the last snapshot stays in force");
+        lock(&self.report).last_error = Some(LastError { at: SystemTime::now(), message });
+    }
+
+    /// Looks around: lost and late workloads, ejection sweeps (each second).
+    pub(super) fn tick(&self, now: MonoNanos) {
+        let mut control = lock(&self.control);
+        let Control { kernel, enrolments, swept } = &mut *control;
+        enrolments.tick(kernel, &self.workers, now);
+        lock(&self.report).workloads = enrolments.status();
+        if now.since(*swept).as_millis() >= 1000 {
+            *swept = now;
+            let snapshot = self.snapshot.load();
+            for change in snapshot.sweep(now) {
+                self.telemetry.ejection(&change);
+            }
+            self.telemetry.retire(&|key| snapshot.source(key).is_some(), now);
+        }
+    }
+
+    pub(super) fn set_draining(&self) {
+        lock(&self.report).draining = true;
+    }
+}
+
+impl Agent for NodeAgent {
+    fn status(&self) -> Status {
+        let generation = self.snapshot.load().generation;
+        let report = lock(&self.report);
+        let live = report.workloads.iter().filter(|w| w.pod_id.is_some()).count();
+        Status {
+            instance: self.instance.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: self.started,
+            conditions: vec![
+                Condition {
+                    name: "programs".into(),
+                    ok: true,
+                    detail: "attached and pinned".into(),
+                },
+                Condition {
+                    name: "model".into(),
+                    ok: report.last_success.is_some(),
+                    detail: match report.last_success {
+                        Some(_) => format!("generation {generation} in force, {live} workloads live"),
+                        None => "no snapshot yet".into(),
+                    },
+                },
+            ],
+            generation,
+            config: ConfigStatus {
+                path: self.config_path.display().to_string(),
+                last_success: report.last_success,
+                last_error: report.last_error.clone(),
+            },
+            workloads: report.workloads.clone(),
+            workers: self.workers.count(),
+            drain: if report.draining { Drain::Draining } else { Drain::No },
+            redirect: !report.paused,
+            restart_needed: report.restart_needed.clone(),
+        }
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    fn kernel(&self) -> KernelSample {
+        match View::open(&self.instance) {
+            Ok(view) => KernelSample { stats: view.stats(), maps: view.maps() },
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's counters can't be read");
+                KernelSample::default()
+            }
+        }
+    }
+
+    fn redirect(&self, on: bool) -> Result<(), String> {
+        lock(&self.control).kernel.set_paused(!on).map_err(|error| error.to_string())?;
+        lock(&self.report).paused = !on;
+        tracing::info!(on, "redirect");
+        Ok(())
+    }
+
+    fn reload(&self) -> Result<u64, String> {
+        match config::load(&self.config_path) {
+            Ok(config) => self.put_in_force(&config, clock::now()).map_err(|error| {
+                let message = error.to_string();
+                self.rejected(message.clone());
+                message
+            }),
+            Err(error) => {
+                let message = error.render(false);
+                self.rejected(message.clone());
+                Err(message)
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The workloads of this node: wanted by the model, enrolled in the kernel, served by the workers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
+
+use crate::{
+    admin::{WorkloadState, WorkloadStatus},
+    clock::MonoNanos,
+    kernel::{Enrol, EnrolError, Kernel},
+    model::{Model, Workload},
+    proxy::{Command, Workers, wire::WorkloadHandle},
+};
+
+/// How long after a failed enrolment it is tried again. A second: a namespace that appears late is
+/// captured soon, and a broken one costs little.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Every workload of the model, by key.
+#[derive(Debug, Default)]
+pub(super) struct Enrolments {
+    slots: BTreeMap<Arc<str>, Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    wanted: Workload,
+    pod_id: Option<u32>,
+    state: WorkloadState,
+    error: Option<String>,
+    retry_at: MonoNanos,
+}
+
+impl Enrolments {
+    /// Follows the model: releases what is no longer wanted or was changed, enrols what is new.
+    pub(super) fn follow(
+        &mut self,
+        model: &Model,
+        kernel: &mut Kernel,
+        workers: &Workers,
+        now: MonoNanos,
+    ) {
+        let wanted: BTreeMap<Arc<str>, &Workload> = model
+            .workloads
+            .iter()
+            .filter(|workload| workload.capture)
+            .map(|workload| (Arc::from(workload.key()), workload))
+            .collect();
+        let stale: Vec<Arc<str>> = self
+            .slots
+            .iter()
+            .filter(|(key, slot)| wanted.get(*key).is_none_or(|w| !same_place(w, &slot.wanted)))
+            .map(|(key, _)| Arc::clone(key))
+            .collect();
+        for key in stale {
+            if let Some(slot) = self.slots.remove(&key) {
+                let_go(slot.pod_id, kernel, workers);
+            }
+        }
+        for (key, workload) in wanted {
+            self.slots.entry(key).or_insert_with(|| Slot {
+                wanted: workload.clone(),
+                pod_id: None,
+                state: WorkloadState::Pending,
+                error: None,
+                retry_at: now,
+            });
+        }
+        self.retry(kernel, workers, now);
+    }
+
+    /// Lets go of workloads whose namespace went away, and tries those that are due again.
+    pub(super) fn tick(&mut self, kernel: &mut Kernel, workers: &Workers, now: MonoNanos) {
+        for gone in kernel.poll_gone() {
+            tracing::info!(workload = %gone.key, why = %gone.why, "workload gone");
+            let_go(Some(gone.pod_id), kernel, workers);
+            if let Some(slot) = self.slots.get_mut(&gone.key)
+                && slot.pod_id == Some(gone.pod_id)
+            {
+                slot.pod_id = None;
+                slot.state = WorkloadState::Gone;
+                slot.error = Some(gone.why);
+                slot.retry_at = now.after(RETRY);
+            }
+        }
+        self.retry(kernel, workers, now);
+    }
+
+    fn retry(&mut self, kernel: &mut Kernel, workers: &Workers, now: MonoNanos) {
+        for (key, slot) in &mut self.slots {
+            if slot.pod_id.is_some() || slot.retry_at > now {
+                continue;
+            }
+            match enrol(key, &slot.wanted, kernel, workers) {
+                Ok(pod_id) => {
+                    tracing::info!(workload = %key, pod_id, "workload enrolled");
+                    slot.pod_id = Some(pod_id);
+                    slot.state = WorkloadState::Live;
+                    slot.error = None;
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    // The same fault every second would drown the log.
+                    if slot.error.as_ref() != Some(&text) {
+                        tracing::warn!(workload = %key, error = %text, "workload not enrolled");
+                    }
+                    if slot.state != WorkloadState::Gone {
+                        slot.state = WorkloadState::Failed;
+                    }
+                    slot.error = Some(text);
+                    slot.retry_at = now.after(RETRY);
+                }
+            }
+        }
+    }
+
+    /// How each workload stands.
+    pub(super) fn status(&self) -> Vec<WorkloadStatus> {
+        self.slots
+            .iter()
+            .map(|(key, slot)| WorkloadStatus {
+                key: key.to_string(),
+                pod_id: slot.pod_id,
+                state: slot.state,
+                error: slot.error.clone(),
+            })
+            .collect()
+    }
+}
+
+/// Whether an enrolled workload can stay as it is: only what the kernel was told counts, tags and
+/// identity live in the snapshot.
+fn same_place(a: &Workload, b: &Workload) -> bool {
+    a.netns == b.netns && a.failure == b.failure
+}
+
+/// State first, capture second: listeners are served before the kernel sends anything to them.
+fn enrol(
+    key: &Arc<str>,
+    workload: &Workload,
+    kernel: &mut Kernel,
+    workers: &Workers,
+) -> Result<u32, EnrolError> {
+    let enrolled = kernel.enrol(&Enrol {
+        key: Arc::clone(key),
+        netns: workload.netns.clone(),
+        failure: workload.failure,
+    })?;
+    let handle = Arc::new(WorkloadHandle {
+        pod_id: enrolled.pod_id,
+        key: Arc::clone(key),
+        sockets: enrolled.sockets,
+        connections: AtomicU32::new(0),
+    });
+    for (index, listener) in enrolled.listeners.into_iter().enumerate() {
+        workers.send(index, Command::Listen { workload: Arc::clone(&handle), listener });
+    }
+    if let Err(error) = kernel.go_live(enrolled.pod_id) {
+        let_go(Some(enrolled.pod_id), kernel, workers);
+        return Err(error);
+    }
+    Ok(enrolled.pod_id)
+}
+
+fn let_go(pod_id: Option<u32>, kernel: &mut Kernel, workers: &Workers) {
+    let Some(pod_id) = pod_id else { return };
+    kernel.stop_capture(pod_id);
+    for index in 0..workers.count() {
+        workers.send(index, Command::Release { pod_id });
+    }
+    kernel.release(pod_id);
+}

@@ -1,0 +1,338 @@
+//! Writes a snapshot's table into the maps, as a difference.
+//!
+//! A program that runs in the middle of it must see the old or the new answer for an address,
+//! never a mixture: endpoints go to places that nothing points to, slots to ranges that nothing
+//! points to, then each service entry changes in one write, and only then what is stale goes away.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use aya::maps::MapError;
+use mesh_common::{
+    addr::Addr,
+    maps::get,
+    service::{Backend, EndpointStats, SERVICE_PORTS_MAX, ServiceEntry, ServiceKey},
+};
+
+use super::{
+    error::KernelError,
+    ranges::{Places, Ranges},
+    tables::{Tables, rule_key},
+};
+use crate::model::kernel_table::KernelTable;
+
+/// An endpoint as it is told from others.
+type BackendKey = (Addr, u16, u32);
+/// A rule: address, prefix length, port.
+type RuleKey = (Addr, u8, u16);
+
+/// Where an endpoint stands, and whether it may be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Placed {
+    place: u32,
+    state: u16,
+}
+
+/// What stands in the maps.
+#[derive(Clone, Debug)]
+pub(super) struct Installed {
+    services: BTreeMap<(Addr, u16), ServiceEntry>,
+    backends: HashMap<BackendKey, Placed>,
+    /// Slot ranges by content: services that split alike share one.
+    slots: HashMap<Vec<u32>, u32>,
+    rules: BTreeMap<RuleKey, u32>,
+    places: Places,
+    ranges: Ranges,
+}
+
+/// What a table needs, with places chosen and nothing written.
+struct Plan {
+    next: Installed,
+    /// Endpoints to write; whether the place is new.
+    backends: Vec<(u32, Backend, bool)>,
+    new_slots: Vec<(u32, Vec<u32>)>,
+}
+
+impl Default for Installed {
+    fn default() -> Self {
+        Self {
+            services: BTreeMap::new(),
+            backends: HashMap::new(),
+            slots: HashMap::new(),
+            rules: BTreeMap::new(),
+            places: Places::new(get("BACKENDS").capacity),
+            ranges: Ranges::new(get("SLOTS").capacity),
+        }
+    }
+}
+
+impl Installed {
+    /// Reads what an agent before us left. What can't be understood counts as free: the first
+    /// table overwrites or removes it.
+    pub(super) fn adopt(tables: &Tables) -> Self {
+        let mut found = Self::default();
+        let mut seen = HashSet::new();
+        for (key, entry) in tables.services.iter().flatten() {
+            found.services.insert((key.addr, key.port), entry);
+            if entry.slots_len == 0 || !seen.insert(entry.slots_off) {
+                continue;
+            }
+            let end = entry.slots_off.saturating_add(entry.slots_len);
+            let content: Result<Vec<u32>, _> =
+                (entry.slots_off..end).map(|at| tables.slots.get(&at, 0)).collect();
+            if let Ok(content) = content
+                && found.ranges.take(entry.slots_off, entry.slots_len)
+            {
+                for place in &content {
+                    if let Ok(backend) = tables.backends.get(place, 0) {
+                        let placed = Placed { place: *place, state: backend.state };
+                        found.backends.insert(backend_key(&backend), placed);
+                    }
+                }
+                found.slots.insert(content, entry.slots_off);
+            }
+        }
+        let used: Vec<u32> = found.slots.keys().flatten().copied().collect();
+        found.places = Places::with_used(get("BACKENDS").capacity, used);
+        for (key, action) in tables.out_rules.iter().flatten() {
+            let (bits, data) = (key.prefix_len(), key.data());
+            let prefix = bits.saturating_sub(mesh_common::maps::OUT_RULE_FIXED_BITS);
+            let port = u16::from_be_bytes(data.port_be);
+            found.rules.insert((data.addr, prefix.min(128) as u8, port), action);
+        }
+        found
+    }
+
+    /// Writes the difference between what stands and the table.
+    pub(super) fn apply(
+        &mut self,
+        tables: &mut Tables,
+        table: &KernelTable,
+    ) -> Result<(), KernelError> {
+        let plan = plan(self, table)?;
+        plan.write(self, tables)?;
+        *self = plan.next;
+        Ok(())
+    }
+}
+
+fn backend_key(backend: &Backend) -> BackendKey {
+    (backend.addr, backend.port, backend.version_id)
+}
+
+/// Chooses places for everything; refuses what doesn't fit or contradicts itself.
+fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
+    capacity("SERVICES", table.services.len())?;
+    capacity("OUT_RULES", table.outbound.len())?;
+    let mut next = now.clone();
+    next.ranges.turn();
+    let (places, backends) = place_backends(now, &mut next, table)?;
+    let mut wanted: HashMap<Vec<u32>, u32> = HashMap::new();
+    let mut new_slots = Vec::new();
+    let mut services = BTreeMap::new();
+    for (address, entry) in &table.services {
+        let mut entry = *entry;
+        if !(1..SERVICE_PORTS_MAX).contains(&entry.service_id) {
+            return Err(KernelError::BadTable(format!("service number {}", entry.service_id)));
+        }
+        let content = content(table, &places, &entry)?;
+        entry.slots_off = match (content.is_empty(), wanted.get(&content), now.slots.get(&content))
+        {
+            (true, _, _) => 0,
+            (_, Some(at), _) | (_, None, Some(at)) => *at,
+            (_, None, None) => {
+                let length = content.len() as u32;
+                let at = next.ranges.allocate(length).ok_or_else(|| full("SLOTS", table))?;
+                new_slots.push((at, content.clone()));
+                at
+            }
+        };
+        if !content.is_empty() {
+            wanted.insert(content, entry.slots_off);
+        }
+        services.insert(*address, entry);
+    }
+    for (content, at) in &now.slots {
+        if !wanted.contains_key(content) {
+            next.ranges.release(*at, content.len() as u32);
+        }
+    }
+    next.slots = wanted;
+    next.services = services;
+    next.rules = rules(table);
+    Ok(Plan { next, backends, new_slots })
+}
+
+/// The place of each endpoint of the table, and what must be written for it.
+fn place_backends(
+    now: &Installed,
+    next: &mut Installed,
+    table: &KernelTable,
+) -> Result<(Vec<u32>, Vec<(u32, Backend, bool)>), KernelError> {
+    let mut writes = Vec::new();
+    next.backends = HashMap::with_capacity(table.backends.len());
+    let mut places = Vec::with_capacity(table.backends.len());
+    for backend in &table.backends {
+        let (key, state) = (backend_key(backend), backend.state);
+        let standing = next.backends.get(&key).or_else(|| now.backends.get(&key)).copied();
+        let place = match standing {
+            Some(standing) => standing.place,
+            None => next.places.allocate().ok_or_else(|| full("BACKENDS", table))?,
+        };
+        let placed = Placed { place, state };
+        if standing != Some(placed) {
+            writes.push((place, *backend, standing.is_none()));
+        }
+        next.backends.insert(key, placed);
+        places.push(place);
+    }
+    for (key, placed) in &now.backends {
+        if !next.backends.contains_key(key) {
+            next.places.release(placed.place);
+        }
+    }
+    Ok((places, writes))
+}
+
+/// A service's slots, with the table's endpoint numbers replaced by places.
+fn content(
+    table: &KernelTable,
+    places: &[u32],
+    entry: &ServiceEntry,
+) -> Result<Vec<u32>, KernelError> {
+    let (start, length) = (entry.slots_off as usize, entry.slots_len as usize);
+    let slots = start.checked_add(length).and_then(|end| table.slots.get(start..end));
+    let slots = slots.ok_or_else(|| {
+        KernelError::BadTable(format!("slots {start}+{length} of {}", table.slots.len()))
+    })?;
+    slots
+        .iter()
+        .map(|number| places.get(*number as usize).copied())
+        .collect::<Option<_>>()
+        .ok_or_else(|| KernelError::BadTable("a slot names no endpoint".to_owned()))
+}
+
+fn rules(table: &KernelTable) -> BTreeMap<RuleKey, u32> {
+    table
+        .outbound
+        .iter()
+        .map(|(addr, prefix, port, action)| {
+            let data = rule_key(*addr, *prefix, *port).data();
+            ((data.addr, (*prefix).min(128), *port), *action)
+        })
+        .collect()
+}
+
+fn capacity(map: &'static str, needed: usize) -> Result<(), KernelError> {
+    let capacity = get(map).capacity as usize;
+    if needed > capacity { Err(KernelError::Full { map, needed, capacity }) } else { Ok(()) }
+}
+
+fn full(map: &'static str, table: &KernelTable) -> KernelError {
+    let needed = if map == "SLOTS" { table.slots.len() } else { table.backends.len() };
+    KernelError::Full { map, needed, capacity: get(map).capacity as usize }
+}
+
+impl Plan {
+    fn write(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
+        let at = |map| move |source: MapError| KernelError::Map { map, source };
+        for (place, backend, new) in &self.backends {
+            if *new {
+                zero_stats(tables, *place)?;
+            }
+            tables.backends.set(*place, *backend, 0).map_err(at("BACKENDS"))?;
+        }
+        for (start, content) in &self.new_slots {
+            for (slot, place) in (*start..).zip(content) {
+                tables.slots.set(slot, *place, 0).map_err(at("SLOTS"))?;
+            }
+        }
+        // Denials before the services that they are about.
+        for ((addr, prefix, port), action) in &self.next.rules {
+            if now.rules.get(&(*addr, *prefix, *port)) != Some(action) {
+                let key = rule_key(*addr, *prefix, *port);
+                tables.out_rules.insert(&key, *action, 0).map_err(at("OUT_RULES"))?;
+            }
+        }
+        self.write_services(now, tables)?;
+        for (addr, prefix, port) in now.rules.keys() {
+            if !self.next.rules.contains_key(&(*addr, *prefix, *port)) {
+                let key = rule_key(*addr, *prefix, *port);
+                absent(tables.out_rules.remove(&key)).map_err(at("OUT_RULES"))?;
+            }
+        }
+        self.retire_backends(now, tables)
+    }
+
+    fn write_services(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
+        let at = |source| KernelError::Map { map: "SERVICES", source };
+        // Removals first where the map could not hold both.
+        let both = now.services.keys().filter(|key| !self.next.services.contains_key(*key)).count()
+            + self.next.services.len();
+        let first = both > get("SERVICES").capacity as usize;
+        if first {
+            remove_stale(&self.next, now, tables).map_err(at)?;
+        }
+        for ((addr, port), entry) in &self.next.services {
+            if now.services.get(&(*addr, *port)) != Some(entry) {
+                tables.services.insert(service_key(*addr, *port), entry, 0).map_err(at)?;
+            }
+        }
+        if first { Ok(()) } else { remove_stale(&self.next, now, tables).map_err(at) }
+    }
+
+    /// Endpoints that no slot names any more. Their places are free again, oldest first.
+    fn retire_backends(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
+        for (key, Placed { place, .. }) in &now.backends {
+            if !self.next.backends.contains_key(key) {
+                let free = Backend { addr: key.0, port: key.1, state: 0, version_id: key.2 };
+                tables
+                    .backends
+                    .set(*place, free, 0)
+                    .map_err(|source| KernelError::Map { map: "BACKENDS", source })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn service_key(addr: Addr, port: u16) -> ServiceKey {
+    ServiceKey { addr, port, proto: 6, _pad: 0 }
+}
+
+fn remove_stale(next: &Installed, now: &Installed, tables: &mut Tables) -> Result<(), MapError> {
+    for (addr, port) in now.services.keys() {
+        if !next.services.contains_key(&(*addr, *port)) {
+            absent(tables.services.remove(&service_key(*addr, *port)))?;
+        }
+    }
+    Ok(())
+}
+
+/// A new endpoint starts from zero, on every CPU.
+fn zero_stats(tables: &mut Tables, place: u32) -> Result<(), KernelError> {
+    let zero = vec![EndpointStats::default(); aya::util::nr_cpus().unwrap_or(1)];
+    aya::maps::PerCpuValues::try_from(zero)
+        .map_err(KernelError::io("EP_STATS"))
+        .and_then(|values| {
+            tables
+                .ep_stats
+                .set(place, values, 0)
+                .map_err(|source| KernelError::Map { map: "EP_STATS", source })
+        })
+}
+
+/// Removing what is not there is no error.
+fn absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! Starts the kernel side: loads, fills `CONFIG`, attaches or takes over; undoes all of it when a
+//! step fails.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Kernel, KernelOptions,
+    cgroups::{self, Cgroup},
+    config,
+    error::KernelError,
+    object::{self, CGROUP_HOOKS, FLOW_OPS, Programs, STEER},
+    pins::{Lock, Pins},
+    sockets,
+    sys::{self, AttachType, LinkTarget},
+    tables::Tables,
+    write_config,
+};
+
+/// What was made so far; removed in reverse on drop, unless kept.
+#[derive(Default)]
+struct Made {
+    pins: Vec<PathBuf>,
+    pin_dirs: Option<Pins>,
+    agent_cgroup: Option<PathBuf>,
+    /// Where the process was before it entered the agent's cgroup.
+    home: Option<PathBuf>,
+    keep: bool,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        for path in self.pins.iter().rev() {
+            let _ = fs::remove_file(path);
+        }
+        if let Some(pins) = &self.pin_dirs {
+            // Empty directories only: another agent's pins stay.
+            for dir in [&pins.progs(), &pins.links(), &pins.root, &pins.instance] {
+                let _ = fs::remove_dir(dir);
+            }
+        }
+        if let Some(home) = &self.home {
+            let _ = fs::write(home.join("cgroup.procs"), "0");
+        }
+        if let Some(cgroup) = &self.agent_cgroup {
+            let _ = fs::remove_dir(cgroup);
+        }
+    }
+}
+
+/// Everything of [`Kernel::start`] that has to be undone on an error.
+pub(super) fn start(
+    options: &KernelOptions,
+    mount: &Path,
+    points: &[Cgroup],
+    lock: Lock,
+) -> Result<Kernel, KernelError> {
+    let mut made = Made::default();
+    let pins = Pins::make(&options.instance)?;
+    made.pin_dirs = Some(pins.clone());
+    let mut programs = object::load(Some((&pins, &mut made.pins)))?;
+    made.home = own_cgroup(mount);
+    let (agent, fresh) = cgroups::enter_agent(mount, &options.instance)?;
+    made.agent_cgroup = fresh.then(|| agent.path.clone());
+    let mut tables = Tables::open(&pins)?;
+    let cookie = sockets::own_netns_cookie()
+        .map_err(KernelError::io("SO_NETNS_COOKIE (Linux 5.14 or newer is needed)"))?;
+    // An operator's «redirect off» outlives a restart.
+    let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
+    let config = config(options, agent.id, cookie, paused);
+    write_config(&mut tables, config)?;
+    attach_all(&pins, &programs, points, &agent, &mut made.pins)?;
+    let steer = programs.take(STEER)?;
+    let kernel = Kernel::new(options, pins, tables, config, steer, lock)?;
+    made.keep = true;
+    Ok(kernel)
+}
+
+/// Attaches every cgroup hook at every point, `flow_ops` at the agent's cgroup too, and removes
+/// links of points that are not named any more.
+fn attach_all(
+    pins: &Pins,
+    programs: &Programs,
+    points: &[Cgroup],
+    agent: &Cgroup,
+    made: &mut Vec<PathBuf>,
+) -> Result<(), KernelError> {
+    let mut wanted = Vec::new();
+    let agent_covered = points.iter().any(|point| agent.path.starts_with(&point.path));
+    for (name, kind) in CGROUP_HOOKS {
+        for point in points {
+            wanted.push(attach(pins, programs, name, kind, point, made)?);
+        }
+        if name == FLOW_OPS && !agent_covered {
+            wanted.push(attach(pins, programs, name, kind, agent, made)?);
+        }
+    }
+    for (name, _, path) in pins.all_links() {
+        if name != STEER && !wanted.contains(&path) {
+            fs::remove_file(&path).map_err(KernelError::io(format!("{}", path.display())))?;
+        }
+    }
+    Ok(())
+}
+
+/// One hook at one cgroup: the program of a pinned link is replaced in place, so that exactly one
+/// stands there and no connection meets a gap.
+fn attach(
+    pins: &Pins,
+    programs: &Programs,
+    name: &'static str,
+    kind: AttachType,
+    point: &Cgroup,
+    made: &mut Vec<PathBuf>,
+) -> Result<PathBuf, KernelError> {
+    let path = pins.link(name, point.id);
+    let program = programs.get(name)?;
+    let refused = |source| KernelError::Attach {
+        program: name,
+        at: point.path.display().to_string(),
+        source,
+    };
+    match sys::open_pin(&path) {
+        Ok(link) => {
+            let info = sys::link_info(&link).map_err(refused)?;
+            if info.target == LinkTarget::Cgroup(point.id) {
+                sys::link_update(&link, program).map_err(refused)?;
+                return Ok(path);
+            }
+            // Its cgroup was removed, and the kernel gave the number to a new one.
+            fs::remove_file(&path).map_err(refused)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(refused(error)),
+    }
+    let link = sys::link_create(program, &point.dir, kind).map_err(refused)?;
+    sys::pin(&link, &path).map_err(refused)?;
+    made.push(path.clone());
+    Ok(path)
+}
+
+/// The calling process's cgroup in the unified hierarchy.
+fn own_cgroup(mount: &Path) -> Option<PathBuf> {
+    let table = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = table.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(mount.join(path))
+}

@@ -1,0 +1,284 @@
+//! Enrols, puts live, releases.
+
+use std::{collections::BTreeSet, fs, io, net::IpAddr, os::fd::OwnedFd, sync::Arc};
+
+use aya::maps::MapError;
+use mesh_common::{
+    abi::SHARDS_MAX,
+    addr::Addr,
+    maps::get,
+    pod::{FAIL_CLOSED, FAIL_OPEN, MODE_MARK, PodAddr, PodEntry},
+};
+
+use super::{
+    Enrol, Enrolled, Kernel,
+    error::EnrolError,
+    netns::{self, Identity},
+    object::STEER,
+    sockets::PodSockets,
+    workload::{
+        self, Prepared, Sources, Workload, attach_steer, listener_key, map_addr, prepare,
+        self_probe,
+    },
+};
+use crate::{clock, model::Failure};
+
+impl Kernel {
+    /// Enrols a workload up to the self-probe. Synchronous; takes milliseconds.
+    ///
+    /// # Errors
+    /// Namespace gone, address taken by another workload, map full, probe failed, ...; nothing of
+    /// the workload is left then.
+    pub fn enrol(&mut self, wanted: &Enrol) -> Result<Enrolled, EnrolError> {
+        let (netns, identity) = netns::open(&wanted.netns)?;
+        self.check_identity(&identity)?;
+        let shards = self.config.shards as u16;
+        let mark = self.config.agent_mark;
+        let prepared = prepare(&netns, &identity, self.steering(), mark, shards)?;
+        let adopted = self.take_adopted(&identity);
+        let pod_id = adopted.as_ref().map_or_else(|| self.fresh_id(), |record| record.pod_id);
+        let before = adopted.as_ref().and_then(|record| record.sysctl_before.clone());
+        let sysctl_before = prepared.sysctl_before.clone().or(before);
+        let workload = Workload {
+            key: Arc::clone(&wanted.key),
+            failure: wanted.failure,
+            sockets: Arc::new(PodSockets::new(netns, mark)),
+            addresses: BTreeSet::new(),
+            source: Sources::of(&prepared.addresses),
+            sysctl_before,
+            // What an agent before us put live is live still, and must stay so.
+            live: adopted.is_some(),
+            identity,
+        };
+        self.workloads.insert(pod_id, workload);
+        match self.connect_up(pod_id, &prepared) {
+            Ok(sockets) => {
+                self.write_records();
+                Ok(Enrolled { pod_id, listeners: prepared.listeners, sockets })
+            }
+            Err(error) => {
+                self.release(pod_id);
+                Err(error)
+            }
+        }
+    }
+
+    fn check_identity(&self, identity: &Identity) -> Result<(), EnrolError> {
+        let place = identity.path.display().to_string();
+        if identity.cookie == self.config.agent_netns {
+            return Err(EnrolError::OwnNamespace(place));
+        }
+        let same = self.workloads.values().find(|other| other.identity.cookie == identity.cookie);
+        match same {
+            Some(other) => {
+                Err(EnrolError::AlreadyEnrolled { place, other: other.key.to_string() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn fresh_id(&mut self) -> u32 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// From the listeners to the self-probe. On an error the caller releases the workload.
+    fn connect_up(
+        &mut self,
+        pod_id: u32,
+        prepared: &Prepared,
+    ) -> Result<Arc<PodSockets>, EnrolError> {
+        // The first shard last: the connect hooks take it as the sign that all are there.
+        for (shard, listener) in (0..SHARDS_MAX as u16).zip(&prepared.listeners).rev() {
+            self.listeners
+                .insert(&listener_key(pod_id, shard), listener)
+                .map_err(full("LISTENERS"))?;
+        }
+        for ip in &prepared.addresses {
+            self.claim(pod_id, *ip)?;
+        }
+        let workload = self.workloads.get(&pod_id).ok_or(EnrolError::Unknown(pod_id))?;
+        let (sockets, live) = (Arc::clone(&workload.sockets), workload.live);
+        let (inode, source) = (workload.identity.inode, workload.source);
+        let netns = sockets.namespace().ok_or(EnrolError::Unknown(pod_id))?;
+        let pin = self.pins.link(STEER, u64::from(pod_id));
+        attach_steer(&self.steer, &netns, inode, &pin)?;
+        if live {
+            // Applications' connections arrive already: the probe would take one of them. The
+            // agent before us has probed this path.
+            self.insert_netns(pod_id)?;
+        } else {
+            self.seem_alive()?;
+            self_probe(&netns, &prepared.listeners, source, self.config.capture_mark)?;
+        }
+        Ok(sockets)
+    }
+
+    /// The probe needs a heartbeat that `steer` takes for fresh, also before the first worker has
+    /// ticked: an agent that enrols is alive.
+    fn seem_alive(&mut self) -> Result<(), EnrolError> {
+        let now = clock::now().0;
+        let last = self.tables.heartbeat.get(&0, 0).unwrap_or(0);
+        if now.saturating_sub(last) < self.config.heartbeat_stale_ns / 2 {
+            return Ok(());
+        }
+        self.tables.heartbeat.set(0, now, 0).map_err(|error| map_error("HEARTBEAT", error))
+    }
+
+    /// Enters an address of a workload into `POD_BY_ADDR`.
+    pub(super) fn claim(&mut self, pod_id: u32, ip: IpAddr) -> Result<(), EnrolError> {
+        let key = map_addr(&ip);
+        if let Ok(holder) = self.tables.pod_by_addr.get(&key, 0)
+            && holder.pod_id != pod_id
+        {
+            return Err(EnrolError::AddressTaken { addr: ip, other: self.name(holder.pod_id) });
+        }
+        let workload = self.workloads.get_mut(&pod_id).ok_or(EnrolError::Unknown(pod_id))?;
+        let value = PodAddr {
+            pod_id,
+            generation: self.generation,
+            fail: fail(workload.failure),
+            _pad: [0; 3],
+        };
+        let result = self.tables.pod_by_addr.insert(key, value, 0);
+        result.map_err(|error| map_error("POD_BY_ADDR", error))?;
+        workload.addresses.insert(ip);
+        Ok(())
+    }
+
+    fn name(&self, pod_id: u32) -> String {
+        if let Some(workload) = self.workloads.get(&pod_id) {
+            return workload.key.to_string();
+        }
+        self.adopted
+            .get(&pod_id)
+            .map_or_else(|| format!("workload {pod_id}"), |record| record.key.clone())
+    }
+
+    /// Last step: from the next connect on the workload is captured.
+    ///
+    /// # Errors
+    /// `POD_BY_NETNS` is full, or there is no such workload.
+    pub fn go_live(&mut self, pod_id: u32) -> Result<(), EnrolError> {
+        self.insert_netns(pod_id)?;
+        if let Some(workload) = self.workloads.get_mut(&pod_id) {
+            workload.live = true;
+        }
+        Ok(())
+    }
+
+    fn insert_netns(&mut self, pod_id: u32) -> Result<(), EnrolError> {
+        let workload = self.workloads.get(&pod_id).ok_or(EnrolError::Unknown(pod_id))?;
+        let entry = PodEntry {
+            pod_id,
+            mode: MODE_MARK,
+            fail: fail(workload.failure),
+            _pad: 0,
+            generation: self.generation,
+            _pad2: 0,
+        };
+        let result = self.tables.pod_by_netns.insert(workload.identity.cookie, entry, 0);
+        result.map_err(|error| map_error("POD_BY_NETNS", error))
+    }
+
+    /// First step of release: capture stops at once. Connections live on.
+    pub fn stop_capture(&mut self, pod_id: u32) {
+        if let Some(workload) = self.workloads.get_mut(&pod_id) {
+            workload.live = false;
+            let cookie = workload.identity.cookie;
+            report("POD_BY_NETNS", self.tables.pod_by_netns.remove(&cookie));
+        }
+    }
+
+    /// Last step of release: steer, listeners, rule, routes, addresses. Does nothing for a number
+    /// that is not enrolled (any more).
+    pub fn release(&mut self, pod_id: u32) {
+        self.stop_capture(pod_id);
+        let Some(workload) = self.workloads.remove(&pod_id) else { return };
+        self.unpin_steer(pod_id);
+        self.remove_listeners(pod_id);
+        if let Some(netns) = workload.sockets.namespace() {
+            self.undo(&netns, &workload);
+        }
+        for ip in &workload.addresses {
+            report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&map_addr(ip)));
+        }
+        workload.sockets.close();
+        self.write_records();
+    }
+
+    fn undo(&self, netns: &OwnedFd, workload: &Workload) {
+        let before = workload.sysctl_before.as_deref();
+        match workload::undo(netns, self.steering(), before) {
+            Ok((_, failed)) if failed.is_empty() => {}
+            Ok((_, failed)) => {
+                tracing::warn!(workload = %workload.key, ?failed, "left in the namespace");
+            }
+            Err(error) => {
+                tracing::warn!(workload = %workload.key, %error, "rule and routes are left");
+            }
+        }
+    }
+
+    pub(super) fn unpin_steer(&self, pod_id: u32) {
+        let pin = self.pins.link(STEER, u64::from(pod_id));
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(pin = %pin.display(), %error, "the link is left");
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn remove_listeners(&self, pod_id: u32) {
+        for shard in 0..SHARDS_MAX as u16 {
+            // Closed ones are gone by themselves.
+            let _ = self.listeners.remove(&listener_key(pod_id, shard));
+        }
+    }
+
+    /// Gives an address back.
+    pub(super) fn disclaim(&mut self, pod_id: u32, ip: IpAddr) {
+        let key: Addr = map_addr(&ip);
+        report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
+        if let Some(workload) = self.workloads.get_mut(&pod_id) {
+            workload.addresses.remove(&ip);
+        }
+    }
+}
+
+fn fail(failure: Failure) -> u8 {
+    match failure {
+        Failure::Open => FAIL_OPEN,
+        Failure::Closed => FAIL_CLOSED,
+    }
+}
+
+/// A removal that found nothing is fine; anything else is worth a line.
+pub(super) fn report(map: &'static str, result: Result<(), MapError>) {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => {}
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => tracing::warn!(map, %error, "an entry is left"),
+    }
+}
+
+/// E2BIG says «full».
+fn full(map: &'static str) -> impl Fn(io::Error) -> EnrolError {
+    move |source| {
+        if source.raw_os_error() == Some(libc::E2BIG) {
+            EnrolError::MapFull { map, capacity: get(map).capacity }
+        } else {
+            EnrolError::Io { what: format!("map {map}"), source }
+        }
+    }
+}
+
+fn map_error(map: &'static str, error: MapError) -> EnrolError {
+    match error {
+        MapError::SyscallError(error) => full(map)(error.io_error),
+        other => full(map)(io::Error::other(other)),
+    }
+}

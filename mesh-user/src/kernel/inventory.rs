@@ -1,0 +1,61 @@
+//! Which of our objects are in the kernel: to prove that nothing was left.
+
+use std::{io, path::PathBuf};
+
+use mesh_common::maps;
+
+use super::{Instance, mounts};
+
+/// The names that our programs have in the kernel.
+pub const PROGRAMS: &[&str] =
+    &["connect4", "connect6", "getpeername4", "getpeername6", "flow_ops", "steer"];
+
+/// Programs and maps that carry our names, as `name#id`, whatever instance they belong to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Programs.
+    pub programs: Vec<String>,
+    /// Maps.
+    pub maps: Vec<String>,
+}
+
+/// Lists them by walking the kernel's ids. Needs CAP_SYS_ADMIN.
+///
+/// # Errors
+/// No permission. An object that goes away during the walk is left out.
+pub fn loaded_objects() -> io::Result<Objects> {
+    let mut objects = Objects::default();
+    for program in aya::programs::loaded_programs() {
+        // ENOENT: gone since its id was read.
+        let Ok(program) = program else { continue };
+        let name = program.name_as_str().unwrap_or_default().to_owned();
+        if PROGRAMS.contains(&name.as_str()) {
+            objects.programs.push(format!("{name}#{}", program.id()));
+        }
+    }
+    for map in aya::maps::loaded_maps() {
+        let Ok(map) = map else { continue };
+        let name = map.name_as_str().unwrap_or_default().to_owned();
+        if maps::ALL.iter().any(|spec| spec.name == name) {
+            objects.maps.push(format!("{name}#{}", map.id()));
+        }
+    }
+    Ok(objects)
+}
+
+/// The pins of an instance, of every ABI, as paths. Empty when there is none, or no bpffs.
+pub fn pins(instance: &Instance) -> Vec<PathBuf> {
+    let Ok(Some(bpffs)) = mounts::bpffs() else { return Vec::new() };
+    let mut found = Vec::new();
+    walk(&bpffs.join("mesh").join(instance.name()), &mut found);
+    found.sort();
+    found
+}
+
+fn walk(dir: &std::path::Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() { walk(&path, found) } else { found.push(path) }
+    }
+}

@@ -1,0 +1,154 @@
+//! The eBPF object: embedded, loaded against the pinned maps, its programs pinned.
+
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, ProgramError},
+};
+use mesh_common::maps::ALL;
+
+use super::{error::KernelError, pins::Pins, sys::AttachType};
+
+/// The object's bytes; empty: it was not built when this binary was.
+#[cfg(mesh_bpf_object)]
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_BPF_OBJECT_FILE"));
+#[cfg(not(mesh_bpf_object))]
+pub(super) static OBJECT: &[u8] = &[];
+
+/// Programs that attach to the workloads' cgroups.
+pub(super) const CGROUP_HOOKS: [(&str, AttachType); 5] = [
+    ("flow_ops", AttachType::SockOps),
+    ("getpeername4", AttachType::GetPeername4),
+    ("getpeername6", AttachType::GetPeername6),
+    ("connect4", AttachType::Connect4),
+    ("connect6", AttachType::Connect6),
+];
+/// The program that attaches to each workload's network namespace.
+pub(super) const STEER: &str = "steer";
+/// The one that attaches to the agent's own cgroup too.
+pub(super) const FLOW_OPS: &str = "flow_ops";
+
+/// The loaded programs, by name.
+pub(super) struct Programs(Vec<(&'static str, OwnedFd)>);
+
+impl Programs {
+    pub(super) fn get(&self, name: &'static str) -> Result<&OwnedFd, KernelError> {
+        self.0.iter().find(|(other, _)| *other == name).map(|(_, fd)| fd).ok_or_else(|| {
+            KernelError::Load { what: name.to_owned(), why: "the object lacks it".to_owned() }
+        })
+    }
+
+    pub(super) fn take(&mut self, name: &'static str) -> Result<OwnedFd, KernelError> {
+        match self.0.iter().position(|(other, _)| *other == name) {
+            Some(index) => Ok(self.0.swap_remove(index).1),
+            None => Err(KernelError::Load {
+                what: name.to_owned(),
+                why: "the object lacks it".to_owned(),
+            }),
+        }
+    }
+}
+
+/// Loads the object. With pins: against the pinned maps, those that are missing are made and
+/// pinned (added to `made`), and the programs' pins are replaced. Without: for a probe, leaving
+/// nothing.
+pub(super) fn load(
+    pins: Option<(&Pins, &mut Vec<PathBuf>)>,
+) -> Result<Programs, KernelError> {
+    if OBJECT.is_empty() {
+        return Err(KernelError::NotBuilt);
+    }
+    let mut loader = EbpfLoader::new();
+    // No CO-RE relocations in the object: the kernel's own types are not needed.
+    loader.btf(None);
+    let mut made = None;
+    if let Some((pins, list)) = pins {
+        pins.check_layouts()?;
+        for spec in ALL {
+            let path = pins.map(spec.name);
+            if !path.exists() {
+                list.push(path.clone());
+            }
+            loader.map_pin_path(spec.name, path);
+        }
+        made = Some((pins, list));
+    }
+    let mut object = loader.load(OBJECT).map_err(|error| KernelError::Load {
+        what: "the eBPF object".to_owned(),
+        why: chain(&error),
+    })?;
+    let mut programs = Vec::new();
+    for (name, _) in CGROUP_HOOKS {
+        programs.push((name, load_one(&mut object, name)?));
+    }
+    programs.push((STEER, load_one(&mut object, STEER)?));
+    if let Some((pins, list)) = made {
+        for (name, fd) in &programs {
+            replace_pin(pins, name, fd, list)?;
+        }
+    }
+    Ok(Programs(programs))
+}
+
+fn replace_pin(
+    pins: &Pins,
+    name: &str,
+    fd: &OwnedFd,
+    made: &mut Vec<PathBuf>,
+) -> Result<(), KernelError> {
+    let path = pins.prog(name);
+    match fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => made.push(path.clone()),
+        Err(error) => return Err(KernelError::io(format!("{}", path.display()))(error)),
+    }
+    super::sys::pin(fd, &path).map_err(KernelError::io(format!("pinning {}", path.display())))
+}
+
+fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
+    let refused = |error: &ProgramError| KernelError::Load {
+        what: format!("program {name}"),
+        why: chain(error),
+    };
+    let program = object.program_mut(name).ok_or_else(|| KernelError::Load {
+        what: format!("program {name}"),
+        why: "the object lacks it".to_owned(),
+    })?;
+    let loaded = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    loaded.map_err(|error| refused(&error))?;
+    let fd = program.fd().map_err(|error| refused(&error))?;
+    fd.as_fd().try_clone_to_owned().map_err(KernelError::io(name))
+}
+
+/// An error with its causes; a verifier log is cut to its end, where the reason stands.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    const KEEP: usize = 2_000;
+    if text.len() <= KEEP {
+        return text;
+    }
+    let mut start = text.len() - KEEP;
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    format!("... {}", &text[start..])
+}

@@ -1,0 +1,391 @@
+//! The bpf(2) commands that aya 0.14 lacks: link create and update for every program type, pinning
+//! and link information, sockhash values of 8 bytes, queries. All `unsafe` of bpf(2) is here.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+    ptr,
+};
+
+use mesh_common::plain::Plain;
+
+/// `enum bpf_cmd`.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+enum Command {
+    MapCreate = 0,
+    MapLookup = 1,
+    MapUpdate = 2,
+    MapDelete = 3,
+    MapNext = 4,
+    ProgLoad = 5,
+    ObjPin = 6,
+    ObjGet = 7,
+    ObjInfo = 15,
+    ProgQuery = 16,
+    LinkCreate = 28,
+    LinkUpdate = 29,
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+/// Every address inside `attr` must be valid for the command: readable or writable memory of the
+/// size that the command and the object imply, for the time of the call.
+#[expect(unsafe_code, reason = "a raw system call")]
+unsafe fn bpf<T>(command: Command, attr: &mut T) -> io::Result<i64> {
+    let attr: *mut T = attr;
+    // SAFETY: `attr` is a live, initialised, exclusively borrowed value of the size given; the
+    // kernel takes any size and treats the rest as zero. What it points to is the caller's proof.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[expect(unsafe_code, reason = "takes ownership of a descriptor from the kernel")]
+fn own(fd: i64) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn raw(fd: impl AsFd) -> u32 {
+    // Descriptors of live objects are never negative.
+    fd.as_fd().as_raw_fd() as u32
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Where a program can be attached: `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum AttachType {
+    SockOps = 3,
+    Connect4 = 10,
+    Connect6 = 11,
+    GetPeername4 = 29,
+    GetPeername6 = 30,
+    SkLookup = 36,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    prog: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches a program to a cgroup or a network namespace; the link lives as long as a descriptor
+/// or a pin of it.
+pub(super) fn link_create(
+    prog: impl AsFd,
+    target: impl AsFd,
+    attach: AttachType,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog: raw(prog),
+        target: raw(target),
+        attach_type: attach as u32,
+        flags: 0,
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: the command takes no addresses for these attach types.
+    let result = unsafe { bpf(Command::LinkCreate, &mut attr) };
+    own(result?)
+}
+
+#[repr(C)]
+struct LinkUpdate {
+    link: u32,
+    new_prog: u32,
+    flags: u32,
+    old_prog: u32,
+}
+
+/// Puts another program in a link's place, atomically: no connection meets a gap.
+pub(super) fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
+    let mut attr = LinkUpdate { link: raw(link), new_prog: raw(prog), flags: 0, old_prog: 0 };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: the command takes no addresses.
+    let result = unsafe { bpf(Command::LinkUpdate, &mut attr) };
+    result.map(drop)
+}
+
+#[repr(C)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Pins a program, map or link.
+pub(super) fn pin(fd: impl AsFd, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = Object { path: path.as_ptr() as u64, fd: raw(fd), flags: 0 };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: `path` is a NUL-terminated string that outlives the call.
+    let result = unsafe { bpf(Command::ObjPin, &mut attr) };
+    result.map(drop)
+}
+
+/// Opens a pin.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = Object { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: `path` is a NUL-terminated string that outlives the call.
+    let result = unsafe { bpf(Command::ObjGet, &mut attr) };
+    own(result?)
+}
+
+#[repr(C)]
+struct Info {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// The head of the kernel's `struct bpf_link_info`; the last two words are a union by type.
+#[repr(C)]
+#[derive(Default)]
+struct RawLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    _pad: u32,
+    union_a: u64,
+    union_b: u64,
+}
+
+/// A link, as the kernel describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LinkInfo {
+    pub(super) id: u32,
+    pub(super) prog_id: u32,
+    pub(super) target: LinkTarget,
+}
+
+/// What a link is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkTarget {
+    /// A cgroup by its id; 0: it was removed.
+    Cgroup(u64),
+    /// A network namespace by its inode; 0: it is gone.
+    Netns(u32),
+    /// Something that we never make.
+    Other,
+}
+
+const LINK_CGROUP: u32 = 3;
+const LINK_NETNS: u32 = 5;
+
+/// Describes a link.
+pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
+    let mut info = RawLinkInfo::default();
+    let mut attr = Info {
+        fd: raw(link),
+        len: size_of::<RawLinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: `info` is writable memory of `len` bytes that outlives the call; the kernel writes
+    // integers, for which every bit pattern is valid.
+    let result = unsafe { bpf(Command::ObjInfo, &mut attr) };
+    result?;
+    let target = match info.kind {
+        LINK_CGROUP => LinkTarget::Cgroup(info.union_a),
+        LINK_NETNS => LinkTarget::Netns(info.union_a as u32),
+        _ => LinkTarget::Other,
+    };
+    Ok(LinkInfo { id: info.id, prog_id: info.prog_id, target })
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Stores a socket in a sockhash whose values are 8 bytes (so that cookies can be read back):
+/// aya's own call hands in 4.
+pub(super) fn sockhash_insert<K: Plain>(
+    map: impl AsFd,
+    key: &K,
+    socket: impl AsFd,
+) -> io::Result<()> {
+    let value = u64::from(raw(socket));
+    let mut attr = Element {
+        map: raw(map),
+        _pad: 0,
+        key: ptr::from_ref(key) as u64,
+        value: (&raw const value) as u64,
+        flags: 0,
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: key and value are initialised plain memory of the map's key and value sizes (the
+    // table in `mesh_common::maps`, compared with the map when it was opened).
+    let result = unsafe { bpf(Command::MapUpdate, &mut attr) };
+    result.map(drop)
+}
+
+/// Removes an entry.
+pub(super) fn map_delete<K: Plain>(map: impl AsFd, key: &K) -> io::Result<()> {
+    let mut attr =
+        Element { map: raw(map), _pad: 0, key: ptr::from_ref(key) as u64, value: 0, flags: 0 };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: the key is initialised plain memory of the map's key size.
+    let result = unsafe { bpf(Command::MapDelete, &mut attr) };
+    result.map(drop)
+}
+
+/// The key after `key`, or the first; `None` at the end.
+pub(super) fn map_next<K: Plain + aya::Pod>(
+    map: impl AsFd,
+    key: Option<&K>,
+) -> io::Result<Option<K>> {
+    let mut next = MaybeUninit::<K>::zeroed();
+    let mut attr = Element {
+        map: raw(map),
+        _pad: 0,
+        key: key.map_or(0, |key| ptr::from_ref(key) as u64),
+        value: next.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: the key is null or plain memory of the map's key size; `next` is writable memory of
+    // the same size that outlives the call.
+    let result = unsafe { bpf(Command::MapNext, &mut attr) };
+    match result {
+        Ok(_) => {
+            #[expect(unsafe_code, reason = "memory that the kernel filled")]
+            // SAFETY: `aya::Pod`: any bit pattern is a valid value, and it was zeroed before.
+            Ok(Some(unsafe { next.assume_init() }))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A value of 8 bytes.
+pub(super) fn map_lookup_u64<K: Plain>(map: impl AsFd, key: &K) -> io::Result<Option<u64>> {
+    let mut value = 0_u64;
+    let mut attr = Element {
+        map: raw(map),
+        _pad: 0,
+        key: ptr::from_ref(key) as u64,
+        value: (&raw mut value) as u64,
+        flags: 0,
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: the key is plain memory of the map's key size, `value` writable memory of the map's
+    // value size (8: compared with the map when it was opened).
+    let result = unsafe { bpf(Command::MapLookup, &mut attr) };
+    match result {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[repr(C)]
+struct MapCreate {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+/// Makes a map, to see whether the kernel has its type.
+pub(super) fn map_create(
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = MapCreate { kind, key, value, entries, flags };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: the command takes no addresses here.
+    let result = unsafe { bpf(Command::MapCreate, &mut attr) };
+    own(result?)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    kind: u32,
+    insn_count: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// Loads a program of raw instructions, to see whether the kernel takes it.
+pub(super) fn prog_load(kind: u32, attach_type: u32, insns: &[u64]) -> io::Result<OwnedFd> {
+    let license = c"Apache-2.0";
+    let mut attr = ProgLoad {
+        kind,
+        insn_count: insns.len() as u32,
+        insns: insns.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        attach_type,
+        ..ProgLoad::default()
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: `insns` is `insn_count` instructions of 8 bytes, `license` a NUL-terminated string;
+    // no log buffer is given. All outlive the call.
+    let result = unsafe { bpf(Command::ProgLoad, &mut attr) };
+    own(result?)
+}
+
+#[repr(C)]
+struct ProgQuery {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    _pad: u32,
+}
+
+/// Ids of the programs that run for sockets of a cgroup (its ancestors' included), at most 64.
+pub(super) fn effective(cgroup: impl AsFd, attach: AttachType) -> io::Result<Vec<u32>> {
+    const EFFECTIVE: u32 = 1;
+    let mut ids = [0_u32; 64];
+    let mut attr = ProgQuery {
+        target: raw(cgroup),
+        attach_type: attach as u32,
+        query_flags: EFFECTIVE,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        _pad: 0,
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: `ids` is writable memory for `count` numbers that outlives the call.
+    let result = unsafe { bpf(Command::ProgQuery, &mut attr) };
+    result?;
+    Ok(ids.into_iter().take(attr.count as usize).collect())
+}

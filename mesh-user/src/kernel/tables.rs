@@ -1,0 +1,162 @@
+//! Typed handles on the pinned maps. The only place that names aya's map types.
+
+use std::{io, os::fd::OwnedFd};
+
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie};
+use mesh_common::{
+    abi::Config,
+    addr::Addr,
+    flow::{Flow, FlowKey, ProxyFlow, Tuple},
+    listener::ListenerKey,
+    maps::{OutRuleKey, get},
+    pod::{PodAddr, PodEntry},
+    service::{Backend, EndpointStats, ServiceEntry, ServiceKey},
+};
+
+use super::{error::KernelError, pins::Pins, sys};
+
+pub(super) type Hash<K, V> = HashMap<MapData, K, V>;
+pub(super) type Slots<V> = Array<MapData, V>;
+pub(super) type PerCpu<V> = PerCpuArray<MapData, V>;
+pub(super) type Rules = LpmTrie<MapData, OutRuleKey, u32>;
+
+/// Opens one pinned map as the type that the caller expects.
+fn open<T>(pins: &Pins, name: &'static str) -> Result<T, KernelError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    MapData::from_pin(pins.map(name))
+        .and_then(Map::from_map_data)
+        .and_then(T::try_from)
+        .map_err(|source| KernelError::Map { map: name, source })
+}
+
+macro_rules! tables {
+    ($(#[$doc:meta])* $table:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $name:literal,)+ }) => {
+        $(#[$doc])*
+        pub(super) struct $table {
+            $($(#[$field_doc])* pub(super) $field: $type,)+
+        }
+        // aya's maps have no `Debug`.
+        impl std::fmt::Debug for $table {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($table)).finish_non_exhaustive()
+            }
+        }
+        impl $table {
+            /// Opens the pins.
+            pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
+                Ok(Self { $($field: open(pins, $name)?,)+ })
+            }
+        }
+    };
+}
+
+tables! {
+    /// What the agent writes.
+    Tables {
+        backends: Slots<Backend> = "BACKENDS",
+        config: Slots<Config> = "CONFIG",
+        ep_stats: PerCpu<EndpointStats> = "EP_STATS",
+        events: RingBuf<MapData> = "EVENTS",
+        heartbeat: Slots<u64> = "HEARTBEAT",
+        pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",
+        pod_by_netns: Hash<u64, PodEntry> = "POD_BY_NETNS",
+        services: Hash<ServiceKey, ServiceEntry> = "SERVICES",
+        slots: Slots<u32> = "SLOTS",
+        out_rules: Rules = "OUT_RULES",
+    }
+}
+
+tables! {
+    /// What the command line reads.
+    Readable {
+        backends: Slots<Backend> = "BACKENDS",
+        config: Slots<Config> = "CONFIG",
+        counters: PerCpu<u64> = "COUNTERS",
+        flows: Hash<FlowKey, Flow> = "FLOWS",
+        heartbeat: Slots<u64> = "HEARTBEAT",
+        listeners: Sockets = "LISTENERS",
+        out_rules: Rules = "OUT_RULES",
+        pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",
+        pod_by_netns: Hash<u64, PodEntry> = "POD_BY_NETNS",
+        proxy_flows: Hash<Tuple, ProxyFlow> = "PROXY_FLOWS",
+        services: Hash<ServiceKey, ServiceEntry> = "SERVICES",
+        slots: Slots<u32> = "SLOTS",
+    }
+}
+
+/// The flow table alone, for original destinations.
+pub(super) fn flows(pins: &Pins) -> Result<Hash<FlowKey, Flow>, KernelError> {
+    open(pins, "FLOWS")
+}
+
+/// `LISTENERS`: a sockhash read as what user space sees, key to cookie.
+#[derive(Debug)]
+pub(super) struct Sockets(OwnedFd);
+
+impl TryFrom<Map> for Sockets {
+    type Error = MapError;
+
+    fn try_from(map: Map) -> Result<Self, MapError> {
+        let Map::SockHash(data) = map else {
+            return Err(MapError::InvalidMapType { map_type: 0 });
+        };
+        use std::os::fd::AsFd as _;
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        Ok(Self(fd.map_err(|_| MapError::ElementNotFound)?))
+    }
+}
+
+impl Sockets {
+    /// For writing.
+    pub(super) fn pinned(pins: &Pins) -> Result<Self, KernelError> {
+        let path = pins.map("LISTENERS");
+        sys::open_pin(&path).map(Self).map_err(KernelError::io(format!("{}", path.display())))
+    }
+
+    pub(super) fn insert(&self, key: &ListenerKey, socket: impl std::os::fd::AsFd) -> io::Result<()> {
+        sys::sockhash_insert(&self.0, key, socket)
+    }
+
+    pub(super) fn remove(&self, key: &ListenerKey) -> io::Result<()> {
+        sys::map_delete(&self.0, key)
+    }
+
+    /// Keys with the cookies of their sockets.
+    pub(super) fn all(&self) -> io::Result<Vec<(ListenerKey, u64)>> {
+        let mut found = Vec::new();
+        let mut key = None;
+        // A key that is removed while we stand on it restarts the walk: bounded by twice the size.
+        let limit = get("LISTENERS").capacity as usize * 2;
+        while let Some(next) = sys::map_next::<ListenerKey>(&self.0, key.as_ref())? {
+            if let Some(cookie) = sys::map_lookup_u64(&self.0, &next)? {
+                found.push((next, cookie));
+            }
+            key = Some(next);
+            if found.len() >= limit {
+                break;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A key of `OUT_RULES`.
+pub(super) fn rule_key(addr: Addr, prefix: u8, port: u16) -> lpm_trie::Key<OutRuleKey> {
+    let data = OutRuleKey {
+        proto: 6,
+        _pad: 0,
+        port_be: port.to_be_bytes(),
+        addr: masked(addr, prefix),
+    };
+    lpm_trie::Key::new(mesh_common::maps::OUT_RULE_FIXED_BITS + u32::from(prefix.min(128)), data)
+}
+
+/// The bits that count; a key with others set would never be removed by its own prefix.
+fn masked(addr: Addr, prefix: u8) -> Addr {
+    let value = u128::from_be_bytes(addr.octets());
+    let keep = u32::from(prefix.min(128));
+    let mask = if keep == 0 { 0 } else { u128::MAX << (128 - keep) };
+    Addr::from_octets((value & mask).to_be_bytes())
+}

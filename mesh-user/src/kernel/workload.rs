@@ -1,0 +1,254 @@
+//! Enrols one workload: everything that happens in its namespace.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, ErrorKind},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_common::{
+    addr::Addr,
+    listener::{KIND_OUT, ListenerKey},
+};
+
+use super::{
+    error::EnrolError,
+    netns::{self, Identity},
+    records::Record,
+    route::{Netlink, Steering},
+    sockets::{self, PodSockets},
+    sys::{self, AttachType, LinkTarget},
+};
+use crate::model::Failure;
+
+/// How long the self-probe waits: a connection over `lo` arrives within microseconds.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// Documentation addresses (RFC 5737, RFC 3849): nobody has them.
+const PROBE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const PROBE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+/// The discard port.
+const PROBE_PORT: u16 = 9;
+
+/// An enrolled workload.
+#[derive(Debug)]
+pub(super) struct Workload {
+    pub(super) key: Arc<str>,
+    pub(super) identity: Identity,
+    pub(super) failure: Failure,
+    pub(super) sockets: Arc<PodSockets>,
+    pub(super) addresses: BTreeSet<IpAddr>,
+    pub(super) source: Sources,
+    pub(super) sysctl_before: Option<String>,
+    pub(super) live: bool,
+}
+
+/// The source address of captured connections, by family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sources {
+    pub(super) v4: Option<IpAddr>,
+    pub(super) v6: Option<IpAddr>,
+}
+
+impl Sources {
+    /// The first address of each family: what the kernel itself would choose.
+    pub(super) fn of(addresses: &[IpAddr]) -> Self {
+        Self {
+            v4: addresses.iter().find(|ip| ip.is_ipv4()).copied(),
+            v6: addresses.iter().find(|ip| ip.is_ipv6()).copied(),
+        }
+    }
+
+    pub(super) fn each(self) -> impl Iterator<Item = IpAddr> {
+        self.v4.into_iter().chain(self.v6)
+    }
+}
+
+impl Workload {
+    pub(super) fn record(&self, pod_id: u32) -> Record {
+        Record {
+            pod_id,
+            key: self.key.to_string(),
+            netns: self.identity.path.clone(),
+            inode: self.identity.inode,
+            cookie: self.identity.cookie,
+            sysctl_before: self.sysctl_before.clone(),
+        }
+    }
+}
+
+/// What was set up in the namespace.
+pub(super) struct Prepared {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) sysctl_before: Option<String>,
+    pub(super) listeners: Vec<TcpListener>,
+}
+
+/// Addresses, sysctl, rule, routes, listeners: inert until something is marked. Leaves nothing on
+/// an error.
+pub(super) fn prepare(
+    netns: &OwnedFd,
+    identity: &Identity,
+    steering: Steering,
+    agent_mark: u32,
+    shards: u16,
+) -> Result<Prepared, EnrolError> {
+    let place = identity.path.display().to_string();
+    let entered = sockets::inside(netns, || {
+        let mut netlink = Netlink::open().map_err(EnrolError::io("netlink"))?;
+        let addresses = netlink.addresses().map_err(EnrolError::io("reading addresses"))?;
+        if addresses.is_empty() {
+            return Err(EnrolError::NoAddress(place.clone()));
+        }
+        let sysctl_before =
+            netns::accept_marks().map_err(EnrolError::io("net.ipv4.tcp_fwmark_accept"))?;
+        let rest = route_and_listen(&mut netlink, &addresses, steering, agent_mark, shards);
+        match rest {
+            Ok(listeners) => Ok(Prepared { addresses, sysctl_before, listeners }),
+            Err(error) => {
+                undo_here(&mut netlink, steering, sysctl_before.as_deref());
+                Err(error)
+            }
+        }
+    });
+    entered.map_err(EnrolError::io(format!("entering {place}")))?
+}
+
+fn route_and_listen(
+    netlink: &mut Netlink,
+    addresses: &[IpAddr],
+    steering: Steering,
+    agent_mark: u32,
+    shards: u16,
+) -> Result<Vec<TcpListener>, EnrolError> {
+    for source in Sources::of(addresses).each() {
+        netlink.steer(steering, source).map_err(EnrolError::io(format!("route from {source}")))?;
+    }
+    (0..shards)
+        .map(|_| sockets::listen(agent_mark).map_err(EnrolError::io("listening")))
+        .collect()
+}
+
+/// Takes routes and sysctl back, in the calling thread's namespace; best effort, what was removed.
+pub(super) fn undo_here(
+    netlink: &mut Netlink,
+    steering: Steering,
+    sysctl_before: Option<&str>,
+) -> (Vec<String>, Vec<String>) {
+    let (mut removed, mut failed) = (Vec::new(), Vec::new());
+    for v6 in [false, true] {
+        match netlink.unsteer(steering, v6) {
+            Ok(done) => removed.extend(done),
+            Err(error) => failed.push(format!("rule and route: {error}")),
+        }
+    }
+    if let Some(before) = sysctl_before {
+        match netns::restore_marks(before) {
+            Ok(()) => removed.push("tcp_fwmark_accept restored".to_owned()),
+            Err(error) => failed.push(format!("tcp_fwmark_accept: {error}")),
+        }
+    }
+    (removed, failed)
+}
+
+/// Like [`undo_here`], entering the namespace.
+pub(super) fn undo(
+    netns: impl AsFd,
+    steering: Steering,
+    sysctl_before: Option<&str>,
+) -> io::Result<(Vec<String>, Vec<String>)> {
+    sockets::inside(netns, || {
+        Netlink::open().map(|mut netlink| undo_here(&mut netlink, steering, sysctl_before))
+    })?
+}
+
+/// Attaches `steer`, or puts it in the place of the one that a pinned link holds.
+pub(super) fn attach_steer(
+    steer: &OwnedFd,
+    netns: &OwnedFd,
+    inode: u64,
+    pin: &Path,
+) -> Result<(), EnrolError> {
+    let at = || EnrolError::io(format!("steer at {}", pin.display()));
+    if let Ok(link) = sys::open_pin(pin) {
+        let info = sys::link_info(&link).map_err(at())?;
+        // A link's namespace inode is 32 bits in the kernel's description.
+        if info.target == LinkTarget::Netns(inode as u32) {
+            return sys::link_update(&link, steer).map_err(at());
+        }
+    }
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(at()(error)),
+        _ => {}
+    }
+    let link = sys::link_create(steer, netns, AttachType::SkLookup).map_err(at())?;
+    sys::pin(&link, pin).map_err(at())
+}
+
+/// A marked connection from inside the namespace must arrive at one of the listeners with its true
+/// addresses, for each family: the whole path, before any application is put on it.
+pub(super) fn self_probe(
+    netns: &OwnedFd,
+    listeners: &[TcpListener],
+    sources: Sources,
+    capture_mark: u32,
+) -> Result<(), EnrolError> {
+    for source in sources.each() {
+        let to = if source.is_ipv4() { PROBE_V4 } else { PROBE_V6 };
+        let towards = SocketAddr::new(to, PROBE_PORT);
+        let failed = |why: String| EnrolError::ProbeFailed { towards, why };
+        let socket = sockets::inside(netns, || sockets::connecting(towards, capture_mark))
+            .and_then(|made| made)
+            .map_err(|error| failed(format!("connect: {error}")))?;
+        let own = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+        let own = own.ok_or_else(|| failed("no local address".to_owned()))?;
+        let (peer, local) = accept_one(listeners)
+            .map_err(|error| failed(format!("accept: {error}")))?
+            .ok_or_else(|| failed("it did not arrive".to_owned()))?;
+        if local != towards || peer != own {
+            return Err(failed(format!("arrived as {peer} -> {local}, expected {own}")));
+        }
+    }
+    Ok(())
+}
+
+/// Takes one connection from any of the listeners: peer and local address, of their own family.
+fn accept_one(listeners: &[TcpListener]) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let end = Instant::now() + PROBE_LIMIT;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let mut fds: Vec<PollFd<'_>> =
+            listeners.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)).collect();
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        if poll(&mut fds, timeout)? == 0 {
+            return Ok(None);
+        }
+        for listener in listeners {
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    return Ok(Some((canonical(peer), canonical(stream.local_addr()?))));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A dual-stack socket shows IPv4 as v4-mapped.
+pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+pub(super) fn listener_key(pod_id: u32, shard: u16) -> ListenerKey {
+    ListenerKey { pod_id, kind: KIND_OUT, shard }
+}
+
+pub(super) fn map_addr(ip: &IpAddr) -> Addr {
+    Addr::from_ip(*ip)
+}
