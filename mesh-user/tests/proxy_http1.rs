@@ -8,10 +8,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc,
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use mesh_user::model::{Protocol, RetryPolicy};
@@ -48,7 +47,7 @@ fn request_and_answer_pass_on_a_kept_connection() {
         1,
         "the upstream connection is reused"
     );
-    eventually("three lines", || mesh.log().len() == 3);
+    eventually("three lines", || mesh.records("request").len() == 3);
 }
 
 fn retrying(plan: Plan, change: impl FnOnce(&mut RetryPolicy)) -> Plan {
@@ -150,7 +149,7 @@ fn refusals_say_their_name_and_keep_the_connection() {
         assert_eq!(answer.field("x-mesh-reject").as_deref(), name, "{to}");
         assert_eq!(answer.field("connection"), None, "{to}");
     }
-    eventually("one line for each request", || mesh.log().len() == 5);
+    eventually("one line for each request", || mesh.records("request").len() == 5);
 }
 
 #[test]

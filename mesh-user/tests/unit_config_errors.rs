@@ -305,12 +305,12 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "rules: [{service: »b, route: [{}]}]",
         "unknown-service rules[0].service",
-        "`a`",
+        "one of default/a, default/t",
     ),
     (
         "rules: [{service: »n/a, route: [{}]}]",
         "unknown-service rules[0].service",
-        "",
+        "default/a",
     ),
     (
         "rules: [{service: a, route: [{version: »v2}]}]",

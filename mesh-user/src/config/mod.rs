@@ -25,6 +25,7 @@ mod build;
 mod check;
 mod collect;
 mod fields;
+mod locate;
 mod path;
 mod reference;
 mod render;
@@ -70,32 +71,32 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
 pub fn examine(path: &Path) -> Examined {
     match read_file(path) {
         Ok(text) => examine_text(&path.display().to_string(), &text),
-        Err(examined) => examined,
+        Err(report) => Examined {
+            config: None,
+            report,
+        },
     }
 }
 
 /// The text of a configuration file, not examined yet.
 ///
 /// # Errors
-/// The examination of a file that can't be read, which has no configuration.
-pub(crate) fn read_file(path: &Path) -> Result<String, Examined> {
-    source::read(path).map_err(|fault| unreadable(&path.display().to_string(), fault))
-}
-
-fn unreadable(name: &str, (code, why, expected): source::ReadFault) -> Examined {
-    let mut out = Collector::new();
-    let message = format!("`{name}` {why}");
-    out.error(
-        code,
-        Span::default(),
-        FieldPath::default(),
-        message,
-        Some(expected.to_owned()),
-    );
-    Examined {
-        config: None,
-        report: out.finish(Arc::new(Source::new(name, ""))),
-    }
+/// The report on a file that can't be read.
+pub(crate) fn read_file(path: &Path) -> Result<String, Report> {
+    source::read(path).map_err(|(code, why, expected)| {
+        let name = path.display().to_string();
+        let mut out = Collector::new();
+        let message = format!("`{name}` {why}");
+        let expected = Some(expected.to_owned());
+        out.error(
+            code,
+            Span::default(),
+            FieldPath::default(),
+            message,
+            expected,
+        );
+        out.finish(Arc::new(Source::new(&name, "")))
+    })
 }
 
 /// [`examine`] for a text at hand.
@@ -171,7 +172,7 @@ fn read(source: &Source, out: &mut Collector) -> Option<Config> {
         if needless || follows {
             continue;
         }
-        let span = walk::locate(&root, &finding.path);
+        let span = locate::locate(&root, &finding.path);
         let Finding {
             severity,
             code,

@@ -6,6 +6,7 @@ use super::{
     fields::ROOT,
     report::Code,
     shape::{Absent, Field, Group, Object, Shape},
+    text::Text,
 };
 
 const HEAD: &str = "\
@@ -128,7 +129,7 @@ fn takes(shape: &Shape) -> String {
         Shape::Map { key, of, max } => {
             format!(
                 "mapping of at most {max} from {} to {}",
-                key.describe(),
+                brief(&key.describe()),
                 takes(of)
             )
         }
@@ -138,8 +139,19 @@ fn takes(shape: &Shape) -> String {
             let words: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
             words.join(", ")
         }
-        _ => shape.describe(),
+        Shape::Text(Text::RateKey) => "an attribute".to_owned(),
+        _ => brief(&shape.describe()),
     }
+}
+
+/// A description without its examples, which the sentence beside it has.
+fn brief(description: &str) -> String {
+    let ends = [":", ", such as", " (", "; "];
+    let end = ends.iter().filter_map(|end| description.find(end)).min();
+    description
+        .get(..end.unwrap_or(description.len()))
+        .unwrap_or(description)
+        .to_owned()
 }
 
 /// GitHub's anchor of an object's section.

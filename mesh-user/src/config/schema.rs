@@ -185,5 +185,4 @@ fn text(kind: &Text) -> Value {
 }
 
 #[cfg(test)]
-#[path = "schema_tests.rs"]
 mod tests;

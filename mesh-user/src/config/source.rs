@@ -157,6 +157,18 @@ mod tests {
         assert_eq!(source.line(0), None);
     }
 
+    /// Root may read everything, so the kernel's answer is made here.
+    #[test]
+    fn source_io_errors_are_named() {
+        let code = |kind: io::ErrorKind| io_fault(kind.into()).0;
+        assert_eq!(code(io::ErrorKind::PermissionDenied), Code::FilePermission);
+        assert_eq!(code(io::ErrorKind::NotFound), Code::FileMissing);
+        assert_eq!(
+            code(io::ErrorKind::StaleNetworkFileHandle),
+            Code::FileUnreadable
+        );
+    }
+
     /// Without it: bytes from a file could panic the agent.
     #[test]
     fn source_bytes_that_are_no_text_are_named() {

@@ -7,14 +7,18 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
         return None;
     }
     let plain = squash(name);
-    let allowed = (plain.chars().count() / 3).clamp(1, 3);
+    // Any two names of one letter are one slip apart.
+    let allowed = match plain.chars().count() {
+        0 | 1 => 0,
+        length => (length / 3).clamp(1, 3),
+    };
     known
         .into_iter()
         .map(|candidate| (distance(&plain, &squash(candidate)), candidate))
         .filter(|(distance, candidate)| {
             *distance <= allowed || (plain.len() > 3 && squash(candidate).starts_with(&plain))
         })
-        .min_by_key(|(distance, _)| *distance)
+        .min()
         .map(|(_, candidate)| candidate)
 }
 
@@ -61,5 +65,8 @@ mod tests {
         assert_eq!(nearest("vers", known), Some("version"));
         assert_eq!(nearest("colour", known), None);
         assert_eq!(nearest("", known), None);
+        assert_eq!(nearest("b", ["a", "c"]), None);
+        // The same at every run, whatever the order of the names.
+        assert_eq!(nearest("v3", ["v2", "v1"]), Some("v1"));
     }
 }

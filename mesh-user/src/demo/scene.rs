@@ -275,6 +275,59 @@ impl Scene {
         self.draft("mesh.yaml", stage).map(drop)
     }
 
+    /// Writes a configuration, starts the agent with it and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Scene::start_agent`].
+    pub fn start_with(&mut self, text: &str) -> anyhow::Result<()> {
+        std::fs::write(self.config_path(), text).context("can't write the configuration")?;
+        self.start_agent()
+    }
+
+    /// Writes a configuration under the running agent and waits until it is in force.
+    ///
+    /// # Errors
+    /// The agent refused it, or did not take it within 10 s.
+    pub fn put_in_force(&self, text: &str) -> anyhow::Result<()> {
+        let generation = |scene: &Self| scene.status().map(|status| status.generation);
+        let before = generation(self)?;
+        std::fs::write(self.config_path(), text).context("can't write the configuration")?;
+        let mut refused = None;
+        let done = wait_until(READY, || match self.status() {
+            Ok(status) => {
+                refused = status.config.last_error.map(|error| error.message);
+                refused.is_some() || status.generation > before
+            }
+            Err(_) => false,
+        });
+        if let Some(message) = refused {
+            bail!("the agent refused the configuration: {message}");
+        }
+        ensure!(done, "the configuration was not in force within {READY:?}");
+        Ok(())
+    }
+
+    /// What `mesh status -o json` says.
+    ///
+    /// # Errors
+    /// No agent runs.
+    pub fn status(&self) -> anyhow::Result<crate::admin::Status> {
+        let output = self.mesh(&["status", "-o", "json"])?;
+        serde_json::from_slice(&output.stdout).context("no status")
+    }
+
+    /// Runs `mesh demo load` against the service from inside a pod; its report.
+    ///
+    /// # Errors
+    /// It could not be started, or got not one answer.
+    pub fn load(&self, from: &Pod, path: &str, arguments: &[&str]) -> anyhow::Result<Child> {
+        let mut command = Command::new(&self.binary);
+        command.args(["demo", "load", "--json", "--connect", &format!("{VIP4}:{PORT}")]);
+        command.arg(format!("http://web{path}")).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        self.bed.spawn_in(from, command)
+    }
+
     /// Starts the agent and waits until it is ready and both clients are captured.
     pub fn start_agent(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(&self.binary);
@@ -368,7 +421,10 @@ impl Scene {
 
     fn ask_command(&self, to: SocketAddr, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(["demo", "ask", &to.to_string(), "--host", "web"]);
+        command.args(["demo", "ask", &to.to_string()]);
+        if !arguments.contains(&"--host") {
+            command.args(["--host", "web"]);
+        }
         command.args(arguments);
         command
             .stdin(Stdio::null())

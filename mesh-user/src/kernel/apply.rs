@@ -25,6 +25,9 @@ type BackendKey = (Addr, u16, u32);
 /// A rule: address, prefix length, port.
 type RuleKey = (Addr, u8, u16);
 
+/// An endpoint to write: its place, and whether nothing of it stood there before.
+type BackendWrite = (u32, Backend, bool);
+
 /// Where an endpoint stands, and whether it may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Placed {
@@ -47,8 +50,7 @@ pub(super) struct Installed {
 /// What a table needs, with places chosen and nothing written.
 struct Plan {
     next: Installed,
-    /// Endpoints to write; whether the place is new.
-    backends: Vec<(u32, Backend, bool)>,
+    backends: Vec<BackendWrite>,
     new_slots: Vec<(u32, Vec<u32>)>,
 }
 
@@ -186,7 +188,7 @@ fn place_backends(
     now: &Installed,
     next: &mut Installed,
     table: &KernelTable,
-) -> Result<(Vec<u32>, Vec<(u32, Backend, bool)>), KernelError> {
+) -> Result<(Vec<u32>, Vec<BackendWrite>), KernelError> {
     let mut writes = Vec::new();
     next.backends = HashMap::with_capacity(table.backends.len());
     let mut places = Vec::with_capacity(table.backends.len());

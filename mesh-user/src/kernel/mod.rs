@@ -188,6 +188,7 @@ impl Kernel {
     /// # Errors
     /// The missing feature, capability or mount by name, with what to do.
     pub fn start(options: &KernelOptions) -> Result<Self, KernelError> {
+        object::present()?;
         capability::require()?;
         let mount = cgroups::mount()?;
         let points = cgroups::attach_points(&mount, &options.attach)?;
@@ -340,6 +341,16 @@ fn write_config(tables: &mut Tables, config: Config) -> Result<(), KernelError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The control thread owns the kernel side; the heartbeat is anybody's.
+    #[test]
+    fn kernel_side_may_move_between_threads() {
+        fn send<T: Send>() {}
+        fn shared<T: Send + Sync>() {}
+        send::<Kernel>();
+        shared::<Heartbeat>();
+        shared::<view::View>();
+    }
 
     #[test]
     fn instance_names_are_bounded_and_safe_in_paths() {

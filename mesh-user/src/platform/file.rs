@@ -34,6 +34,10 @@ const POLL: Duration = Duration::from_secs(2);
 const EVENTS_MAX: usize = 16;
 
 /// What happened to the file.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few a day, moved once; a box would cost each user"
+)]
 #[derive(Clone, Debug)]
 pub enum FileEvent {
     /// A new valid configuration, to be put in force as a whole. Settings that need a restart are
@@ -283,9 +287,12 @@ fn look(path: &Path, seen: Option<&Content>) -> Look {
                 .then(|| config::examine_text(&path.display().to_string(), &text));
             Look { content, examined }
         }
-        Err(examined) => {
-            let content = Content::Unreadable(examined.report.to_json().to_string());
-            let examined = (seen != Some(&content)).then_some(examined);
+        Err(report) => {
+            let content = Content::Unreadable(report.to_json().to_string());
+            let examined = (seen != Some(&content)).then_some(Examined {
+                config: None,
+                report,
+            });
             Look { content, examined }
         }
     }

@@ -41,8 +41,8 @@ fn destination(
         .map(canonical);
     match asked {
         Some(at) if known(at) => Ok(at),
-        _ if itself => Err((Reject::Loop, local)),
         Some(at) => Err((Reject::UnknownDestination, at)),
+        None if itself => Err((Reject::Loop, local)),
         None => Err((Reject::UnknownDestination, local)),
     }
 }

@@ -251,6 +251,45 @@ except ConnectionRefusedError:
     assert_eq!(mesh.agent().accepts().len(), 1);
 }
 
+/// Without it: clients that connect in another way slip past the mesh, or datagrams are caught.
+#[test]
+fn nonblocking_bound_and_multipath_clients_are_captured_and_datagrams_are_not() {
+    let mut mesh = Mesh::new("style");
+    let (pod, _) = mesh.live_pod("a", false);
+    mesh.proxied();
+    let script = r"
+import errno, select, socket, sys
+vip, own = sys.argv[1:3]
+def answer(s):
+    s.settimeout(5)
+    print(s.recv(100).decode(), s.getpeername()[0])
+s = socket.socket()
+s.setblocking(False)
+assert s.connect_ex((vip, 80)) == errno.EINPROGRESS
+assert select.select([], [s], [], 5)[1] and s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+answer(s)
+s = socket.socket()
+s.bind((own, 0))
+s.connect((vip, 80))
+answer(s)
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+s.connect((vip, 80))
+answer(s)
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((vip, 80))
+print('mark', s.getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
+";
+    let out = python(
+        &mesh.bed,
+        &pod,
+        script,
+        &[&VIP4.to_string(), &pod.v4.to_string()],
+    );
+    let expected = format!("proxy {VIP4}:80 {VIP4}\n").repeat(3) + "mark 0\n";
+    assert_eq!(out, expected);
+    assert_eq!((mesh.count("captured"), mesh.count("pass_not_tcp")), (3, 1));
+}
+
 /// Without it: counters and reality drift apart, flows leak, or one shard does all the work.
 #[test]
 fn two_thousand_connects_are_counted_spread_and_forgotten() {

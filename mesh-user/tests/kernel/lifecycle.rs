@@ -301,6 +301,36 @@ fn namespace_of_a_deleted_pod_is_gone_within_two_seconds() {
     mesh.agent().release(id);
 }
 
+/// Without it: a workload named by a process is another one once the number is given again.
+#[test]
+fn workload_named_by_a_process_goes_with_the_process() {
+    let mut mesh = Mesh::new("pid");
+    let pod = mesh.bed.pod("a").unwrap();
+    mesh.proxied();
+    let mut command = Command::new("sleep");
+    command.arg("600");
+    let mut process = mesh.bed.spawn_in(&pod, command).unwrap();
+    let place = format!("pid:{}", process.id());
+    let id = mesh.agent().enrol("a", place.as_ref(), false).unwrap();
+    mesh.agent().live(id).unwrap();
+    assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
+    assert_eq!(mesh.agent().poll(), Vec::<u32>::new());
+    process.kill().unwrap();
+    // Not reaped yet: a zombie is nobody's namespace either.
+    mesh.eventually("the agent notices", || mesh.agent().poll() == [id]);
+    process.wait().unwrap();
+    assert_eq!(
+        objects::steers(&pod.netns),
+        0,
+        "the namespace is given back"
+    );
+    let error = mesh
+        .agent()
+        .enrol("a", place.as_ref(), false)
+        .expect_err("refused");
+    assert!(error.contains("gone or never was"), "{error}");
+}
+
 fn veth_stands(mesh: &Mesh) -> bool {
     let links = objects::links(&mesh.bed.node_netns());
     links.iter().any(|name| name == "v1")

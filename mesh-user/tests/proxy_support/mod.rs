@@ -68,6 +68,8 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 /// A model of one service, `shop/web`, with one port, made step by step.
 pub(crate) struct Plan {
     pub(crate) model: Model,
+    /// Instead of the listener's address.
+    pub(crate) addresses: Vec<SocketAddr>,
 }
 
 impl Plan {
@@ -92,10 +94,8 @@ impl Plan {
             dial_from: DialFrom::Workload,
         };
         Self {
-            model: Model {
-                services: vec![service],
-                ..Model::default()
-            },
+            model: Model { services: vec![service], ..Model::default() },
+            addresses: Vec::new(),
         }
     }
 
@@ -215,6 +215,29 @@ impl Mesh {
     }
 
     pub(crate) fn with(plan: Plan, workers: usize, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::build(plan, workers, change, Arc::new(NoOrigins), Arc::new(HereSockets))
+    }
+
+    pub(crate) fn with_sockets(plan: Plan, sockets: Arc<dyn SocketSource>) -> Self {
+        Self::build(plan, 1, |_| {}, Arc::new(NoOrigins), sockets)
+    }
+
+    pub(crate) fn with_origins(
+        plan: Plan,
+        workers: usize,
+        change: impl FnOnce(&mut Limits),
+        origins: Arc<dyn OriginLookup>,
+    ) -> Self {
+        Self::build(plan, workers, change, origins, Arc::new(HereSockets))
+    }
+
+    fn build(
+        plan: Plan,
+        workers: usize,
+        change: impl FnOnce(&mut Limits),
+        origins: Arc<dyn OriginLookup>,
+        sockets: Arc<dyn SocketSource>,
+    ) -> Self {
         let mut limits = Limits::default();
         change(&mut limits);
         let first = listener(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
@@ -231,7 +254,7 @@ impl Mesh {
             workers,
             pin: false,
             limits,
-            origins: Arc::new(NoOrigins),
+            origins,
             node_sockets: Arc::new(HereSockets),
             telemetry: Arc::clone(&telemetry),
         };
@@ -239,7 +262,7 @@ impl Mesh {
         let workload = Arc::new(WorkloadHandle {
             pod_id: 7,
             key: "shop/client".into(),
-            sockets: Arc::new(HereSockets),
+            sockets,
             connections: AtomicU32::new(0),
         });
         let more = (1..workers).map(|_| listener(address));
@@ -281,6 +304,11 @@ impl Mesh {
             .collect()
     }
 
+    /// The access-log lines so far of one kind: `request` or `connection`.
+    pub(crate) fn records(&self, kind: &str) -> Vec<serde_json::Value> {
+        self.log().into_iter().filter(|line| line["mesh.record"] == kind).collect()
+    }
+
     /// The value of the first series of `/metrics` whose line contains all of `parts`.
     pub(crate) fn metric(&self, parts: &[&str]) -> Option<f64> {
         let text = self.telemetry.expose();
@@ -292,6 +320,7 @@ impl Mesh {
 }
 
 fn compile(mut plan: Plan, address: SocketAddr, previous: Option<&Snapshot>) -> Snapshot {
+    let address = plan.addresses.first().copied().unwrap_or(address);
     let service = &mut plan.model.services[0];
     service.addresses = vec![address.ip()];
     service.ports[0].number = address.port();

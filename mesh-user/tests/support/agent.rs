@@ -199,6 +199,7 @@ impl Agent {
         })
     }
 
+    /// By the path of a namespace, or `pid:NUMBER`.
     pub(crate) fn enrol(&self, key: &str, netns: &Path, closed: bool) -> Result<u32, String> {
         let request = Request::Enrol {
             key: key.to_owned(),
@@ -348,9 +349,13 @@ impl State {
                 } else {
                     Failure::Open
                 };
+                let pid = netns
+                    .to_str()
+                    .and_then(|text| text.strip_prefix("pid:")?.parse().ok());
+                let netns = pid.map_or(Netns::Path(netns), Netns::Pid);
                 let wanted = Enrol {
                     key: key.into(),
-                    netns: Netns::Path(netns),
+                    netns,
                     failure,
                 };
                 let enrolled = kernel.enrol(&wanted).map_err(text)?;

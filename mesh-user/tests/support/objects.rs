@@ -6,6 +6,14 @@ use mesh_common::maps::ALL;
 use mesh_user::kernel::{Instance, mounts, view::View};
 use serde_json::Value;
 
+/// The object that was built last.
+pub(crate) fn bpf_object() -> std::path::PathBuf {
+    match std::env::var_os("MESH_BPF_OBJECT") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/mesh.o"),
+    }
+}
+
 /// Runs a command that prints JSON.
 fn json(program: &str, args: &[&str]) -> Value {
     let output = Command::new(program)

@@ -75,15 +75,7 @@ impl Index {
                 None => {}
             }
         }
-        let known = self
-            .by_name
-            .keys()
-            .chain(self.by_key.keys())
-            .map(String::as_str);
-        let expected = match suggest::nearest(name, known) {
-            Some(near) => format!("`{near}`"),
-            None => "the name of an entry of `services`".to_owned(),
-        };
+        let expected = self.expected(name);
         let message = format!("there is no service `{name}`");
         out.error(
             Code::UnknownService,
@@ -93,6 +85,27 @@ impl Index {
             Some(expected),
         );
         NO_SERVICE
+    }
+}
+
+impl Index {
+    /// What a reference to a service that is not there should have been.
+    fn expected(&self, name: &str) -> String {
+        let known = self
+            .by_name
+            .keys()
+            .chain(self.by_key.keys())
+            .map(String::as_str);
+        if let Some(near) = suggest::nearest(name, known) {
+            return format!("`{near}`");
+        }
+        let mut keys: Vec<_> = self.by_key.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        match keys.len() {
+            0 => "an entry of `services` with this name".to_owned(),
+            1..=10 => format!("one of {}", keys.join(", ")),
+            _ => "the name of an entry of `services`".to_owned(),
+        }
     }
 }
 

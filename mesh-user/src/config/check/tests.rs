@@ -142,9 +142,7 @@ fn check_what_the_kernel_maps_hold_at_and_above_the_limit() {
 #[test]
 fn check_limits_are_those_of_the_maps() {
     let capacity = |name: &str| {
-        let spec = mesh_common::maps::SPECS
-            .iter()
-            .find(|spec| spec.name == name);
+        let spec = mesh_common::maps::ALL.iter().find(|spec| spec.name == name);
         spec.map(|spec| spec.capacity as usize)
     };
     assert_eq!(capacity("SERVICES"), Some(services::SERVICE_ENTRIES_MAX));

@@ -132,7 +132,7 @@ static LIMITS: Object = Object {
         field(
             "body-timeout",
             Shape::Text(Text::Duration(Duration::from_millis(100), secs(3600))),
-            Absent::Default("30s", "as nginx asks in `client_body_timeout`, halved"),
+            Absent::Default("30s", "half of nginx's `client_body_timeout`"),
             "A body must make progress in each such span.",
         ),
         field(

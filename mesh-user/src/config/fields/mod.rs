@@ -113,7 +113,7 @@ pub(crate) static ROOT: Object = Object {
         ),
         field(
             "rules",
-            Shape::list(&RULE_ITEM, 200_000),
+            Shape::list(&RULE_ITEM, 100_000),
             Absent::Means("every endpoint serves"),
             "Which request goes to which version. By precedence, then in this order; the first \
              that matches decides. A port with rules of which none matches answers 404.",

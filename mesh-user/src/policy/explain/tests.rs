@@ -5,13 +5,14 @@ use super::{
             PORT, at_ms, compile, decide, get, model, policy, rule, secs, service, to, workload,
         },
         rng::Rng,
-        route::tests::Draw,
+        route::tests::draw::Draw,
         snapshot::Outcome,
     },
     *,
 };
 use crate::model::{
-    EjectionPolicy, Match, PathMatch, Policy, RateKey, RateLimitPolicy, SourceMatch, ValueMatch,
+    BreakerPolicy, EjectionPolicy, Match, PathMatch, Policy, RateKey, RateLimitPolicy, SourceMatch,
+    ValueMatch,
 };
 
 fn of(snapshot: &Snapshot, ask: &super::super::fixture::Ask) -> Explanation {
@@ -162,7 +163,7 @@ fn explanation_says_how_a_request_is_refused() {
         (fate(Reject::NoWeight), Some("off"))
     );
 
-    let caps = crate::model::BreakerPolicy {
+    let caps = BreakerPolicy {
         max_requests: 1,
         ..Default::default()
     };

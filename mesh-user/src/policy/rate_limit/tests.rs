@@ -15,7 +15,7 @@ use super::{
     },
     *,
 };
-use crate::model::{Model, Policy};
+use crate::model::{Model, Policy, RateKey};
 
 fn limit(
     name: &str,

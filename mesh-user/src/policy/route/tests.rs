@@ -1,10 +1,9 @@
 use std::{
-    cell::RefCell,
-    collections::BTreeMap,
     fmt::Display,
     time::{Duration, Instant},
 };
 
+use self::{draw::Draw, naive::naive_rule};
 use super::{
     super::{
         NoObserver,
@@ -16,9 +15,10 @@ use super::{
     },
     *,
 };
-use crate::model::{
-    Model, PathMatch, Protocol, Select, Tags, Target, ValueMatch, Workload, selects,
-};
+use crate::model::{Model, PathMatch, Protocol, ValueMatch};
+
+pub(in crate::policy) mod draw;
+mod naive;
 
 fn exact(value: &str) -> ValueMatch {
     ValueMatch::Exact(value.to_owned())
@@ -366,264 +366,6 @@ fn rule_of_one_port_does_not_apply_to_another() {
     assert_eq!(&*snapshot.version(admin.unwrap().version).name, "v2");
 }
 
-// The model itself as the naive matcher: no index, no tricks, everything built as a string.
-
-fn naive_value(cond: &ValueMatch, value: Option<&str>) -> bool {
-    match (cond, value) {
-        (ValueMatch::Present(there), value) => *there == value.is_some(),
-        (_, None) => false,
-        (ValueMatch::Exact(wanted), Some(value)) => wanted == value,
-        (ValueMatch::Prefix(prefix), Some(value)) => value.starts_with(prefix.as_str()),
-        (ValueMatch::Regex(pattern), Some(value)) => naive_regex(pattern, value),
-    }
-}
-
-/// Compiled once: the patterns are few, the questions many.
-fn naive_regex(pattern: &str, value: &str) -> bool {
-    thread_local! {
-        static KNOWN: RefCell<BTreeMap<String, regex::Regex>> = const { RefCell::new(BTreeMap::new()) };
-    }
-    KNOWN.with_borrow_mut(|known| {
-        let compile = || regex::Regex::new(&format!("^(?:{pattern})$")).unwrap();
-        known
-            .entry(pattern.to_owned())
-            .or_insert_with(compile)
-            .is_match(value)
-    })
-}
-
-fn naive_match(from: &Match, source: Option<&Workload>, ask: &Ask) -> bool {
-    let path = match &from.path {
-        None => true,
-        Some(PathMatch::Exact(path)) => *path == ask.path,
-        Some(PathMatch::Regex(pattern)) => {
-            naive_value(&ValueMatch::Regex(pattern.clone()), Some(&ask.path))
-        }
-        Some(PathMatch::Prefix(prefix)) => {
-            let elements = |path: &str| -> Vec<String> {
-                path.trim_end_matches('/')
-                    .split('/')
-                    .map(str::to_owned)
-                    .collect()
-            };
-            let (wanted, is) = (elements(prefix), elements(&ask.path));
-            ask.path.starts_with('/') && is.len() >= wanted.len() && is[..wanted.len()] == wanted
-        }
-    };
-    let header = |name: &str| {
-        let values: Vec<&str> = ask
-            .headers
-            .0
-            .iter()
-            .filter(|(n, _)| n == name)
-            .map(|(_, v)| &**v)
-            .collect();
-        (!values.is_empty()).then(|| values.join(", "))
-    };
-    let parameter = |name: &str| {
-        let query = ask.query.as_ref()?;
-        let mut pairs = query
-            .split('&')
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| value.replace("%31", "1"))
-    };
-    let workload = match (&from.source, source) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(cond), Some(source)) => {
-            cond.workload
-                .as_ref()
-                .is_none_or(|name| *name == source.name)
-                && cond
-                    .namespace
-                    .as_ref()
-                    .is_none_or(|name| *name == source.namespace)
-                && cond
-                    .identity
-                    .as_ref()
-                    .is_none_or(|id| Some(id) == source.identity.as_ref())
-                && selects(&cond.tags, &source.tags)
-        }
-    };
-    let host = ask.authority.split(':').next().unwrap().to_lowercase();
-    path && workload
-        && (from.methods.is_empty() || from.methods.contains(&ask.method))
-        && from
-            .headers
-            .iter()
-            .all(|(name, cond)| naive_value(cond, header(name).as_deref()))
-        && from
-            .query
-            .iter()
-            .all(|(name, cond)| naive_value(cond, parameter(name).as_deref()))
-        && from
-            .authority
-            .as_ref()
-            .is_none_or(|cond| naive_value(cond, Some(&host)))
-}
-
-fn naive_rule(model: &Model, source: Option<&Workload>, ask: &Ask) -> Option<String> {
-    let mut best: Option<&Rule> = None;
-    for rule in &model.rules {
-        let hit = rule.matches.is_empty()
-            || rule
-                .matches
-                .iter()
-                .any(|alternative| naive_match(alternative, source, ask));
-        if hit && best.is_none_or(|best| rule.precedence > best.precedence) {
-            best = Some(rule);
-        }
-    }
-    best.map(|rule| rule.name.clone())
-}
-
-/// Draws from small sets, so that conditions and requests meet often.
-pub(in super::super) struct Draw(pub(in super::super) Rng);
-
-impl Draw {
-    fn one<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[self.0.below(from.len() as u32) as usize]
-    }
-
-    fn chance(&mut self, percent: u32) -> bool {
-        self.0.below(100) < percent
-    }
-
-    fn path(&mut self) -> String {
-        let mut path = String::new();
-        for _ in 0..self.0.below(4) {
-            path.push('/');
-            path.push_str(self.one(&["a", "b", "ab", "c", "1"]));
-        }
-        if path.is_empty() || self.chance(20) {
-            path.push('/');
-        }
-        path
-    }
-
-    fn value(&mut self) -> ValueMatch {
-        match self.0.below(10) {
-            0 => ValueMatch::Prefix(self.one(&["", "1", "12", "b"]).to_owned()),
-            1 => ValueMatch::Regex(
-                self.one(&["1.*", "[ab]+", "1|12", "12|1", "1, ?2"])
-                    .to_owned(),
-            ),
-            2 => ValueMatch::Present(self.chance(70)),
-            _ => ValueMatch::Exact(self.one(&["1", "2", "12", "1, 2", "b", ""]).to_owned()),
-        }
-    }
-
-    fn alternative(&mut self) -> Match {
-        let path = self.chance(60).then(|| match self.0.below(6) {
-            0 => PathMatch::Regex(
-                self.one(&["/a.*", "/[ab]/?", ".*/1", "/(a|b)/.*"])
-                    .to_owned(),
-            ),
-            1 | 2 => PathMatch::Exact(self.path()),
-            _ => PathMatch::Prefix(self.path()),
-        });
-        let name = |draw: &mut Self| draw.one(&["x", "y", "z"]).to_owned();
-        let mut headers: Vec<(String, ValueMatch)> = Vec::new();
-        let mut query: Vec<(String, ValueMatch)> = Vec::new();
-        for (list, percent) in [(&mut headers, 40), (&mut query, 20)] {
-            while self.chance(percent) {
-                let name = name(self);
-                if list.iter().all(|(other, _)| *other != name) {
-                    list.push((name, self.value()));
-                }
-            }
-        }
-        let methods = if self.chance(20) {
-            vec![
-                self.one(&["GET", "POST"]).to_owned(),
-                self.one(&["GET", "PUT"]).to_owned(),
-            ]
-        } else {
-            Vec::new()
-        };
-        let authority = self.chance(15).then(|| match self.0.below(3) {
-            0 => ValueMatch::Prefix(self.one(&["we", "a"]).to_owned()),
-            1 => ValueMatch::Regex(self.one(&["w.b", "(web|api)"]).to_owned()),
-            _ => ValueMatch::Exact(self.one(&["web", "api"]).to_owned()),
-        });
-        let source = self.chance(20).then(|| self.source());
-        Match {
-            path,
-            methods,
-            headers,
-            query,
-            authority,
-            source,
-        }
-    }
-
-    fn source(&mut self) -> SourceMatch {
-        let tags: Tags = if self.chance(60) {
-            tags(&[("app", self.one(&["a", "b"]))])
-        } else {
-            BTreeMap::new()
-        };
-        SourceMatch {
-            workload: self
-                .chance(40)
-                .then(|| self.one(&["w0", "w1", "w2"]).to_owned()),
-            namespace: self.chance(20).then(|| "default".to_owned()),
-            identity: None,
-            tags,
-        }
-    }
-
-    pub(in super::super) fn model(&mut self) -> Model {
-        let count = [0, 1, 3, 10, 40][self.0.below(5) as usize];
-        let rules = (0..count).map(|n| {
-            let matches = (0..self.0.below(4))
-                .map(|_| self.alternative())
-                .collect::<Vec<_>>();
-            // Most rules have conditions, or nothing behind the first would ever be reached.
-            let matches = if matches.is_empty() && self.chance(80) {
-                vec![self.alternative()]
-            } else {
-                matches
-            };
-            let route = vec![
-                to("v1", self.0.below(3)),
-                to("v2", self.0.below(3)),
-                Target {
-                    select: Select::All,
-                    weight: 1,
-                },
-            ];
-            rule(&format!("r{n}"), self.0.below(3) as i32, matches, route)
-        });
-        let mut model = model(service(2, 1), rules.collect(), Vec::new());
-        model.workloads = (0..3)
-            .map(|n| workload(&format!("w{n}"), &[("app", self.one(&["a", "b", "c"]))]))
-            .collect();
-        model
-    }
-
-    pub(in super::super) fn ask(&mut self) -> Ask {
-        let path = self.path();
-        let mut ask = get(&path).method(self.one(&["GET", "POST", "PUT"]));
-        if self.chance(40) {
-            let pairs: Vec<String> = (0..=self.0.below(3))
-                .map(|_| {
-                    let name = self.one(&["x", "y", "z"]);
-                    format!("{name}={}", self.one(&["1", "%31", "2", "12", "b", ""]))
-                })
-                .collect();
-            ask.query = Some(pairs.join("&"));
-        }
-        while self.chance(60) {
-            let name = self.one(&["x", "y", "z"]);
-            ask = ask.with(name, self.one(&["1", "2", "12", "b", ""]));
-        }
-        ask.authority(self.one(&["web", "WEB:80", "api", "other:1"]))
-    }
-}
-
 #[test]
 fn indexed_decision_equals_watched_decision_and_naive_scan() {
     let seed = 0x1d3;
@@ -731,6 +473,26 @@ fn cost_stays_flat_from_10_to_20_000_rules() {
             );
         }
     }
+}
+
+#[test]
+fn many_path_patterns_are_searched_together() {
+    let pattern = |n: usize| path(PathMatch::Regex(format!("/p{n}/[0-9]+")));
+    let count = 150;
+    let rules = (0..count).map(|n| rule(&format!("r{n}"), 0, vec![pattern(n)], vec![to("v1", 1)]));
+    let snapshot = compile(model(service(1, 1), rules.collect(), Vec::new()));
+    for n in [0, 1, 63, 64, 127, 128, 149] {
+        let ask = get(&format!("/p{n}/42"));
+        let mut looked = 0;
+        snapshot
+            .port(PORT)
+            .routes
+            .index
+            .each_list(None, &ask.view(), |list| looked += list.len());
+        assert_eq!(looked, 1, "rule {n}");
+        assert_eq!(rule_of(&snapshot, None, &ask), Some(format!("r{n}")));
+    }
+    assert_eq!(rule_of(&snapshot, None, &get("/p1/42/x")), None);
 }
 
 #[test]

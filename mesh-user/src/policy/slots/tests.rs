@@ -256,7 +256,9 @@ fn ranges_never_overlap_old_or_new_ones() {
     let mut before = BTreeMap::new();
     for _ in 0..200 {
         let wanted: Vec<(PortKey, u32)> = (0..20)
-            .filter_map(|n| (rng.below(3) > 0).then(|| (key(n), rng.below(20))))
+            .map(|n| (key(n), rng.below(20), rng.below(3)))
+            .filter(|(.., dice)| *dice > 0)
+            .map(|(name, count, _)| (name, count))
             .collect();
         let after = ranges(&before, &wanted);
         assert_eq!(after.len(), wanted.len());

@@ -17,10 +17,10 @@ use super::super::{
 use super::{default, plain, schema};
 
 const EXAMPLES: [&str; 4] = [
-    include_str!("../../../examples/minimal.yaml"),
-    include_str!("../../../examples/canary.yaml"),
-    include_str!("../../../examples/limits.yaml"),
-    include_str!("../../../examples/full.yaml"),
+    include_str!("../../../../examples/minimal.yaml"),
+    include_str!("../../../../examples/canary.yaml"),
+    include_str!("../../../../examples/limits.yaml"),
+    include_str!("../../../../examples/full.yaml"),
 ];
 
 fn json_of(yaml: &str) -> Value {
