@@ -587,7 +587,7 @@ fn redirect_reload_and_logging_reach_the_agent() {
     running.agent.reload_fails.store(true, SeqCst);
     let (result, ..) = verb(|io| control::reload(&agent, io));
     let error = format!("{:#}", result.expect_err("the agent says no"));
-    assert_eq!(error, "the old configuration stays in force: mesh.yaml: no");
+    assert_eq!(error, "the old configuration stays in force\nmesh.yaml: no");
     let (result, ..) = verb(|io| control::logging(&agent, Some("louder".into()), io));
     let error = format!("{:#}", result.expect_err("no such level"));
     assert!(error.contains("\"louder\" is not a level"), "{error}");
@@ -647,7 +647,7 @@ fn apply_that_the_agent_does_not_take_is_told() {
     let (result, ..) = verb(|io| control::apply(&agent(&running), &args, io));
     let error = format!("{:#}", result.expect_err("the agent says no"));
     assert!(
-        error.contains("is in place, but the agent does not take it: mesh.yaml: no"),
+        error.contains("is in place, but the agent does not take it\nmesh.yaml: no"),
         "{error}"
     );
 }
