@@ -14,7 +14,10 @@ fn main() {
         .map_or_else(|| manifest.join("../target/bpf/mesh.o"), PathBuf::from);
     // The folder is watched, not the file: cargo takes a missing file for a changed one and would
     // build the crate anew each time. So the folder must be there before the object is.
-    let folder = object.parent().expect("a file stands in a folder").to_owned();
+    let folder = object
+        .parent()
+        .expect("a file stands in a folder")
+        .to_owned();
     let _ = fs::create_dir_all(&folder);
     println!("cargo:rerun-if-changed={}", folder.display());
     let Ok(object) = fs::canonicalize(&object) else {

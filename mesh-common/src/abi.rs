@@ -28,7 +28,8 @@ pub struct Config {
     /// What happens to a network namespace that we don't know: [`UNKNOWN_PASS`] or
     /// [`UNKNOWN_REFUSE`].
     pub unknown_netns: u32,
-    /// 1: capture is paused (`mesh redirect off`), every connection passes.
+    /// 1: capture is paused (`mesh redirect off`): what the proxy would decide goes as the platform
+    /// routes it, or to an endpoint of the last split where nobody else routes the address.
     pub paused: u32,
     #[doc(hidden)]
     pub _pad: u32,

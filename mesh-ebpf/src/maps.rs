@@ -76,12 +76,7 @@ impl<K, V, const KIND: usize, const CAPACITY: usize, const FLAGS: usize>
     where
         V: Copy,
     {
-        let value = self.lookup(key)?;
-        #[expect(unsafe_code, reason = "map memory comes as a pointer")]
-        // SAFETY: not null, of the value size of the map, and every bit pattern is a valid value
-        // (`mesh_common::plain`). Aligned: the kernel aligns values to 8 bytes, behind an LPM key
-        // (24 bytes less 4 of length) to 4, which is all that its value `u32` needs.
-        Some(unsafe { value.read() })
+        self.lookup(key).map(copy)
     }
 
     /// Writes an entry; whether the kernel took it.
@@ -101,6 +96,31 @@ impl<K, V, const KIND: usize, const CAPACITY: usize, const FLAGS: usize>
         // SAFETY: as in `lookup`.
         let result = unsafe { bpf_map_delete_elem(self.as_ptr(), ptr::from_ref(key).cast()) };
         result == 0
+    }
+}
+
+/// A copy of what a look-up found.
+#[inline(always)]
+pub(crate) fn copy<V: Copy>(value: *mut V) -> V {
+    #[expect(unsafe_code, reason = "map memory comes as a pointer")]
+    // SAFETY: not null, of the value size of the map, and every bit pattern is a valid value
+    // (`mesh_common::plain`). Aligned: the kernel aligns values to 8 bytes, behind an LPM key (24
+    // bytes less 4 of length) to 4, which is all that its value `u32` needs.
+    let copy = unsafe { value.read() };
+    copy
+}
+
+impl<V, const KIND: usize, const CAPACITY: usize, const FLAGS: usize>
+    Map<u32, V, KIND, CAPACITY, FLAGS>
+{
+    /// The memory of an array's first entry.
+    ///
+    /// The key is a variable: a literal behind a reference becomes read-only data, for which the
+    /// loader would make one more map.
+    #[inline(always)]
+    pub(crate) fn first(&self) -> Option<*mut V> {
+        let key = 0;
+        self.lookup(&key)
     }
 }
 

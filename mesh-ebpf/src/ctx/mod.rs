@@ -50,13 +50,13 @@ pub(crate) use {read, write};
 /// `CONFIG[0]`.
 #[inline(always)]
 pub(crate) fn config() -> Option<Config> {
-    maps::CONFIG.get(&0)
+    maps::CONFIG.first().map(maps::copy)
 }
 
 /// `HEARTBEAT[0]`, 0 when it was never written.
 #[inline(always)]
 pub(crate) fn heartbeat() -> u64 {
-    match maps::HEARTBEAT.lookup(&0) {
+    match maps::HEARTBEAT.first() {
         Some(slot) => {
             #[expect(unsafe_code, reason = "map memory comes as a pointer")]
             // SAFETY: not null, 8 bytes, 8-byte aligned; the agent stores the word at once.

@@ -42,7 +42,7 @@ pub trait World {
 /// The decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether the lookup goes on (with the listener, when one was assigned) or ends in a reset.
+    /// Whether the lookup goes on (with the listener, when one was assigned) or ends.
     pub pass: bool,
     /// Why; counted.
     pub reason: Reason,
@@ -90,8 +90,10 @@ fn outbound(request: &Request, world: &impl World, config: &Config, pod: &PodAdd
         reason,
         pod_id: 0,
     };
-    // A hung agent's backlog would swallow the SYN: a reset now lets the client try again, and the
-    // connect hook then follows the failure mode.
+    // A hung agent's backlog would complete the handshake and leave the client with a peer that
+    // never answers. Without a listener IPv6 clients get a reset; IPv4 ones send their SYN again
+    // (the kernel sends no reset from an address that is not its own), and are served when the
+    // agent ticks again. New connects follow the failure mode in the connect hook.
     if fresh(world.heartbeat(), world.now(), config.heartbeat_stale_ns) {
         let shard = shard(request, config.shards);
         if world.assign(pod.pod_id, shard) {

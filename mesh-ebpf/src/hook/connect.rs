@@ -55,7 +55,7 @@ fn connect<const V6: bool>(ctx: SockAddr, addr: Addr, port: u16) -> i32 {
     let mut verdict = decide(&request, &Kernel(ctx));
     if verdict.action != Action::Ignore && !carry_out::<V6>(ctx, &request, &verdict) {
         verdict = verdict.failed();
-        let _ = carry_out::<V6>(ctx, &request, &verdict);
+        leave(ctx, &request);
     }
     count(verdict.reason);
     if verdict.is_event() {
@@ -68,33 +68,21 @@ fn connect<const V6: bool>(ctx: SockAddr, addr: Addr, port: u16) -> i32 {
     ALLOW
 }
 
-/// Whether it worked. Anything but a capture leaves the socket without our mark.
+/// Whether it worked.
 #[inline(always)]
 fn carry_out<const V6: bool>(ctx: SockAddr, request: &Request, verdict: &Verdict) -> bool {
-    let Some(Config {
-        capture_mark,
-        mark_mask,
-        ..
-    }) = ctx::config()
-    else {
-        return true;
-    };
-    let sk = ctx.sk();
+    let (mark, mask) = marks();
     match verdict.action {
         Action::Ignore => true,
         Action::Pass | Action::Refuse => {
-            if request.tcp {
-                ctx::clear_intent(sk);
-            }
-            // A mark that can't be cleared changes nothing about the verdict.
-            let _ = ctx.set_mark(0, mark_mask);
+            leave(ctx, request);
             true
         }
         Action::Capture => {
-            store(sk, request, verdict, VERDICT_PROXY) && ctx.set_mark(capture_mark, mark_mask)
+            store(ctx.sk(), request, verdict, VERDICT_PROXY) && ctx.set_mark(mark, mask)
         }
         Action::Rewrite(addr, port) => {
-            let done = store(sk, request, verdict, VERDICT_KERNEL) && ctx.set_mark(0, mark_mask);
+            let done = store(ctx.sk(), request, verdict, VERDICT_KERNEL) && ctx.set_mark(0, mask);
             if done && V6 {
                 ctx.set_v6(&addr, port);
             } else if done {
@@ -102,6 +90,25 @@ fn carry_out<const V6: bool>(ctx: SockAddr, request: &Request, verdict: &Verdict
             }
             done
         }
+    }
+}
+
+/// Takes back what an earlier connect of the same socket left: whatever is not a capture leaves
+/// the socket without our mark. A mark that can't be cleared changes nothing about the verdict.
+#[inline(always)]
+fn leave(ctx: SockAddr, request: &Request) {
+    if request.tcp {
+        ctx::clear_intent(ctx.sk());
+    }
+    let _ = ctx.set_mark(0, marks().1);
+}
+
+/// The capture mark and the mask of all our bits. Nothing, when the settings are gone.
+#[inline(always)]
+fn marks() -> (u32, u32) {
+    match ctx::config() {
+        Some(config) => (config.capture_mark, config.mark_mask),
+        None => (0, 0),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
 
 /// The lookup goes on, with the socket when one was assigned.
 const PASS: u32 = 1;
-/// The lookup ends: a reset.
+/// The lookup ends without a socket.
 const DROP: u32 = 0;
 
 #[sk_lookup]

@@ -4,6 +4,7 @@
 //! the agent only through [`Agent`]; `app` implements it. The CLI reads the same structs back, so
 //! both must stay `Serialize + Deserialize`.
 
+mod body;
 pub mod document;
 pub mod explain;
 mod listen;
@@ -11,7 +12,7 @@ mod routes;
 mod server;
 pub mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     io,

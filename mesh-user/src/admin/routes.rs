@@ -11,14 +11,16 @@ use http::{
     Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE},
 };
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde_json::json;
 use tokio::{sync::Semaphore, task, time};
 
 use super::{
-    AdminOptions, Agent, KernelSample, WorkloadState, document,
+    AdminOptions, Agent, KernelSample, WorkloadState,
+    body::{self, Body},
+    document,
     explain::{self, Question},
 };
 use crate::{
@@ -35,13 +37,13 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The kernel's numbers are kept so long: walking full maps costs milliseconds.
 const KERNEL_KEPT: Duration = Duration::from_secs(5);
 
-/// Scrapes that are made at once; others wait. Each holds its whole text.
+/// Scrapes that are made at once; others wait.
 const SCRAPES_MAX: usize = 2;
 
 /// The media type of the OpenMetrics text.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Body>;
 
 /// Which listener a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub(super) struct State {
     agent: Arc<dyn Agent>,
     telemetry: Arc<Telemetry>,
     kernel: Mutex<Option<(MonoNanos, Arc<KernelSample>)>>,
-    scrapes: Semaphore,
+    scrapes: Arc<Semaphore>,
 }
 
 impl State {
@@ -67,7 +69,7 @@ impl State {
             agent: options.agent,
             telemetry: options.telemetry,
             kernel: Mutex::new(None),
-            scrapes: Semaphore::new(SCRAPES_MAX),
+            scrapes: Arc::new(Semaphore::new(SCRAPES_MAX)),
         }
     }
 
@@ -95,7 +97,7 @@ impl State {
         sample
     }
 
-    fn metrics(&self) -> String {
+    fn scrape(&self) -> Scrape {
         let status = self.agent.status();
         let kernel = self.kernel(clock::now());
         let mut states: BTreeMap<&str, u64> = BTreeMap::new();
@@ -132,7 +134,7 @@ impl State {
         };
         scrape.breakers(&self.agent.snapshot());
         scrape.generation = status.generation;
-        self.telemetry.expose_with(&scrape)
+        scrape
     }
 }
 
@@ -225,12 +227,26 @@ fn readyz(state: &State, query: &str) -> Answer {
     text(code, out + word + "\n")
 }
 
+/// Sends the metrics piece by piece. Whoever writes them waits for the reader, and goes when the
+/// reader goes: the connection's lifetime bounds both.
 async fn metrics(state: &Arc<State>) -> Answer {
-    let _permit = state.scrapes.acquire().await;
-    blocking(state, |state| {
-        response(StatusCode::OK, OPEN_METRICS, state.metrics())
-    })
-    .await
+    let Ok(permit) = state.scrapes.clone().acquire_owned().await else {
+        return failure(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping");
+    };
+    let (pieces, body) = body::stream();
+    let state = state.clone();
+    task::spawn_blocking(move || {
+        let mut pieces = pieces;
+        // An error says that the reader went away.
+        let _ = state.telemetry.expose_to(&state.scrape(), &mut pieces);
+        pieces.finish();
+        drop(permit);
+    });
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static(OPEN_METRICS));
+    response
 }
 
 fn dump(state: &State, path: &str) -> Answer {
@@ -377,7 +393,7 @@ fn text(status: StatusCode, text: String) -> Answer {
 }
 
 fn response(status: StatusCode, media: &'static str, text: String) -> Answer {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     response
         .headers_mut()

@@ -7,6 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use mesh_common::reason::Reason;
 
 use super::enrolment::Enrolments;
 use crate::{
@@ -18,6 +19,10 @@ use crate::{
     proxy::Workers,
     telemetry::Telemetry,
 };
+
+/// Events that are logged in each tick (250 ms). The rest stays in the ring buffer for the next one,
+/// or is counted as `event_lost`.
+const EVENTS_PER_TICK: usize = 16;
 
 /// The parts, and what is in force.
 #[derive(Debug)]
@@ -58,11 +63,35 @@ fn restart_needed(started_with: &AgentConfig, wanted: &AgentConfig) -> Vec<Strin
     let differs = [
         ("attach", started_with.attach != wanted.attach),
         ("agent.workers", started_with.workers != wanted.workers),
-        ("agent.unknown-netns", started_with.unknown_netns != wanted.unknown_netns),
+        (
+            "agent.unknown-netns",
+            started_with.unknown_netns != wanted.unknown_netns,
+        ),
         ("agent.metrics", started_with.metrics != wanted.metrics),
         ("agent.limits", started_with.limits != wanted.limits),
     ];
-    differs.into_iter().filter(|(_, differs)| *differs).map(|(field, _)| field.to_owned()).collect()
+    differs
+        .into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(field, _)| field.to_owned())
+        .collect()
+}
+
+/// Logs what the programs reported since the last tick. The counters count all of it; a pod that
+/// is refused in a loop must not fill the log.
+fn log_events(kernel: &mut Kernel) {
+    for event in kernel.events(EVENTS_PER_TICK) {
+        let reason = Reason::decode(event.reason).map_or("unknown", Reason::label);
+        tracing::warn!(
+            reason,
+            pod_id = event.pod_id,
+            source = %event.src.with_port(event.sport),
+            destination = %event.dst.with_port(event.dport),
+            netns = event.netns,
+            tgid = event.tgid,
+            "kernel"
+        );
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -79,7 +108,7 @@ impl NodeAgent {
         workers: Arc<Workers>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
-        let paused = View::open(&instance).is_ok_and(|view| view.paused());
+        let paused = kernel.paused();
         Self {
             instance,
             config_path,
@@ -93,7 +122,10 @@ impl NodeAgent {
                 enrolments: Enrolments::default(),
                 swept: MonoNanos(0),
             }),
-            report: Mutex::new(Reported { paused, ..Reported::default() }),
+            report: Mutex::new(Reported {
+                paused,
+                ..Reported::default()
+            }),
         }
     }
 
@@ -104,11 +136,16 @@ impl NodeAgent {
     pub(super) fn put_in_force(&self, config: &Config, now: MonoNanos) -> Result<u64, KernelError> {
         let mut control = lock(&self.control);
         let old = self.snapshot.load_full();
-        let new =
-            Arc::new(Snapshot::compile(Arc::new(config.model.clone()), Some(&old), now));
+        let new = Arc::new(Snapshot::compile(
+            Arc::new(config.model.clone()),
+            Some(&old),
+            now,
+        ));
         let (old_table, table) = (old.kernel_table(), new.kernel_table());
         let mut staying = old_table.clone();
-        staying.services.retain(|key, _| table.services.contains_key(key));
+        staying
+            .services
+            .retain(|key, _| table.services.contains_key(key));
         if staying.services.len() != old_table.services.len() {
             control.kernel.apply(&staying)?;
         }
@@ -120,7 +157,9 @@ impl NodeAgent {
             return Err(error);
         }
         self.snapshot.store(Arc::clone(&new));
-        let Control { kernel, enrolments, .. } = &mut *control;
+        let Control {
+            kernel, enrolments, ..
+        } = &mut *control;
         enrolments.follow(&new.model, kernel, &self.workers, now);
         if let Err(error) = self.telemetry.set_access_log(&config.agent.access_log) {
             tracing::warn!(%error, "the access log can't be written, the old one goes on");
@@ -131,7 +170,10 @@ impl NodeAgent {
         report.restart_needed = restart_needed(&self.settings, &config.agent);
         report.workloads = enrolments.status();
         for field in &report.restart_needed {
-            tracing::warn!(field, "changed in the file, but needs a restart to take effect");
+            tracing::warn!(
+                field,
+                "changed in the file, but needs a restart to take effect"
+            );
         }
         Ok(new.generation)
     }
@@ -147,13 +189,21 @@ impl NodeAgent {
     /// A file that can't be used: the old snapshot stays.
     pub(super) fn rejected(&self, message: String) {
         tracing::warn!(%message, "configuration refused, the last snapshot stays in force");
-        lock(&self.report).last_error = Some(LastError { at: SystemTime::now(), message });
+        lock(&self.report).last_error = Some(LastError {
+            at: SystemTime::now(),
+            message,
+        });
     }
 
     /// Looks around: lost and late workloads, ejection sweeps (each second).
     pub(super) fn tick(&self, now: MonoNanos) {
         let mut control = lock(&self.control);
-        let Control { kernel, enrolments, swept } = &mut *control;
+        let Control {
+            kernel,
+            enrolments,
+            swept,
+        } = &mut *control;
+        log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
         lock(&self.report).workloads = enrolments.status();
         if now.since(*swept).as_millis() >= 1000 {
@@ -162,7 +212,8 @@ impl NodeAgent {
             for change in snapshot.sweep(now) {
                 self.telemetry.ejection(&change);
             }
-            self.telemetry.retire(&|key| snapshot.source(key).is_some(), now);
+            self.telemetry
+                .retire(&|key| snapshot.source(key).is_some(), now);
         }
     }
 
@@ -175,7 +226,11 @@ impl Agent for NodeAgent {
     fn status(&self) -> Status {
         let generation = self.snapshot.load().generation;
         let report = lock(&self.report);
-        let live = report.workloads.iter().filter(|w| w.pod_id.is_some()).count();
+        let live = report
+            .workloads
+            .iter()
+            .filter(|w| w.pod_id.is_some())
+            .count();
         Status {
             instance: self.instance.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -191,7 +246,9 @@ impl Agent for NodeAgent {
                     name: "model".into(),
                     ok: report.last_success.is_some(),
                     detail: match report.last_success {
-                        Some(_) => format!("generation {generation} in force, {live} workloads live"),
+                        Some(_) => {
+                            format!("generation {generation} in force, {live} workloads live")
+                        }
                         None => "no snapshot yet".into(),
                     },
                 },
@@ -204,7 +261,11 @@ impl Agent for NodeAgent {
             },
             workloads: report.workloads.clone(),
             workers: self.workers.count(),
-            drain: if report.draining { Drain::Draining } else { Drain::No },
+            drain: if report.draining {
+                Drain::Draining
+            } else {
+                Drain::No
+            },
             redirect: !report.paused,
             restart_needed: report.restart_needed.clone(),
         }
@@ -216,7 +277,10 @@ impl Agent for NodeAgent {
 
     fn kernel(&self) -> KernelSample {
         match View::open(&self.instance) {
-            Ok(view) => KernelSample { stats: view.stats(), maps: view.maps() },
+            Ok(view) => KernelSample {
+                stats: view.stats(),
+                maps: view.maps(),
+            },
             Err(error) => {
                 tracing::warn!(%error, "the kernel's counters can't be read");
                 KernelSample::default()
@@ -225,7 +289,10 @@ impl Agent for NodeAgent {
     }
 
     fn redirect(&self, on: bool) -> Result<(), String> {
-        lock(&self.control).kernel.set_paused(!on).map_err(|error| error.to_string())?;
+        lock(&self.control)
+            .kernel
+            .set_paused(!on)
+            .map_err(|error| error.to_string())?;
         lock(&self.report).paused = !on;
         tracing::info!(on, "redirect");
         Ok(())

@@ -51,7 +51,11 @@ impl Enrolments {
         let stale: Vec<Arc<str>> = self
             .slots
             .iter()
-            .filter(|(key, slot)| wanted.get(*key).is_none_or(|w| !same_place(w, &slot.wanted)))
+            .filter(|(key, slot)| {
+                wanted
+                    .get(*key)
+                    .is_none_or(|w| !same_place(w, &slot.wanted))
+            })
             .map(|(key, _)| Arc::clone(key))
             .collect();
         for key in stale {
@@ -155,7 +159,13 @@ fn enrol(
         connections: AtomicU32::new(0),
     });
     for (index, listener) in enrolled.listeners.into_iter().enumerate() {
-        workers.send(index, Command::Listen { workload: Arc::clone(&handle), listener });
+        workers.send(
+            index,
+            Command::Listen {
+                workload: Arc::clone(&handle),
+                listener,
+            },
+        );
     }
     if let Err(error) = kernel.go_live(enrolled.pod_id) {
         let_go(Some(enrolled.pod_id), kernel, workers);

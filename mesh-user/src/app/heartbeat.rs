@@ -33,15 +33,21 @@ impl HeartbeatThread {
         heartbeat.beat(workers.oldest_tick());
         let thread = {
             let (stop, workers) = (Arc::clone(&stop), Arc::clone(&workers));
-            std::thread::Builder::new().name("mesh-heartbeat".into()).spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    heartbeat.beat(workers.oldest_tick());
-                    std::thread::park_timeout(BEAT);
-                }
-                heartbeat
-            })?
+            std::thread::Builder::new()
+                .name("mesh-heartbeat".into())
+                .spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        heartbeat.beat(workers.oldest_tick());
+                        std::thread::park_timeout(BEAT);
+                    }
+                    heartbeat
+                })?
         };
-        Ok(Self { stop, thread, workers })
+        Ok(Self {
+            stop,
+            thread,
+            workers,
+        })
     }
 
     /// Ends the beats with a stale one, and gives the workers back.

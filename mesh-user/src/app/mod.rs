@@ -53,13 +53,18 @@ pub struct RunOptions {
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
     let config_path = std::path::absolute(&options.config)
         .with_context(|| format!("can't make {} absolute", options.config.display()))?;
-    let (source, config) =
-        FileSource::open(&config_path).map_err(|error| anyhow::anyhow!("{}", error.render(false)))?;
+    let (source, config) = FileSource::open(&config_path)
+        .map_err(|error| anyhow::anyhow!("{}", error.render(false)))?;
     let telemetry = Telemetry::new(&config.agent.access_log)
         .context("the access log can't be written (agent.access-log.path)")?;
     // Whether anything of this instance was there before: a failed start must not remove it.
     let adopting = !crate::kernel::inventory::pins(&options.instance).is_empty();
-    let started = start(&options.instance, config_path, &config, Arc::clone(&telemetry));
+    let started = start(
+        &options.instance,
+        config_path,
+        &config,
+        Arc::clone(&telemetry),
+    );
     let running = match started {
         Ok(running) => running,
         Err(error) => {
@@ -123,8 +128,14 @@ fn start(
         agent: Arc::clone(&agent) as Arc<dyn crate::admin::Agent>,
         telemetry,
     })?;
-    agent.put_in_force(config, now).context("can't put the configuration in force")?;
-    Ok(Running { agent, admin, heartbeat })
+    agent
+        .put_in_force(config, now)
+        .context("can't put the configuration in force")?;
+    Ok(Running {
+        agent,
+        admin,
+        heartbeat,
+    })
 }
 
 fn kernel_options(instance: &Instance, settings: &AgentConfig) -> KernelOptions {

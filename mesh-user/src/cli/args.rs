@@ -14,13 +14,14 @@ use crate::{kernel::Instance, telemetry::logging::LogStyle};
 /// or the answer is no (not ready, not valid, a check failed); 2 wrong usage; 3 `explain`: the
 /// request would be refused. NO_COLOR is respected.
 #[derive(Debug, Parser)]
-#[command(name = "mesh", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "mesh", version, max_term_width = 100)]
 pub(super) struct Cli {
     /// Name that keeps several agents on one machine apart.
     #[arg(
         long,
         global = true,
         env = "MESH_INSTANCE",
+        hide_env_values = true,
         default_value = "default",
         value_parser = Instance::new
     )]
@@ -105,10 +106,22 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) config: PathBuf,
     /// What is logged: a level, or targets with levels.
-    #[arg(long, env = "MESH_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "MESH_LOG",
+        hide_env_values = true,
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     pub(super) log: String,
     /// How log lines look.
-    #[arg(long, env = "MESH_LOG_FORMAT", default_value = "text", value_enum)]
+    #[arg(
+        long,
+        env = "MESH_LOG_FORMAT",
+        hide_env_values = true,
+        default_value = "text",
+        value_enum
+    )]
     pub(super) log_format: LogStyleArg,
 }
 

@@ -100,32 +100,41 @@ fn say(name: &str, examined: &Examined, io: &mut Io<'_>) -> std::io::Result<()> 
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let paint = io.paint();
+    let warned = plural(warnings, "warning", "warnings");
     match &examined.config {
         Some(config) => {
             let model = &config.model;
+            let content = [
+                plural(model.services.len(), "service", "services"),
+                plural(model.rules.len(), "rule", "rules"),
+                plural(model.policies.len(), "policy", "policies"),
+                plural(model.workloads.len(), "workload", "workloads"),
+            ];
+            let tail = if warnings > 0 {
+                format!("; {warned}")
+            } else {
+                String::new()
+            };
             writeln!(
                 io.out,
-                "{} {name}: {} services, {} rules, {} policies, {} workloads{}",
+                "{} {name}: {}{tail}",
                 paint.good("valid"),
-                model.services.len(),
-                model.rules.len(),
-                model.policies.len(),
-                model.workloads.len(),
-                if warnings > 0 {
-                    format!("; {warnings} warnings")
-                } else {
-                    String::new()
-                },
+                content.join(", ")
             )
         }
         None => {
+            let errors = plural(errors, "error", "errors");
             writeln!(
                 io.out,
-                "{} {name}: {errors} errors, {warnings} warnings",
+                "{} {name}: {errors}, {warned}",
                 paint.bad("invalid")
             )
         }
     }
+}
+
+fn plural(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// The problems of a report as one error, for verbs that need a valid file.

@@ -9,11 +9,12 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use http::Method;
+use serde_json::Value;
 
 use super::{
     Exit, Io,
     args::{ApplyArgs, CleanupArgs, Switch},
-    client::Agent,
+    client::{Agent, ClientError},
     config, output,
 };
 use crate::{
@@ -35,14 +36,23 @@ pub(super) fn redirect(agent: &Agent, state: Switch, io: &mut Io<'_>) -> anyhow:
 
 /// Has the agent read its file again.
 pub(super) fn reload(agent: &Agent, io: &mut Io<'_>) -> anyhow::Result<Exit> {
-    let answer = agent
-        .ask(Method::POST, "/reload", "")
-        .context("the old configuration stays in force")?;
+    let answer = reloaded(agent, "the old configuration stays in force")?;
     io.say(&format!(
         "in force: generation {}",
         output::cell(&answer["generation"])
     ));
     Ok(Exit::Done)
+}
+
+/// Has the agent read its file; what it says of the file stands below `refused`, as it is many
+/// lines long.
+fn reloaded(agent: &Agent, refused: &str) -> anyhow::Result<Value> {
+    agent
+        .ask(Method::POST, "/reload", "")
+        .map_err(|error| match error {
+            ClientError::Refused { message, .. } => anyhow::anyhow!("{refused}\n{message}"),
+            other => other.into(),
+        })
 }
 
 /// Shows or changes the log filter.
@@ -114,12 +124,11 @@ pub(super) fn apply(agent: &Agent, args: &ApplyArgs, io: &mut Io<'_>) -> anyhow:
     let watched = watched_file(agent)?;
     replace(&watched, text.as_bytes())
         .with_context(|| format!("can't replace {}", watched.display()))?;
-    let answer = agent.ask(Method::POST, "/reload", "").with_context(|| {
-        format!(
-            "{} is in place, but the agent does not take it",
-            watched.display()
-        )
-    })?;
+    let refused = format!(
+        "{} is in place, but the agent does not take it",
+        watched.display()
+    );
+    let answer = reloaded(agent, &refused)?;
     io.say(&format!(
         "{name} is in force as {}, generation {}",
         watched.display(),

@@ -233,12 +233,12 @@ fn privilege_hint(error: &anyhow::Error) -> Option<String> {
     let uid = nix::unistd::geteuid();
     let denied = error.chain().any(|cause| {
         let text = cause.to_string();
-        let known = ["ermission denied", "ot permitted", "capability"];
-        known.iter().any(|word| text.contains(word))
+        ["ermission denied", "ot permitted", "capabilit"]
+            .iter()
+            .any(|word| text.contains(word))
     });
-    (denied && !uid.is_root()).then(|| {
-        format!("note: you are user {uid}, not root; loading and reading BPF needs root (`sudo mesh ...`)")
-    })
+    (denied && !uid.is_root())
+        .then(|| format!("note: you are user {uid}, not root: `sudo mesh ...`"))
 }
 
 /// Remembers that the reader of `out` went away.

@@ -29,7 +29,11 @@ pub(crate) struct Collector {
 
 impl Collector {
     pub(crate) const fn new() -> Self {
-        Self { found: Vec::new(), more: 0, errors: 0 }
+        Self {
+            found: Vec::new(),
+            more: 0,
+            errors: 0,
+        }
     }
 
     /// Adds an error.
@@ -60,7 +64,14 @@ impl Collector {
             self.more += 1;
             return;
         }
-        self.found.push(Found { span, path, code, severity, message, expected });
+        self.found.push(Found {
+            span,
+            path,
+            code,
+            severity,
+            message,
+            expected,
+        });
     }
 
     /// Whether the file is refused.
@@ -79,15 +90,28 @@ impl Collector {
 
     /// The report.
     pub(crate) fn finish(mut self, source: Arc<Source>) -> Report {
-        self.found.sort_by_key(|found| (found.span.start, found.severity));
-        let problems = self.found.into_iter().map(|found| problem(found, &source)).collect();
-        Report { problems, more: self.more, source }
+        self.found
+            .sort_by_key(|found| (found.span.start, found.severity));
+        let problems = self
+            .found
+            .into_iter()
+            .map(|found| problem(found, &source))
+            .collect();
+        Report {
+            problems,
+            more: self.more,
+            source,
+        }
     }
 }
 
 fn problem(found: Found, source: &Source) -> Problem {
     let whole = source.text.is_empty() || matches!(found.code, Code::FileEmpty);
-    let (line, column) = if whole { (0, 0) } else { source.position(found.span.start) };
+    let (line, column) = if whole {
+        (0, 0)
+    } else {
+        source.position(found.span.start)
+    };
     Problem {
         code: found.code,
         file: source.name.clone(),

@@ -25,6 +25,7 @@ mod build;
 mod check;
 mod collect;
 mod fields;
+mod locate;
 mod path;
 mod reference;
 mod render;
@@ -70,23 +71,32 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
 pub fn examine(path: &Path) -> Examined {
     match read_file(path) {
         Ok(text) => examine_text(&path.display().to_string(), &text),
-        Err(examined) => examined,
+        Err(report) => Examined {
+            config: None,
+            report,
+        },
     }
 }
 
 /// The text of a configuration file, not examined yet.
 ///
 /// # Errors
-/// The examination of a file that can't be read, which has no configuration.
-pub(crate) fn read_file(path: &Path) -> Result<String, Examined> {
-    source::read(path).map_err(|fault| unreadable(&path.display().to_string(), fault))
-}
-
-fn unreadable(name: &str, (code, why, expected): source::ReadFault) -> Examined {
-    let mut out = Collector::new();
-    let message = format!("`{name}` {why}");
-    out.error(code, Span::default(), FieldPath::default(), message, Some(expected.to_owned()));
-    Examined { config: None, report: out.finish(Arc::new(Source::new(name, ""))) }
+/// The report on a file that can't be read.
+pub(crate) fn read_file(path: &Path) -> Result<String, Report> {
+    source::read(path).map_err(|(code, why, expected)| {
+        let name = path.display().to_string();
+        let mut out = Collector::new();
+        let message = format!("`{name}` {why}");
+        let expected = Some(expected.to_owned());
+        out.error(
+            code,
+            Span::default(),
+            FieldPath::default(),
+            message,
+            expected,
+        );
+        out.finish(Arc::new(Source::new(&name, "")))
+    })
 }
 
 /// [`examine`] for a text at hand.
@@ -95,7 +105,10 @@ pub fn examine_text(name: &str, text: &str) -> Examined {
     let mut out = Collector::new();
     let config = read(&source, &mut out);
     let config = config.filter(|_| !out.has_errors());
-    Examined { config, report: out.finish(source) }
+    Examined {
+        config,
+        report: out.finish(source),
+    }
 }
 
 /// Text to tree, tree to values, and all the checks. What comes back may hold placeholders when
@@ -104,7 +117,13 @@ fn read(source: &Source, out: &mut Collector) -> Option<Config> {
     if source.text.len() as u64 > source::FILE_BYTES_MAX {
         let message = format!("there are {} bytes", source.text.len());
         let expected = Some("at most 16 MiB".to_owned());
-        out.error(Code::FileTooLarge, Span::default(), FieldPath::default(), message, expected);
+        out.error(
+            Code::FileTooLarge,
+            Span::default(),
+            FieldPath::default(),
+            message,
+            expected,
+        );
         return None;
     }
     let root = match tree::parse(source) {
@@ -116,29 +135,52 @@ fn read(source: &Source, out: &mut Collector) -> Option<Config> {
                 fields::API_VERSION,
                 fields::KIND
             ));
-            out.error(Code::FileEmpty, Span::default(), FieldPath::default(), message, expected);
+            out.error(
+                Code::FileEmpty,
+                Span::default(),
+                FieldPath::default(),
+                message,
+                expected,
+            );
             return None;
         }
         Err(fault) => {
             let expected = fault.expected.map(str::to_owned);
-            out.error(fault.code, fault.span, FieldPath::default(), fault.message, expected);
+            out.error(
+                fault.code,
+                fault.span,
+                FieldPath::default(),
+                fault.message,
+                expected,
+            );
             return None;
         }
     };
     walk::walk_object(&root, &fields::ROOT, Trail::ROOT, out);
     let config = build::config(&root, out);
-    let broken = out.has_errors();
-    let findings = check(&config.model).into_iter().chain(check::agent(&config.agent));
+    let mut findings = check(&config.model);
+    findings.extend(check::agent(&config.agent));
+    findings.sort_by_key(|finding| finding.severity);
     for finding in findings {
         // A warning about a file that is refused anyway would often follow from the error.
-        let warning = finding.severity == Severity::Warning;
+        let needless = finding.severity == Severity::Warning && out.has_errors();
         let follows = out.spoils(&finding.path)
-            || finding.because.as_ref().is_some_and(|because| out.spoils(because));
-        if (warning && broken) || follows {
+            || finding
+                .because
+                .as_ref()
+                .is_some_and(|because| out.spoils(because));
+        if needless || follows {
             continue;
         }
-        let span = walk::locate(&root, &finding.path);
-        let Finding { severity, code, path, message, expected, .. } = finding;
+        let span = locate::locate(&root, &finding.path);
+        let Finding {
+            severity,
+            code,
+            path,
+            message,
+            expected,
+            ..
+        } = finding;
         out.add(severity, code, span, path, message, expected);
     }
     Some(config)

@@ -60,7 +60,10 @@ impl fmt::Display for FieldPath {
 }
 
 fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 /// A path on the stack of a walk, which costs nothing until it is needed.
@@ -79,14 +82,23 @@ enum TrailStep<'a> {
 
 impl<'a> Trail<'a> {
     /// The root.
-    pub(crate) const ROOT: Self = Self { above: None, step: TrailStep::Root };
+    pub(crate) const ROOT: Self = Self {
+        above: None,
+        step: TrailStep::Root,
+    };
 
     pub(crate) const fn key(&'a self, name: &'a str) -> Self {
-        Self { above: Some(self), step: TrailStep::Key(name) }
+        Self {
+            above: Some(self),
+            step: TrailStep::Key(name),
+        }
     }
 
     pub(crate) const fn at(&'a self, index: usize) -> Self {
-        Self { above: Some(self), step: TrailStep::Index(index) }
+        Self {
+            above: Some(self),
+            step: TrailStep::Index(index),
+        }
     }
 
     pub(crate) fn path(&self) -> FieldPath {
@@ -111,9 +123,15 @@ mod tests {
 
     #[test]
     fn path_reads_as_it_would_be_written() {
-        let path = FieldPath::item("policies", 2).key("rate-limit").at(0).key("rate");
+        let path = FieldPath::item("policies", 2)
+            .key("rate-limit")
+            .at(0)
+            .key("rate");
         assert_eq!(path.to_string(), "policies[2].rate-limit[0].rate");
-        assert_eq!(FieldPath::default().key("tags").key("a/b.c").to_string(), r#"tags["a/b.c"]"#);
+        assert_eq!(
+            FieldPath::default().key("tags").key("a/b.c").to_string(),
+            r#"tags["a/b.c"]"#
+        );
         assert!(path.is_within(&FieldPath::item("policies", 2)));
         assert!(!path.is_within(&FieldPath::item("policies", 1)));
         let root = Trail::ROOT;

@@ -6,6 +6,7 @@ use super::{
     fields::ROOT,
     report::Code,
     shape::{Absent, Field, Group, Object, Shape},
+    text::Text,
 };
 
 const HEAD: &str = "\
@@ -60,7 +61,12 @@ fn section(object: &'static Object, title: &str, done: &mut Vec<&'static str>, o
     out.push('\n');
     for field in object.fields {
         if let Some(inner) = inner(&field.shape) {
-            section(inner, &format!("{} (`{}`)", inner.name, field.name), done, out);
+            section(
+                inner,
+                &format!("{} (`{}`)", inner.name, field.name),
+                done,
+                out,
+            );
         }
     }
 }
@@ -87,7 +93,12 @@ fn row(field: &Field, out: &mut String) {
         Absent::Default(value, reason) => format!("`{value}`: {reason}"),
         Absent::Means(what) => (*what).to_owned(),
     };
-    let cells = [format!("`{}`", field.name), takes(&field.shape), absent, doc];
+    let cells = [
+        format!("`{}`", field.name),
+        takes(&field.shape),
+        absent,
+        doc,
+    ];
     let cells: Vec<_> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
     let _ = writeln!(out, "| {} |", cells.join(" | "));
 }
@@ -97,8 +108,10 @@ fn words(shape: &Shape) -> Option<String> {
     match shape {
         Shape::Choice([_]) => None,
         Shape::Choice(words) => {
-            let words: Vec<_> =
-                words.iter().map(|(word, meaning)| format!("`{word}`: {meaning}")).collect();
+            let words: Vec<_> = words
+                .iter()
+                .map(|(word, meaning)| format!("`{word}`: {meaning}"))
+                .collect();
             Some(format!("{}.", words.join("; ")))
         }
         Shape::List { of, .. } | Shape::OneOrMore { of, .. } => words(of),
@@ -114,7 +127,11 @@ fn takes(shape: &Shape) -> String {
         }
         Shape::OneOrMore { of, max } => format!("{}, or a list of 1 to {max}", takes(of)),
         Shape::Map { key, of, max } => {
-            format!("mapping of at most {max} from {} to {}", key.describe(), takes(of))
+            format!(
+                "mapping of at most {max} from {} to {}",
+                brief(&key.describe()),
+                takes(of)
+            )
         }
         Shape::Either(short, long) => format!("{}, or {}", takes(short), takes(long)),
         Shape::Choice([(only, _)]) => format!("`{only}`"),
@@ -122,8 +139,19 @@ fn takes(shape: &Shape) -> String {
             let words: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
             words.join(", ")
         }
-        _ => shape.describe(),
+        Shape::Text(Text::RateKey) => "an attribute".to_owned(),
+        _ => brief(&shape.describe()),
     }
+}
+
+/// A description without its examples, which the sentence beside it has.
+fn brief(description: &str) -> String {
+    let ends = [":", ", such as", " (", "; "];
+    let end = ends.iter().filter_map(|end| description.find(end)).min();
+    description
+        .get(..end.unwrap_or(description.len()))
+        .unwrap_or(description)
+        .to_owned()
 }
 
 /// GitHub's anchor of an object's section.
@@ -139,7 +167,11 @@ fn anchor(object: &Object) -> String {
 fn field_of(from: &'static Object, wanted: &Object) -> Option<&'static str> {
     from.fields.iter().find_map(|field| {
         let inner = inner(&field.shape)?;
-        if inner.name == wanted.name { Some(field.name) } else { field_of(inner, wanted) }
+        if inner.name == wanted.name {
+            Some(field.name)
+        } else {
+            field_of(inner, wanted)
+        }
     })
 }
 

@@ -20,7 +20,11 @@ struct Paint(bool);
 
 impl Paint {
     fn paint(&self, colour: &str, text: &str) -> String {
-        if self.0 { format!("{colour}{text}{RESET}") } else { text.to_owned() }
+        if self.0 {
+            format!("{colour}{text}{RESET}")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
@@ -35,7 +39,13 @@ pub(super) fn report(report: &Report, colour: bool) -> String {
     if report.more > 0 {
         let _ = writeln!(out, "... and {} more\n", report.more);
     }
-    let count = |severity| report.problems.iter().filter(|p| p.severity == severity).count();
+    let count = |severity| {
+        report
+            .problems
+            .iter()
+            .filter(|p| p.severity == severity)
+            .count()
+    };
     let parts: Vec<String> = [(Severity::Error, "error"), (Severity::Warning, "warning")]
         .into_iter()
         .map(|(severity, word)| (count(severity), word))
@@ -86,12 +96,16 @@ fn one(out: &mut String, problem: &Problem, source: &Source, paint: &Paint) {
 
 /// The part of a line around the mark, how many columns stand before the mark, and its width.
 fn excerpt(line: &str, column: usize, width: usize) -> (String, usize, usize) {
-    let chars: Vec<char> =
-        line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let chars: Vec<char> = line
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     let (from, to) = if chars.len() <= EXCERPT_COLUMNS {
         (0, chars.len())
     } else {
-        let from = column.saturating_sub(EXCERPT_COLUMNS / 2).min(chars.len() - EXCERPT_COLUMNS);
+        let from = column
+            .saturating_sub(EXCERPT_COLUMNS / 2)
+            .min(chars.len() - EXCERPT_COLUMNS);
         (from, from + EXCERPT_COLUMNS)
     };
     let mut text: String = chars.get(from..to).unwrap_or_default().iter().collect();

@@ -129,7 +129,9 @@ impl PartialEq for Report {
 impl Report {
     /// Whether the file is refused.
     pub fn has_errors(&self) -> bool {
-        self.problems.iter().any(|problem| problem.severity == Severity::Error)
+        self.problems
+            .iter()
+            .any(|problem| problem.severity == Severity::Error)
     }
 
     /// Whether there is nothing to say.

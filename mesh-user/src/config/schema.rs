@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 use super::{
     fields::{API_VERSION, ROOT},
     shape::{Absent, Field, Group, Object, Shape},
+    source::Source,
     text::Text,
     tree,
-    source::Source,
 };
 
 /// The JSON Schema (draft 2020-12) of the file.
@@ -21,8 +21,14 @@ pub fn schema() -> Value {
     let mut defs = BTreeMap::new();
     let mut root = object(&ROOT, &mut defs);
     if let Value::Object(map) = &mut root {
-        map.insert("$schema".into(), json!("https://json-schema.org/draft/2020-12/schema"));
-        map.insert("$id".into(), json!(format!("urn:{}", API_VERSION.replace('/', ":"))));
+        map.insert(
+            "$schema".into(),
+            json!("https://json-schema.org/draft/2020-12/schema"),
+        );
+        map.insert(
+            "$id".into(),
+            json!(format!("urn:{}", API_VERSION.replace('/', ":"))),
+        );
         map.insert("$defs".into(), json!(defs));
     }
     root
@@ -50,8 +56,11 @@ fn object(object: &'static Object, defs: &mut BTreeMap<String, Value>) -> Value 
     for group in object.groups {
         match group {
             Group::ExactlyOne(names) => {
-                out["oneOf"] =
-                    names.iter().map(|name| json!({"required": [name]})).collect::<Vec<_>>().into();
+                out["oneOf"] = names
+                    .iter()
+                    .map(|name| json!({"required": [name]}))
+                    .collect::<Vec<_>>()
+                    .into();
             }
             Group::AtMostOne(names) => out["not"] = json!({"required": names}),
         }
@@ -99,13 +108,16 @@ pub(crate) fn plain(node: &tree::Node) -> Value {
     match &node.value {
         tree::Value::Null => Value::Null,
         tree::Value::Bool(value) => json!(value),
-        tree::Value::Int(value) => i64::try_from(*value).map_or_else(|_| json!(*value as f64), Value::from),
+        tree::Value::Int(value) => {
+            i64::try_from(*value).map_or_else(|_| json!(*value as f64), Value::from)
+        }
         tree::Value::Float => json!(0.5),
         tree::Value::Text(text) => json!(text),
         tree::Value::List(items) => items.iter().map(plain).collect(),
-        tree::Value::Map(entries) => {
-            entries.iter().map(|(key, node)| (key.text.to_string(), plain(node))).collect()
-        }
+        tree::Value::Map(entries) => entries
+            .iter()
+            .map(|(key, node)| (key.text.to_string(), plain(node)))
+            .collect(),
     }
 }
 
@@ -120,9 +132,13 @@ fn shape(of: &'static Shape, defs: &mut BTreeMap<String, Value>) -> Value {
             }
             json!({"$ref": format!("#/$defs/{}", inner.name)})
         }
-        Shape::List { of, min, max, many_need } => {
-            let mut out =
-                json!({"type": "array", "items": shape(of, defs), "minItems": min, "maxItems": max});
+        Shape::List {
+            of,
+            min,
+            max,
+            many_need,
+        } => {
+            let mut out = json!({"type": "array", "items": shape(of, defs), "minItems": min, "maxItems": max});
             if let Some(name) = many_need {
                 out["anyOf"] = json!([{"maxItems": 1}, {"items": {"required": [name]}}]);
             }
@@ -169,5 +185,4 @@ fn text(kind: &Text) -> Value {
 }
 
 #[cfg(test)]
-#[path = "schema_tests.rs"]
 mod tests;

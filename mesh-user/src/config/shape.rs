@@ -115,7 +115,12 @@ pub(crate) enum Shape {
 impl Shape {
     /// A list of at most `max`.
     pub(crate) const fn list(of: &'static Self, max: usize) -> Self {
-        Self::List { of, min: 0, max, many_need: None }
+        Self::List {
+            of,
+            min: 0,
+            max,
+            many_need: None,
+        }
     }
 
     /// What it takes, for people.

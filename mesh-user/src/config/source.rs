@@ -39,8 +39,14 @@ impl Source {
     pub(crate) fn new(name: &str, text: &str) -> Self {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let starts = text.bytes().zip(1_u32..).filter(|(byte, _)| *byte == b'\n');
-        let lines = std::iter::once(0).chain(starts.map(|(_, next)| next)).collect();
-        Self { name: name.to_owned(), text: text.to_owned(), lines }
+        let lines = std::iter::once(0)
+            .chain(starts.map(|(_, next)| next))
+            .collect();
+        Self {
+            name: name.to_owned(),
+            text: text.to_owned(),
+            lines,
+        }
     }
 
     /// Line and column in characters, both from 1, of a byte.
@@ -56,7 +62,10 @@ impl Source {
 
     /// Width in characters of a span on its first line; at least 1.
     pub(crate) fn width(&self, span: Span) -> usize {
-        let (start, end) = (span.start as usize, (span.end as usize).min(self.text.len()));
+        let (start, end) = (
+            span.start as usize,
+            (span.end as usize).min(self.text.len()),
+        );
         let marked = self.text.get(start..end.max(start)).unwrap_or_default();
         let first = marked.split(['\n', '\r']).next().unwrap_or_default();
         first.trim_end().chars().count().max(1)
@@ -86,7 +95,9 @@ pub(crate) fn read(path: &Path) -> Result<String, ReadFault> {
     }
     let file = File::open(path).map_err(io_fault)?;
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io_fault)?;
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io_fault)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         let message = format!("is larger than {} MiB", FILE_BYTES_MAX >> 20);
         return Err((Code::FileTooLarge, message, "a file of at most 16 MiB"));
@@ -112,15 +123,21 @@ pub(crate) fn decode(bytes: Vec<u8>) -> Result<String, ReadFault> {
 
 fn io_fault(error: io::Error) -> ReadFault {
     match error.kind() {
-        io::ErrorKind::NotFound => {
-            (Code::FileMissing, "does not exist".to_owned(), "the path of an existing file")
-        }
+        io::ErrorKind::NotFound => (
+            Code::FileMissing,
+            "does not exist".to_owned(),
+            "the path of an existing file",
+        ),
         io::ErrorKind::PermissionDenied => (
             Code::FilePermission,
             "may not be read: permission denied".to_owned(),
             "a file that the agent's user may read",
         ),
-        _ => (Code::FileUnreadable, format!("can't be read: {error}"), "a readable file"),
+        _ => (
+            Code::FileUnreadable,
+            format!("can't be read: {error}"),
+            "a readable file",
+        ),
     }
 }
 
@@ -140,10 +157,25 @@ mod tests {
         assert_eq!(source.line(0), None);
     }
 
+    /// Root may read everything, so the kernel's answer is made here.
+    #[test]
+    fn source_io_errors_are_named() {
+        let code = |kind: io::ErrorKind| io_fault(kind.into()).0;
+        assert_eq!(code(io::ErrorKind::PermissionDenied), Code::FilePermission);
+        assert_eq!(code(io::ErrorKind::NotFound), Code::FileMissing);
+        assert_eq!(
+            code(io::ErrorKind::StaleNetworkFileHandle),
+            Code::FileUnreadable
+        );
+    }
+
     /// Without it: bytes from a file could panic the agent.
     #[test]
     fn source_bytes_that_are_no_text_are_named() {
-        assert_eq!(decode(vec![b'a', 0xff]).map_err(|fault| fault.0), Err(Code::FileNotUtf8));
+        assert_eq!(
+            decode(vec![b'a', 0xff]).map_err(|fault| fault.0),
+            Err(Code::FileNotUtf8)
+        );
         assert!(decode(vec![0xff, 0xfe, b'a', 0]).is_err_and(|fault| fault.1.contains("UTF-16")));
         assert_eq!(Source::new("x", "\u{feff}a").text, "a");
     }

@@ -7,20 +7,27 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
         return None;
     }
     let plain = squash(name);
-    let allowed = (plain.chars().count() / 3).clamp(1, 3);
+    // Any two names of one letter are one slip apart.
+    let allowed = match plain.chars().count() {
+        0 | 1 => 0,
+        length => (length / 3).clamp(1, 3),
+    };
     known
         .into_iter()
         .map(|candidate| (distance(&plain, &squash(candidate)), candidate))
         .filter(|(distance, candidate)| {
             *distance <= allowed || (plain.len() > 3 && squash(candidate).starts_with(&plain))
         })
-        .min_by_key(|(distance, _)| *distance)
+        .min()
         .map(|(_, candidate)| candidate)
 }
 
 /// `maxConnections` and `max_connections` are `max-connections`.
 fn squash(name: &str) -> String {
-    name.chars().filter(|c| !matches!(c, '-' | '_' | ' ')).flat_map(char::to_lowercase).collect()
+    name.chars()
+        .filter(|c| !matches!(c, '-' | '_' | ' '))
+        .flat_map(char::to_lowercase)
+        .collect()
 }
 
 /// Edit distance in which two swapped neighbours count as one (optimal string alignment).
@@ -32,7 +39,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i];
         for j in 1..=b.len() {
             let same = a[i - 1] == b[j - 1];
-            let mut best = (last[j] + 1).min(row[j - 1] + 1).min(last[j - 1] + usize::from(!same));
+            let mut best = (last[j] + 1)
+                .min(row[j - 1] + 1)
+                .min(last[j - 1] + usize::from(!same));
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 best = best.min(before[j - 2] + 1);
             }
@@ -56,5 +65,8 @@ mod tests {
         assert_eq!(nearest("vers", known), Some("version"));
         assert_eq!(nearest("colour", known), None);
         assert_eq!(nearest("", known), None);
+        assert_eq!(nearest("b", ["a", "c"]), None);
+        // The same at every run, whatever the order of the names.
+        assert_eq!(nearest("v3", ["v2", "v1"]), Some("v1"));
     }
 }

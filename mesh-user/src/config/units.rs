@@ -3,11 +3,21 @@
 use std::{fmt::Write as _, time::Duration};
 
 /// Units of a duration, largest first, with their length in microseconds.
-const DURATION_UNITS: [(&str, u64); 5] =
-    [("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)];
+const DURATION_UNITS: [(&str, u64); 5] = [
+    ("h", 3_600_000_000),
+    ("m", 60_000_000),
+    ("s", 1_000_000),
+    ("ms", 1_000),
+    ("us", 1),
+];
 
 /// Units of a size with their length in bytes.
-const SIZE_UNITS: [(&str, i64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const SIZE_UNITS: [(&str, i64); 4] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 /// Reads `15s`, `250ms`, `1m30s`, `1h`. None: not a duration, or one beyond 2^64 us.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
@@ -88,16 +98,30 @@ mod tests {
     /// Without it: a typing slip in a time-out silently becomes another time-out.
     #[test]
     fn duration_slips_are_refused() {
-        for text in
-            ["", "s", "15", "1.5s", "-1s", "1s1s", "1s1h", "1d", "1 s", "1S", "99999999999999999999s", "9999999999999999h"]
-        {
+        for text in [
+            "",
+            "s",
+            "15",
+            "1.5s",
+            "-1s",
+            "1s1s",
+            "1s1h",
+            "1d",
+            "1 s",
+            "1S",
+            "99999999999999999999s",
+            "9999999999999999h",
+        ] {
             assert_eq!(duration(text), None, "{text:?}");
         }
     }
 
     #[test]
     fn duration_units_add_up() {
-        assert_eq!(duration("1h1m1s1ms1us"), Some(Duration::from_micros(3_661_001_001)));
+        assert_eq!(
+            duration("1h1m1s1ms1us"),
+            Some(Duration::from_micros(3_661_001_001))
+        );
         assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
         assert_eq!(duration("90s"), duration("1m30s"));
         assert_eq!(duration("0s"), Some(Duration::ZERO));
@@ -107,7 +131,15 @@ mod tests {
     fn size_and_rate_at_their_edges() {
         assert_eq!(size("64KiB"), Some(65_536));
         assert_eq!(size("1B"), Some(1));
-        for text in ["", "KiB", "64", "64kb", "64K", "-1KiB", "9223372036854775807GiB"] {
+        for text in [
+            "",
+            "KiB",
+            "64",
+            "64kb",
+            "64K",
+            "-1KiB",
+            "9223372036854775807GiB",
+        ] {
             assert_eq!(size(text), None, "{text:?}");
         }
         assert_eq!(rate("100/s"), Some((100, Duration::from_secs(1))));

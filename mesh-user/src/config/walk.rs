@@ -2,8 +2,13 @@
 
 use std::collections::HashSet;
 
+mod scalar;
+
+use scalar::{report_type, walk_scalar, wrong_type};
+
 use super::{
     collect::Collector,
+    locate::{head, key_span},
     path::Trail,
     report::Code,
     shape::{Absent, Group, Object, Shape},
@@ -17,8 +22,15 @@ use super::{
 pub(crate) fn walk(node: &Node, shape: &'static Shape, trail: Trail<'_>, out: &mut Collector) {
     match shape {
         Shape::Object(object) => walk_object(node, object, trail, out),
-        Shape::List { of, min, max, many_need } => {
-            let Value::List(items) = &node.value else { return wrong_type(node, shape, trail, out) };
+        Shape::List {
+            of,
+            min,
+            max,
+            many_need,
+        } => {
+            let Value::List(items) = &node.value else {
+                return wrong_type(node, shape, trail, out);
+            };
             count(items.len(), *min, *max, "items", node.span, trail, out);
             walk_items(items, of, trail, out);
             if let (Some(name), 2..) = (many_need, items.len()) {
@@ -30,7 +42,8 @@ pub(crate) fn walk(node: &Node, shape: &'static Shape, trail: Trail<'_>, out: &m
                 count(items.len(), 1, *max, "items", node.span, trail, out);
                 walk_items(items, of, trail, out);
             }
-            _ => walk(node, of, trail, out),
+            // Item 0, as in the model: the checks of meaning name it so.
+            _ => walk(node, of, trail.at(0), out),
         },
         Shape::Map { key, of, max } => walk_map(node, (key, of, *max), shape, trail, out),
         Shape::Either(short, long) => match (&node.value, *long) {
@@ -76,7 +89,13 @@ pub(crate) fn walk_object(
         if matches!(field.absent, Absent::Required) && !seen.contains(field.name) {
             let message = format!("the field `{}` is missing", field.name);
             let expected = Some(format!("`{}`: {}", field.name, field.shape.describe()));
-            out.error(Code::MissingField, head(node), trail.key(field.name).path(), message, expected);
+            out.error(
+                Code::MissingField,
+                head(node),
+                trail.key(field.name).path(),
+                message,
+                expected,
+            );
         }
     }
     for group in object.groups {
@@ -97,11 +116,22 @@ fn unknown(key: &Key, object: &'static Object, trail: Trail<'_>, out: &mut Colle
         None => format!("one of {}", names(object)),
     };
     let message = format!("unknown field `{name}`");
-    out.error(Code::UnknownField, key.span, trail.path(), message, Some(expected));
+    out.error(
+        Code::UnknownField,
+        key.span,
+        trail.path(),
+        message,
+        Some(expected),
+    );
 }
 
 fn names(object: &Object) -> String {
-    object.fields.iter().map(|field| field.name).collect::<Vec<_>>().join(", ")
+    object
+        .fields
+        .iter()
+        .map(|field| field.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn walk_group(
@@ -115,20 +145,38 @@ fn walk_group(
         Group::ExactlyOne(all) => (*all, true),
         Group::AtMostOne(all) => (*all, false),
     };
-    let given: Vec<_> = all.iter().filter(|name| seen.contains(**name)).copied().collect();
+    let given: Vec<_> = all
+        .iter()
+        .filter(|name| seen.contains(**name))
+        .copied()
+        .collect();
     let list = all.join(", ");
     match (given.as_slice(), exactly) {
         ([], true) => {
             let message = format!("one of {list} is missing");
             let expected = Some(format!("exactly one of {list}"));
-            out.error(Code::MissingField, head(node), trail.path(), message, expected);
+            out.error(
+                Code::MissingField,
+                head(node),
+                trail.path(),
+                message,
+                expected,
+            );
         }
         ([first, second, ..], _) => {
             let span = key_span(node, second).unwrap_or_else(|| head(node));
             let message = format!("`{second}` and `{first}` exclude each other");
-            let expected =
-                Some(format!("{} one of {list}", if exactly { "exactly" } else { "at most" }));
-            out.error(Code::Conflict, span, trail.key(second).path(), message, expected);
+            let expected = Some(format!(
+                "{} one of {list}",
+                if exactly { "exactly" } else { "at most" }
+            ));
+            out.error(
+                Code::Conflict,
+                span,
+                trail.key(second).path(),
+                message,
+                expected,
+            );
         }
         _ => {}
     }
@@ -141,11 +189,19 @@ fn walk_map(
     trail: Trail<'_>,
     out: &mut Collector,
 ) {
-    let Value::Map(entries) = &node.value else { return wrong_type(node, shape, trail, out) };
+    let Value::Map(entries) = &node.value else {
+        return wrong_type(node, shape, trail, out);
+    };
     count(entries.len(), 0, max, "entries", node.span, trail, out);
     // Field names are equal without case (RFC 9110 §5.1).
     let folds = *key_kind == Text::HeaderName;
-    let fold = |key: &str| if folds { key.to_ascii_lowercase() } else { key.to_owned() };
+    let fold = |key: &str| {
+        if folds {
+            key.to_ascii_lowercase()
+        } else {
+            key.to_owned()
+        }
+    };
     duplicates(entries, fold, trail, out);
     for (key, value) in entries {
         let here = trail.key(&key.text);
@@ -169,7 +225,13 @@ fn duplicates(
         if !seen.insert(fold(&key.text)) {
             let message = format!("the key `{}` stands here twice", text::shown(&key.text));
             let expected = Some("each key once".to_owned());
-            out.error(Code::DuplicateKey, key.span, trail.key(&key.text).path(), message, expected);
+            out.error(
+                Code::DuplicateKey,
+                key.span,
+                trail.key(&key.text).path(),
+                message,
+                expected,
+            );
         }
     }
 }
@@ -183,95 +245,6 @@ fn need_in_each(items: &[Node], name: &'static str, trail: Trail<'_>, out: &mut 
             out.error(Code::MissingField, head(item), path, message, expected);
         }
     }
-}
-
-fn walk_scalar(node: &Node, shape: &'static Shape, trail: Trail<'_>, out: &mut Collector) {
-    match (shape, &node.value) {
-        (Shape::Text(kind), Value::Text(value)) => {
-            if let Err(fault) = kind.check(value) {
-                let expected = fault.expected.or_else(|| Some(kind.describe()));
-                out.error(fault.code, node.span, trail.path(), fault.message, expected);
-            }
-        }
-        (Shape::Bool, Value::Bool(_)) => {}
-        (Shape::Int { min, max } | Shape::Size { min, max }, Value::Int(value)) => {
-            if !(i128::from(*min)..=i128::from(*max)).contains(value) {
-                out_of_range(node, &value.to_string(), shape, trail, out);
-            }
-        }
-        (Shape::Size { min, max }, Value::Text(value)) => match super::units::size(value) {
-            Some(size) if (*min..=*max).contains(&size) => {}
-            Some(_) => out_of_range(node, value, shape, trail, out),
-            None => wrong_type(node, shape, trail, out),
-        },
-        (Shape::Choice(words), Value::Text(value)) => {
-            if !words.iter().any(|(word, _)| *word == &**value) {
-                unknown_word(node, value, words, shape, trail, out);
-            }
-        }
-        _ => wrong_type(node, shape, trail, out),
-    }
-}
-
-fn unknown_word(
-    node: &Node,
-    value: &str,
-    words: &[(&'static str, &str)],
-    shape: &'static Shape,
-    trail: Trail<'_>,
-    out: &mut Collector,
-) {
-    let near = suggest::nearest(value, words.iter().map(|(word, _)| *word));
-    let all = shape.describe();
-    let expected = match (near, words) {
-        (_, [(only, _)]) => format!("`{only}`"),
-        (Some(near), _) => format!("`{near}`; known here: {all}"),
-        (None, _) => format!("one of {all}"),
-    };
-    let message = format!("`{}` is not known here", text::shown(value));
-    out.error(Code::BadValue, node.span, trail.path(), message, Some(expected));
-}
-
-fn out_of_range(node: &Node, value: &str, shape: &Shape, trail: Trail<'_>, out: &mut Collector) {
-    let message = format!("`{}` is out of range", text::shown(value));
-    out.error(Code::OutOfRange, node.span, trail.path(), message, Some(shape.describe()));
-}
-
-fn wrong_type(node: &Node, shape: &Shape, trail: Trail<'_>, out: &mut Collector) {
-    let expected = match (shape, &node.value) {
-        // The usual slip: a tag or name that looks like a number.
-        (Shape::Text(Text::Duration(..)), Value::Int(number)) => {
-            format!("a unit after the number: {number}s or {number}ms")
-        }
-        (Shape::Text(Text::Rate), Value::Int(number)) => format!("a time after the number: {number}/s"),
-        (
-            Shape::Text(_) | Shape::Either(Shape::Text(_), Shape::Object(_)),
-            Value::Int(_) | Value::Float | Value::Bool(_),
-        ) => format!("{}; put it in quotes to make it text", shape.describe()),
-        (Shape::Bool, Value::Text(word)) if matches!(&**word, "yes" | "on") => "true".to_owned(),
-        (Shape::Bool, Value::Text(word)) if matches!(&**word, "no" | "off") => "false".to_owned(),
-        (Shape::Choice(_), _) => format!("one of {}", shape.describe()),
-        _ => shape.describe(),
-    };
-    report_type(node, expected, trail, out);
-}
-
-fn report_type(node: &Node, expected: String, trail: Trail<'_>, out: &mut Collector) {
-    let message = match &node.value {
-        Value::Null => "there is no value".to_owned(),
-        Value::Bool(value) => format!("`{value}` is of the wrong type"),
-        Value::Int(value) => format!("`{value}` is of the wrong type"),
-        Value::Float => "a number with a fraction or exponent is of the wrong type".to_owned(),
-        Value::Text(value) => format!("`{}` is of the wrong type", text::shown(value)),
-        Value::List(_) => "a list is of the wrong type".to_owned(),
-        Value::Map(_) => "a mapping is of the wrong type".to_owned(),
-    };
-    let expected = if matches!(node.value, Value::Null) {
-        format!("{expected}; or leave the field out")
-    } else {
-        expected
-    };
-    out.error(Code::WrongType, head(node), trail.path(), message, Some(expected));
 }
 
 fn count(
@@ -293,56 +266,4 @@ fn count(
         format!("at most {max}")
     });
     out.error(Code::BadCount, span, trail.path(), message, expected);
-}
-
-/// Where a value begins: a mark over a whole mapping would say nothing.
-fn head(node: &Node) -> Span {
-    match &node.value {
-        Value::Map(entries) => entries.first().map_or(node.span, |(key, _)| {
-            if node.span.start < key.span.start {
-                Span { start: node.span.start, end: node.span.start + 1 }
-            } else {
-                key.span
-            }
-        }),
-        Value::List(_) => Span { start: node.span.start, end: node.span.start + 1 },
-        _ => node.span,
-    }
-}
-
-/// Where a key of a mapping stands.
-pub(crate) fn key_span(node: &Node, name: &str) -> Option<Span> {
-    match &node.value {
-        Value::Map(entries) => {
-            entries.iter().find(|(key, _)| &*key.text == name).map(|(key, _)| key.span)
-        }
-        _ => None,
-    }
-}
-
-/// Where a path leads, as far as it leads: what is not there is marked at what would hold it.
-pub(crate) fn locate(root: &Node, path: &super::path::FieldPath) -> Span {
-    use super::path::Step;
-    let (mut node, mut span) = (root, head(root));
-    for step in &path.0 {
-        let next = match (step, &node.value) {
-            (Step::Key(name), Value::Map(entries)) => entries
-                .iter()
-                .find(|(key, _)| &*key.text == name.as_str())
-                .or_else(|| entries.iter().find(|(key, _)| key.text.eq_ignore_ascii_case(name)))
-                .map(|(key, value)| (value, key.span)),
-            (Step::Index(index), Value::List(items)) => {
-                items.get(*index).map(|item| (item, head(item)))
-            }
-            // The one without a list.
-            (Step::Index(_), _) => Some((node, span)),
-            _ => None,
-        };
-        let Some((found, at)) = next else { return span };
-        (node, span) = (found, at);
-        if !matches!(node.value, Value::Map(_) | Value::List(_)) {
-            span = node.span;
-        }
-    }
-    span
 }

@@ -145,7 +145,11 @@ struct Asker<'a> {
 
 impl<'a> Asker<'a> {
     fn new(args: &'a AskArgs) -> anyhow::Result<Self> {
-        Ok(Self { args, request: request_bytes(args)?, connection: None })
+        Ok(Self {
+            args,
+            request: request_bytes(args)?,
+            connection: None,
+        })
     }
 
     /// Asks at most `count` times, and for at most `limit` (but at least once).
@@ -196,7 +200,10 @@ fn request_bytes(args: &AskArgs) -> anyhow::Result<Vec<u8>> {
     let host = args.host.clone().unwrap_or_else(|| args.to.to_string());
     let mut text = format!("{} {} HTTP/1.1\r\nhost: {host}\r\n", args.method, args.path);
     for field in &args.header {
-        ensure!(field.contains(':'), "header {field:?}: expected NAME: VALUE");
+        ensure!(
+            field.contains(':'),
+            "header {field:?}: expected NAME: VALUE"
+        );
         text.push_str(field);
         text.push_str("\r\n");
     }
@@ -228,7 +235,10 @@ fn one(
             answers.connections += 1;
             answers.peer = answers.peer.or(stream.peer_addr().ok());
             answers.local = answers.local.or(stream.local_addr().ok());
-            slot.insert(Connection { stream, rest: Vec::new() })
+            slot.insert(Connection {
+                stream,
+                rest: Vec::new(),
+            })
         }
     };
     connection.stream.write_all(request)?;
@@ -245,9 +255,16 @@ fn read_answer(connection: &mut Connection, head_only: bool) -> anyhow::Result<(
     if (100..200).contains(&status) && status != 101 {
         return read_answer(connection, head_only);
     }
-    let closes = headers.get("connection").is_some_and(|v| v.eq_ignore_ascii_case("close"));
-    let length = headers.get("content-length").map(|v| v.parse::<usize>()).transpose()?;
-    let chunked = headers.get("transfer-encoding").is_some_and(|v| v.contains("chunked"));
+    let closes = headers
+        .get("connection")
+        .is_some_and(|v| v.eq_ignore_ascii_case("close"));
+    let length = headers
+        .get("content-length")
+        .map(|v| v.parse::<usize>())
+        .transpose()?;
+    let chunked = headers
+        .get("transfer-encoding")
+        .is_some_and(|v| v.contains("chunked"));
     let (body, keep) = if head_only || matches!(status, 204 | 304) {
         (Vec::new(), true)
     } else if chunked {
@@ -258,7 +275,14 @@ fn read_answer(connection: &mut Connection, head_only: bool) -> anyhow::Result<(
         connection.stream.read_to_end(&mut connection.rest)?;
         (std::mem::take(&mut connection.rest), false)
     };
-    Ok((Answer { status, headers, body }, keep && !closes))
+    Ok((
+        Answer {
+            status,
+            headers,
+            body,
+        },
+        keep && !closes,
+    ))
 }
 
 type Head = (usize, u16, BTreeMap<String, String>);
@@ -267,8 +291,9 @@ fn read_head(connection: &mut Connection) -> anyhow::Result<Head> {
     loop {
         let mut fields = [httparse::EMPTY_HEADER; 128];
         let mut response = httparse::Response::new(&mut fields);
-        if let httparse::Status::Complete(length) =
-            response.parse(&connection.rest).context("the answer is not HTTP/1.1")?
+        if let httparse::Status::Complete(length) = response
+            .parse(&connection.rest)
+            .context("the answer is not HTTP/1.1")?
         {
             let headers = response
                 .headers
@@ -315,7 +340,10 @@ fn read_chunks(connection: &mut Connection) -> anyhow::Result<Vec<u8>> {
             return Ok(body);
         }
         body.extend(read_exact(connection, size)?);
-        ensure!(read_exact(connection, 2)? == b"\r\n", "chunk without its end");
+        ensure!(
+            read_exact(connection, 2)? == b"\r\n",
+            "chunk without its end"
+        );
     }
 }
 

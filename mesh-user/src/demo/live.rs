@@ -20,7 +20,6 @@ use ratatui::{
 
 use super::{
     ask::Answers,
-    inventory::Inventory,
     scene::{Scene, Stage},
 };
 
@@ -36,17 +35,17 @@ const LOG_LINES: usize = 14;
 /// # Errors
 /// No terminal, or something could not be started.
 pub(super) fn show(name: &str) -> anyhow::Result<()> {
-    let before = Inventory::take(name)?;
     println!("making pods, starting servers and the agent ...");
-    let result = super::build(name).and_then(run);
-    let left = Inventory::take(name)?.since(&before);
+    let mut own = std::collections::BTreeSet::new();
+    let result = super::build(name).and_then(|scene| run(scene, &mut own));
+    let left = super::inventory::settled(name, &own)?;
     println!("{left}");
     result?;
     ensure!(left.is_empty(), "the demo left something behind: {left}");
     Ok(())
 }
 
-fn run(mut scene: Scene) -> anyhow::Result<()> {
+fn run(mut scene: Scene, own: &mut std::collections::BTreeSet<String>) -> anyhow::Result<()> {
     scene.start_agent()?;
     let (mut load, reports) = start_load(&scene)?;
     let mut terminal = ratatui::try_init().context("no terminal (try --script)")?;
@@ -55,6 +54,7 @@ fn run(mut scene: Scene) -> anyhow::Result<()> {
     ratatui::restore();
     load.kill().ok();
     load.wait().ok();
+    *own = scene.own_objects();
     result?;
     scene.tear_down()
 }
@@ -63,14 +63,18 @@ fn start_load(scene: &Scene) -> anyhow::Result<(Child, Receiver<Answers>)> {
     let mut child = scene.flood(&scene.client, REPORT_MS, &["--pause-ms", PAUSE_MS])?;
     let output = child.stdout.take().context("the load has no output")?;
     let (sender, receiver) = channel();
-    std::thread::Builder::new().name("demo-load".into()).spawn(move || {
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
-            let Ok(answers) = serde_json::from_str(&line) else { continue };
-            if sender.send(answers).is_err() {
-                return;
+    std::thread::Builder::new()
+        .name("demo-load".into())
+        .spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let Ok(answers) = serde_json::from_str(&line) else {
+                    continue;
+                };
+                if sender.send(answers).is_err() {
+                    return;
+                }
             }
-        }
-    })?;
+        })?;
     Ok((child, receiver))
 }
 
@@ -106,7 +110,9 @@ impl Picture {
             if !event::poll(Duration::from_millis(100))? {
                 continue;
             }
-            let Event::Key(key) = event::read()? else { continue };
+            let Event::Key(key) = event::read()? else {
+                continue;
+            };
             if key.kind != KeyEventKind::Press {
                 continue;
             }
@@ -123,15 +129,23 @@ impl Picture {
 
     /// Every second the kernel's counters and the generation, by the CLI's own verbs.
     fn refresh(&mut self, scene: &Scene) {
-        if self.stats_at.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+        if self
+            .stats_at
+            .is_some_and(|at| at.elapsed() < Duration::from_secs(1))
+        {
             return;
         }
         self.stats_at = Some(Instant::now());
         if let Some(status) = json(scene, &["status", "-o", "json"]) {
             self.generation = find(&status, "generation").unwrap_or(self.generation);
         }
-        let Some(stats) = json(scene, &["bpf", "stats", "list", "-o", "json"]) else { return };
-        let rows = stats.get("items").and_then(|items| items.as_array()).cloned();
+        let Some(stats) = json(scene, &["bpf", "stats", "list", "-o", "json"]) else {
+            return;
+        };
+        let rows = stats
+            .get("items")
+            .and_then(|items| items.as_array())
+            .cloned();
         self.stats = rows
             .unwrap_or_default()
             .iter()
@@ -148,17 +162,27 @@ impl Picture {
             '2' => self.restage(scene, "50-50", |stage| stage.weights = (50, 50)),
             '3' => self.restage(scene, "0-100", |stage| stage.weights = (0, 100)),
             'l' => self.restage(scene, "limit", |stage| {
-                stage.limit = if stage.limit.is_some() { None } else { Some((100, 100)) };
+                stage.limit = if stage.limit.is_some() {
+                    None
+                } else {
+                    Some((100, 100))
+                };
             }),
             'k' => {
                 self.sick = !self.sick;
                 scene.set_sick("web-v1-b", self.sick)?;
-                let what = if self.sick { "answers 503 to everything" } else { "is healed" };
+                let what = if self.sick {
+                    "answers 503 to everything"
+                } else {
+                    "is healed"
+                };
                 self.say(format!("web-v1-b {what}"));
                 Ok(())
             }
             'r' => {
-                self.say("$ kill -TERM <agent>; mesh run ...   (connections go direct meanwhile)".into());
+                self.say(
+                    "$ kill -TERM <agent>; mesh run ...   (connections go direct meanwhile)".into(),
+                );
                 scene.stop_agent()?;
                 scene.start_agent()?;
                 self.say("the agent is back: adopted programs, maps and links".into());
@@ -171,7 +195,15 @@ impl Picture {
             }
             'e' => self.command(
                 scene,
-                &["explain", "--from", "default/client", "--to", "web:80", "-H", "x-user: beta"],
+                &[
+                    "explain",
+                    "--from",
+                    "default/client",
+                    "--to",
+                    "web:80",
+                    "-H",
+                    "x-user: beta",
+                ],
             ),
             'c' => self.command(scene, &["bpf", "conns", "list"]),
             _ => Ok(()),
@@ -185,7 +217,10 @@ impl Picture {
         change: impl FnOnce(&mut Stage),
     ) -> anyhow::Result<()> {
         change(&mut self.stage);
-        let file = scene.draft(&format!("{name}.yaml"), &self.stage)?.display().to_string();
+        let file = scene
+            .draft(&format!("{name}.yaml"), &self.stage)?
+            .display()
+            .to_string();
         self.command(scene, &["apply", "-f", &file])
     }
 
@@ -238,7 +273,11 @@ impl Picture {
             .style(Style::new().fg(Color::DarkGray)),
             keys,
         );
-        let lines: Vec<Line<'_>> = self.log.iter().map(|line| Line::from(line.as_str())).collect();
+        let lines: Vec<Line<'_>> = self
+            .log
+            .iter()
+            .map(|line| Line::from(line.as_str()))
+            .collect();
         frame.render_widget(Paragraph::new(lines), log);
     }
 
@@ -249,7 +288,11 @@ impl Picture {
             let count = self.last.version(version);
             let share = f64::from(count) / f64::from(answered.max(1));
             let full = (share * 40.0).round() as usize;
-            let branch = if index == 0 { " client ──▶ web ─┬─ " } else { "                 └─ " };
+            let branch = if index == 0 {
+                " client ──▶ web ─┬─ "
+            } else {
+                "                 └─ "
+            };
             let per_s = f64::from(count) * 1000.0 / REPORT_MS as f64;
             lines.push(Line::from(vec![
                 Span::raw(branch),
@@ -265,15 +308,26 @@ impl Picture {
             .iter()
             .filter(|(status, _)| **status != 200)
             .map(|(status, count)| format!("{count} × {status}"))
-            .chain(self.last.rejects.iter().map(|(name, count)| format!("{name}: {count}")))
+            .chain(
+                self.last
+                    .rejects
+                    .iter()
+                    .map(|(name, count)| format!("{name}: {count}")),
+            )
             .collect();
-        lines.push(Line::from(format!("                    {}", others.join("   "))));
+        lines.push(Line::from(format!(
+            "                    {}",
+            others.join("   ")
+        )));
         lines
     }
 
     fn kernel_line(&self) -> String {
         let of = |name: &str| {
-            self.stats.iter().find(|(reason, _)| reason == name).map_or(0, |(_, count)| *count)
+            self.stats
+                .iter()
+                .find(|(reason, _)| reason == name)
+                .map_or(0, |(_, count)| *count)
         };
         format!(
             " kernel: captured {}   passed {}   direct without agent {}   refused {}",

@@ -62,8 +62,16 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         .filter(|check| check.required && !check.ok)
         .map(|check| format!("{}: {}", check.name, check.remedy.unwrap_or(check.found)))
         .collect();
-    ensure!(missing.is_empty(), "this machine can't run mesh:\n  {}", missing.join("\n  "));
-    if args.script { story::play(&args.name) } else { live::show(&args.name) }
+    ensure!(
+        missing.is_empty(),
+        "this machine can't run mesh:\n  {}",
+        missing.join("\n  ")
+    );
+    if args.script {
+        story::play(&args.name)
+    } else {
+        live::show(&args.name)
+    }
 }
 
 /// A scene whose parts run this very binary.

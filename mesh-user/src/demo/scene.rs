@@ -2,6 +2,7 @@
 //! do the traffic tests.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -12,7 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::ask::Answers;
 use crate::{
-    kernel::{Instance, cleanup},
+    kernel::{Instance, cleanup, mounts},
     testbed::{Pod, Testbed, wait_until},
 };
 
@@ -47,21 +48,31 @@ pub struct Stage {
 
 impl Default for Stage {
     fn default() -> Self {
-        Self { weights: (90, 10), beta: true, limit: None }
+        Self {
+            weights: (90, 10),
+            beta: true,
+            limit: None,
+        }
     }
 }
 
 /// Everything that runs.
 #[derive(Debug)]
 pub struct Scene {
+    /// Namespaces and cgroups.
     pub bed: Testbed,
+    /// The agent's instance: named as the bed.
     pub instance: Instance,
+    /// A workload that asks.
     pub client: Pod,
+    /// Another one, told apart by its tags only.
     pub tester: Pod,
     servers: Vec<Server>,
     dir: PathBuf,
     agent: Option<Child>,
     binary: PathBuf,
+    /// Programs and maps that its agents loaded, as `name#id`.
+    own: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -95,6 +106,7 @@ impl Scene {
             dir,
             agent: None,
             binary: binary.to_owned(),
+            own: BTreeSet::new(),
         };
         for (pod, version) in [("web-v1-a", "v1"), ("web-v1-b", "v1"), ("web-v2", "v2")] {
             scene.server(pod, version)?;
@@ -109,13 +121,29 @@ impl Scene {
         command.args(["demo", "echo", "--name", name, "--version", version]);
         command.arg("--http").arg(format!("[::]:{TARGET}"));
         command.arg("--tcp").arg(format!("[::]:{TCP_TARGET}"));
-        command.arg("--server-first").arg(format!("[::]:{BANNER_TARGET}"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log("echo")?);
+        command
+            .arg("--server-first")
+            .arg(format!("[::]:{BANNER_TARGET}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(self.log("echo")?);
         let process = self.bed.spawn_in(&pod, command)?;
         let address = SocketAddr::from((pod.v4, TARGET));
-        self.servers.push(Server { pod, version, process });
-        let up = wait_until(READY, || self.ask_from_node(address, &["--path", "/"]).is_ok_and(|a| a.status(200) == 1));
-        ensure!(up, "the echo server {name} did not come up, see {}/echo.log", self.dir.display());
+        self.servers.push(Server {
+            pod,
+            version,
+            process,
+        });
+        let up = wait_until(READY, || {
+            self.ask_from_node(address, &["--path", "/"])
+                .is_ok_and(|a| a.status(200) == 1)
+        });
+        ensure!(
+            up,
+            "the echo server {name} did not come up, see {}/echo.log",
+            self.dir.display()
+        );
         Ok(())
     }
 
@@ -141,11 +169,15 @@ impl Scene {
 
     /// The configuration for a stage, as text.
     pub fn config_text(&self, stage: &Stage) -> String {
-        let Stage { weights: (v1, v2), beta, limit } = stage;
+        let Stage {
+            weights: (v1, v2),
+            beta,
+            limit,
+        } = stage;
         let mut text = String::from("rules:\n");
         if *beta {
             text.push_str(
-                "  - name: beta users and testers\n    service: web\n    precedence: 10\n    \
+                "  - name: beta-and-testers\n    service: web\n    precedence: 10\n    \
                  match: [{headers: {x-user: beta}}, {source: {tags: {app: tester}}}]\n    \
                  route: [{version: v2}]\n",
             );
@@ -180,11 +212,21 @@ impl Scene {
     /// The head of a configuration: where to attach, no metrics port, all log lines.
     pub fn head_text(&self) -> String {
         format!(
-            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: none\n  \
+            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\nagent:\n  metrics: off\n  \
              access-log: {{format: envoy, filter: all, path: {}}}\n",
-            self.bed.pods_cgroup().display(),
+            self.attach(),
             self.access_log().display(),
         )
+    }
+
+    /// Where the hooks attach, as the configuration names it: below the cgroup2 mount.
+    fn attach(&self) -> String {
+        let pods = self.bed.pods_cgroup();
+        let mount = mounts::cgroup2().ok().flatten().unwrap_or_default();
+        pods.strip_prefix(&mount)
+            .unwrap_or(&pods)
+            .display()
+            .to_string()
     }
 
     /// The `services:` of a configuration: `web` with its virtual addresses and endpoints.
@@ -237,12 +279,70 @@ impl Scene {
         self.draft("mesh.yaml", stage).map(drop)
     }
 
+    /// Writes a configuration, starts the agent with it and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Scene::start_agent`].
+    pub fn start_with(&mut self, text: &str) -> anyhow::Result<()> {
+        std::fs::write(self.config_path(), text).context("can't write the configuration")?;
+        self.start_agent()
+    }
+
+    /// Writes a configuration under the running agent and waits until it is in force.
+    ///
+    /// # Errors
+    /// The agent refused it, or did not take it within 10 s.
+    pub fn put_in_force(&self, text: &str) -> anyhow::Result<()> {
+        let before = self.status()?;
+        std::fs::write(self.config_path(), text).context("can't write the configuration")?;
+        let mut refused = None;
+        let done = wait_until(READY, || match self.status() {
+            Ok(now) => {
+                refused = now.config.last_error.clone();
+                let refused_again = refused.is_some() && refused != before.config.last_error;
+                let taken = refused.is_none()
+                    && (now.generation > before.generation || before.config.last_error.is_some());
+                refused_again || taken
+            }
+            Err(_) => false,
+        });
+        if let Some(error) = refused {
+            bail!("the agent refused the configuration: {}", error.message);
+        }
+        ensure!(done, "the configuration was not in force within {READY:?}");
+        Ok(())
+    }
+
+    /// What `mesh status -o json` says.
+    ///
+    /// # Errors
+    /// No agent runs.
+    pub fn status(&self) -> anyhow::Result<crate::admin::Status> {
+        let output = self.mesh(&["status", "-o", "json"])?;
+        serde_json::from_slice(&output.stdout).context("no status")
+    }
+
+    /// Runs `mesh demo load` against the service from inside a pod; its report.
+    ///
+    /// # Errors
+    /// It could not be started, or got not one answer.
+    pub fn load(&self, from: &Pod, path: &str, arguments: &[&str]) -> anyhow::Result<Child> {
+        let mut command = Command::new(&self.binary);
+        command.args(["demo", "load", "--json", "--connect", &format!("{VIP4}:{PORT}")]);
+        command.arg(format!("http://web{path}")).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        self.bed.spawn_in(from, command)
+    }
+
     /// Starts the agent and waits until it is ready and both clients are captured.
     pub fn start_agent(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(&self.binary);
         command.arg("run").arg("--config").arg(self.config_path());
         command.args(["--instance", self.instance.name()]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log("agent")?);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(self.log("agent")?);
         self.agent = Some(self.bed.spawn_node(command)?);
         let ready = wait_until(READY, || {
             self.mesh(&["status", "-o", "json"]).is_ok_and(|output| {
@@ -251,8 +351,18 @@ impl Scene {
                 output.status.success() && status.to_string().matches("\"live\"").count() >= 2
             })
         });
-        ensure!(ready, "the agent did not get ready, see {}/agent.log", self.dir.display());
+        ensure!(
+            ready,
+            "the agent did not get ready, see {}/agent.log",
+            self.dir.display()
+        );
+        self.own.extend(super::inventory::pinned(&self.instance)?);
         Ok(())
+    }
+
+    /// Programs and maps that its agents loaded, as `name#id`.
+    pub fn own_objects(&self) -> BTreeSet<String> {
+        self.own.clone()
     }
 
     /// Kills the agent with SIGKILL, as a crash would.
@@ -266,7 +376,9 @@ impl Scene {
 
     /// Stops the agent as an operator does (SIGTERM) and waits for its end.
     pub fn stop_agent(&mut self) -> anyhow::Result<()> {
-        let Some(mut agent) = self.agent.take() else { return Ok(()) };
+        let Some(mut agent) = self.agent.take() else {
+            return Ok(());
+        };
         // A pid that was never waited for is still ours.
         let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.id())?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
@@ -307,12 +419,7 @@ impl Scene {
     }
 
     /// Starts an endless client inside a pod, one report line for each `report_ms`.
-    pub fn flood(
-        &self,
-        from: &Pod,
-        report_ms: u64,
-        arguments: &[&str],
-    ) -> anyhow::Result<Child> {
+    pub fn flood(&self, from: &Pod, report_ms: u64, arguments: &[&str]) -> anyhow::Result<Child> {
         let mut command = self.ask_command(SocketAddr::from((VIP4, PORT)), arguments);
         command.args(["--count", "1000000", "--report-ms", &report_ms.to_string()]);
         self.bed.spawn_in(from, command)
@@ -320,9 +427,15 @@ impl Scene {
 
     fn ask_command(&self, to: SocketAddr, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(["demo", "ask", &to.to_string(), "--host", "web"]);
+        command.args(["demo", "ask", &to.to_string()]);
+        if !arguments.contains(&"--host") {
+            command.args(["--host", "web"]);
+        }
         command.args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
         command
     }
 
@@ -340,7 +453,11 @@ impl Scene {
         let method = if sick { "PUT" } else { "DELETE" };
         let to = SocketAddr::from((server.pod.v4, TARGET));
         let answers = self.ask_from_node(to, &["--method", method, "--path", "/_sick"])?;
-        ensure!(answers.failed() == 0, "{pod} can't be made sick: {:?}", answers.errors);
+        ensure!(
+            answers.failed() == 0,
+            "{pod} can't be made sick: {:?}",
+            answers.errors
+        );
         Ok(())
     }
 
@@ -348,7 +465,11 @@ impl Scene {
     pub fn tear_down(mut self) -> anyhow::Result<()> {
         self.stop_agent()?;
         let report = cleanup::cleanup(&self.instance, false, false);
-        ensure!(report.failed.is_empty(), "cleanup: {}", report.failed.join("; "));
+        ensure!(
+            report.failed.is_empty(),
+            "cleanup: {}",
+            report.failed.join("; ")
+        );
         self.end_servers();
         std::fs::remove_dir_all(&self.dir).ok();
         Ok(())
@@ -371,7 +492,13 @@ impl Drop for Scene {
 }
 
 fn answers(child: Child) -> anyhow::Result<Answers> {
-    let output = child.wait_with_output().context("can't wait for the client")?;
-    ensure!(output.status.success(), "the client ended with {}", output.status);
+    let output = child
+        .wait_with_output()
+        .context("can't wait for the client")?;
+    ensure!(
+        output.status.success(),
+        "the client ended with {}",
+        output.status
+    );
     serde_json::from_slice(&output.stdout).context("the client's report is not JSON")
 }

@@ -104,7 +104,10 @@ impl Kernel {
             .adopted
             .iter()
             .filter(|(_, record)| {
-                late || !matches!(netns::inside_if(&record.netns, record.inode, || ()), Ok(Some(())))
+                late || !matches!(
+                    netns::inside_if(&record.netns, record.inode, || ()),
+                    Ok(Some(()))
+                )
             })
             .map(|(id, _)| *id)
             .collect();
@@ -145,5 +148,4 @@ impl Kernel {
             });
         }
     }
-
 }

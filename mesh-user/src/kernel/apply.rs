@@ -25,6 +25,9 @@ type BackendKey = (Addr, u16, u32);
 /// A rule: address, prefix length, port.
 type RuleKey = (Addr, u8, u16);
 
+/// An endpoint to write: its place, and whether nothing of it stood there before.
+type BackendWrite = (u32, Backend, bool);
+
 /// Where an endpoint stands, and whether it may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Placed {
@@ -47,8 +50,7 @@ pub(super) struct Installed {
 /// What a table needs, with places chosen and nothing written.
 struct Plan {
     next: Installed,
-    /// Endpoints to write; whether the place is new.
-    backends: Vec<(u32, Backend, bool)>,
+    backends: Vec<BackendWrite>,
     new_slots: Vec<(u32, Vec<u32>)>,
 }
 
@@ -77,14 +79,18 @@ impl Installed {
                 continue;
             }
             let end = entry.slots_off.saturating_add(entry.slots_len);
-            let content: Result<Vec<u32>, _> =
-                (entry.slots_off..end).map(|at| tables.slots.get(&at, 0)).collect();
+            let content: Result<Vec<u32>, _> = (entry.slots_off..end)
+                .map(|at| tables.slots.get(&at, 0))
+                .collect();
             if let Ok(content) = content
                 && found.ranges.take(entry.slots_off, entry.slots_len)
             {
                 for place in &content {
                     if let Ok(backend) = tables.backends.get(place, 0) {
-                        let placed = Placed { place: *place, state: backend.state };
+                        let placed = Placed {
+                            place: *place,
+                            state: backend.state,
+                        };
                         found.backends.insert(backend_key(&backend), placed);
                     }
                 }
@@ -97,7 +103,9 @@ impl Installed {
             let (bits, data) = (key.prefix_len(), key.data());
             let prefix = bits.saturating_sub(mesh_common::maps::OUT_RULE_FIXED_BITS);
             let port = u16::from_be_bytes(data.port_be);
-            found.rules.insert((data.addr, prefix.min(128) as u8, port), action);
+            found
+                .rules
+                .insert((data.addr, prefix.min(128) as u8, port), action);
         }
         found
     }
@@ -132,16 +140,25 @@ fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
     for (address, entry) in &table.services {
         let mut entry = *entry;
         if !(1..SERVICE_PORTS_MAX).contains(&entry.service_id) {
-            return Err(KernelError::BadTable(format!("service number {}", entry.service_id)));
+            return Err(KernelError::BadTable(format!(
+                "service number {}",
+                entry.service_id
+            )));
         }
         let content = content(table, &places, &entry)?;
-        entry.slots_off = match (content.is_empty(), wanted.get(&content), now.slots.get(&content))
-        {
+        entry.slots_off = match (
+            content.is_empty(),
+            wanted.get(&content),
+            now.slots.get(&content),
+        ) {
             (true, _, _) => 0,
             (_, Some(at), _) | (_, None, Some(at)) => *at,
             (_, None, None) => {
                 let length = content.len() as u32;
-                let at = next.ranges.allocate(length).ok_or_else(|| full("SLOTS", table))?;
+                let at = next
+                    .ranges
+                    .allocate(length)
+                    .ok_or_else(|| full("SLOTS", table))?;
                 new_slots.push((at, content.clone()));
                 at
             }
@@ -159,7 +176,11 @@ fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
     next.slots = wanted;
     next.services = services;
     next.rules = rules(table);
-    Ok(Plan { next, backends, new_slots })
+    Ok(Plan {
+        next,
+        backends,
+        new_slots,
+    })
 }
 
 /// The place of each endpoint of the table, and what must be written for it.
@@ -167,16 +188,23 @@ fn place_backends(
     now: &Installed,
     next: &mut Installed,
     table: &KernelTable,
-) -> Result<(Vec<u32>, Vec<(u32, Backend, bool)>), KernelError> {
+) -> Result<(Vec<u32>, Vec<BackendWrite>), KernelError> {
     let mut writes = Vec::new();
     next.backends = HashMap::with_capacity(table.backends.len());
     let mut places = Vec::with_capacity(table.backends.len());
     for backend in &table.backends {
         let (key, state) = (backend_key(backend), backend.state);
-        let standing = next.backends.get(&key).or_else(|| now.backends.get(&key)).copied();
+        let standing = next
+            .backends
+            .get(&key)
+            .or_else(|| now.backends.get(&key))
+            .copied();
         let place = match standing {
             Some(standing) => standing.place,
-            None => next.places.allocate().ok_or_else(|| full("BACKENDS", table))?,
+            None => next
+                .places
+                .allocate()
+                .ok_or_else(|| full("BACKENDS", table))?,
         };
         let placed = Placed { place, state };
         if standing != Some(placed) {
@@ -200,7 +228,9 @@ fn content(
     entry: &ServiceEntry,
 ) -> Result<Vec<u32>, KernelError> {
     let (start, length) = (entry.slots_off as usize, entry.slots_len as usize);
-    let slots = start.checked_add(length).and_then(|end| table.slots.get(start..end));
+    let slots = start
+        .checked_add(length)
+        .and_then(|end| table.slots.get(start..end));
     let slots = slots.ok_or_else(|| {
         KernelError::BadTable(format!("slots {start}+{length} of {}", table.slots.len()))
     })?;
@@ -224,12 +254,28 @@ fn rules(table: &KernelTable) -> BTreeMap<RuleKey, u32> {
 
 fn capacity(map: &'static str, needed: usize) -> Result<(), KernelError> {
     let capacity = get(map).capacity as usize;
-    if needed > capacity { Err(KernelError::Full { map, needed, capacity }) } else { Ok(()) }
+    if needed > capacity {
+        Err(KernelError::Full {
+            map,
+            needed,
+            capacity,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 fn full(map: &'static str, table: &KernelTable) -> KernelError {
-    let needed = if map == "SLOTS" { table.slots.len() } else { table.backends.len() };
-    KernelError::Full { map, needed, capacity: get(map).capacity as usize }
+    let needed = if map == "SLOTS" {
+        table.slots.len()
+    } else {
+        table.backends.len()
+    };
+    KernelError::Full {
+        map,
+        needed,
+        capacity: get(map).capacity as usize,
+    }
 }
 
 impl Plan {
@@ -239,7 +285,10 @@ impl Plan {
             if *new {
                 zero_stats(tables, *place)?;
             }
-            tables.backends.set(*place, *backend, 0).map_err(at("BACKENDS"))?;
+            tables
+                .backends
+                .set(*place, *backend, 0)
+                .map_err(at("BACKENDS"))?;
         }
         for (start, content) in &self.new_slots {
             for (slot, place) in (*start..).zip(content) {
@@ -250,7 +299,10 @@ impl Plan {
         for ((addr, prefix, port), action) in &self.next.rules {
             if now.rules.get(&(*addr, *prefix, *port)) != Some(action) {
                 let key = rule_key(*addr, *prefix, *port);
-                tables.out_rules.insert(&key, *action, 0).map_err(at("OUT_RULES"))?;
+                tables
+                    .out_rules
+                    .insert(&key, *action, 0)
+                    .map_err(at("OUT_RULES"))?;
             }
         }
         self.write_services(now, tables)?;
@@ -264,9 +316,16 @@ impl Plan {
     }
 
     fn write_services(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
-        let at = |source| KernelError::Map { map: "SERVICES", source };
+        let at = |source| KernelError::Map {
+            map: "SERVICES",
+            source,
+        };
         // Removals first where the map could not hold both.
-        let both = now.services.keys().filter(|key| !self.next.services.contains_key(*key)).count()
+        let both = now
+            .services
+            .keys()
+            .filter(|key| !self.next.services.contains_key(*key))
+            .count()
             + self.next.services.len();
         let first = both > get("SERVICES").capacity as usize;
         if first {
@@ -274,21 +333,36 @@ impl Plan {
         }
         for ((addr, port), entry) in &self.next.services {
             if now.services.get(&(*addr, *port)) != Some(entry) {
-                tables.services.insert(service_key(*addr, *port), entry, 0).map_err(at)?;
+                tables
+                    .services
+                    .insert(service_key(*addr, *port), entry, 0)
+                    .map_err(at)?;
             }
         }
-        if first { Ok(()) } else { remove_stale(&self.next, now, tables).map_err(at) }
+        if first {
+            Ok(())
+        } else {
+            remove_stale(&self.next, now, tables).map_err(at)
+        }
     }
 
     /// Endpoints that no slot names any more. Their places are free again, oldest first.
     fn retire_backends(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
         for (key, Placed { place, .. }) in &now.backends {
             if !self.next.backends.contains_key(key) {
-                let free = Backend { addr: key.0, port: key.1, state: 0, version_id: key.2 };
+                let free = Backend {
+                    addr: key.0,
+                    port: key.1,
+                    state: 0,
+                    version_id: key.2,
+                };
                 tables
                     .backends
                     .set(*place, free, 0)
-                    .map_err(|source| KernelError::Map { map: "BACKENDS", source })?;
+                    .map_err(|source| KernelError::Map {
+                        map: "BACKENDS",
+                        source,
+                    })?;
             }
         }
         Ok(())
@@ -296,7 +370,12 @@ impl Plan {
 }
 
 fn service_key(addr: Addr, port: u16) -> ServiceKey {
-    ServiceKey { addr, port, proto: 6, _pad: 0 }
+    ServiceKey {
+        addr,
+        port,
+        proto: 6,
+        _pad: 0,
+    }
 }
 
 fn remove_stale(next: &Installed, now: &Installed, tables: &mut Tables) -> Result<(), MapError> {
@@ -317,7 +396,10 @@ fn zero_stats(tables: &mut Tables, place: u32) -> Result<(), KernelError> {
             tables
                 .ep_stats
                 .set(place, values, 0)
-                .map_err(|source| KernelError::Map { map: "EP_STATS", source })
+                .map_err(|source| KernelError::Map {
+                    map: "EP_STATS",
+                    source,
+                })
         })
 }
 

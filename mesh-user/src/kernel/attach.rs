@@ -68,8 +68,9 @@ pub(super) fn start(
     let (agent, fresh) = cgroups::enter_agent(mount, &options.instance)?;
     made.agent_cgroup = fresh.then(|| agent.path.clone());
     let mut tables = Tables::open(&pins)?;
-    let cookie = sockets::own_netns_cookie()
-        .map_err(KernelError::io("SO_NETNS_COOKIE (Linux 5.14 or newer is needed)"))?;
+    let cookie = sockets::own_netns_cookie().map_err(KernelError::io(
+        "SO_NETNS_COOKIE (Linux 5.14 or newer is needed)",
+    ))?;
     // An operator's «redirect off» outlives a restart.
     let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
     let config = config(options, agent.id, cookie, paused);
@@ -91,7 +92,9 @@ fn attach_all(
     made: &mut Vec<PathBuf>,
 ) -> Result<(), KernelError> {
     let mut wanted = Vec::new();
-    let agent_covered = points.iter().any(|point| agent.path.starts_with(&point.path));
+    let agent_covered = points
+        .iter()
+        .any(|point| agent.path.starts_with(&point.path));
     for (name, kind) in CGROUP_HOOKS {
         for point in points {
             wanted.push(attach(pins, programs, name, kind, point, made)?);

@@ -62,9 +62,16 @@ pub(super) fn require() -> Result<(), KernelError> {
 }
 
 fn missing(set: u64) -> Result<(), KernelError> {
-    let names: Vec<_> =
-        NEEDS.iter().filter(|need| !need.met(set)).map(|need| need.name).collect();
-    if names.is_empty() { Ok(()) } else { Err(KernelError::MissingCapability(names)) }
+    let names: Vec<_> = NEEDS
+        .iter()
+        .filter(|need| !need.met(set))
+        .map(|need| need.name)
+        .collect();
+    if names.is_empty() {
+        Ok(())
+    } else {
+        Err(KernelError::MissingCapability(names))
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +80,10 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_all_named() {
-        assert!(missing(1 << NET_ADMIN | 1 << SYS_ADMIN).is_ok(), "SYS_ADMIN covers BPF");
+        assert!(
+            missing(1 << NET_ADMIN | 1 << SYS_ADMIN).is_ok(),
+            "SYS_ADMIN covers BPF"
+        );
         assert!(missing(u64::MAX).is_ok());
         let error = missing(1 << BPF).unwrap_err().to_string();
         assert!(error.contains("NET_ADMIN, SYS_ADMIN"), "{error}");

@@ -26,7 +26,11 @@ impl Cgroup {
     fn open(path: &Path) -> io::Result<Self> {
         let dir = File::open(path)?;
         let id = dir.metadata()?.ino();
-        Ok(Self { path: path.to_owned(), id, dir })
+        Ok(Self {
+            path: path.to_owned(),
+            id,
+            dir,
+        })
     }
 }
 
@@ -37,10 +41,7 @@ pub(super) fn mount() -> Result<PathBuf, KernelError> {
 }
 
 /// The cgroups to attach to: those named, or the kubepods parent.
-pub(super) fn attach_points(
-    mount: &Path,
-    named: &[PathBuf],
-) -> Result<Vec<Cgroup>, KernelError> {
+pub(super) fn attach_points(mount: &Path, named: &[PathBuf]) -> Result<Vec<Cgroup>, KernelError> {
     let mut paths = Vec::new();
     for path in named {
         // A path below the mount may be written with a leading slash, as the kernel does.
@@ -144,12 +145,18 @@ mod tests {
         assert!(nesting(&["/cg/a", "/cg/ab", "/cg/c/d"]).is_ok());
         let error = nesting(&["/cg/a", "/cg/a/b"]).unwrap_err();
         assert!(matches!(error, KernelError::AttachNested { .. }));
-        assert!(error.to_string().contains("/cg/a/b is inside /cg/a"), "{error}");
+        assert!(
+            error.to_string().contains("/cg/a/b is inside /cg/a"),
+            "{error}"
+        );
     }
 
     #[test]
     fn root_and_foreign_trees_are_refused() {
         assert!(matches!(nesting(&["/cg"]), Err(KernelError::AttachRoot(_))));
-        assert!(matches!(nesting(&["/elsewhere"]), Err(KernelError::AttachRoot(_))));
+        assert!(matches!(
+            nesting(&["/elsewhere"]),
+            Err(KernelError::AttachRoot(_))
+        ));
     }
 }

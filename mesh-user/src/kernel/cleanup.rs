@@ -1,8 +1,28 @@
 //! Removes everything that an instance left in the kernel, also without an agent.
+//!
+//! Only what is this instance's: its pins, and rules in namespaces that its links or its records
+//! name. Other instances use the same mark and table in their own workloads' namespaces.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use mesh_common::abi::{CAPTURE_MARK, MARK_MASK};
 use serde::Serialize;
 
-use super::Instance;
+use super::{
+    Instance, cgroups, mounts,
+    object::STEER,
+    pins::{self, Pins},
+    records,
+    route::Steering,
+    sys::{self, LinkTarget},
+    workload,
+};
 
 /// What was removed, and what could not be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -13,9 +33,228 @@ pub struct Report {
     pub failed: Vec<String>,
 }
 
+impl Report {
+    fn note(&mut self, what: String, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.removed.push(what),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => self.failed.push(format!("{what}: {error}")),
+        }
+    }
+}
+
 /// Removes links, maps, pins, rules, routes, cgroup. `dry_run` only says what would go.
 ///
 /// Refuses (in `failed`) while a live agent holds the instance, unless `force`.
-pub fn cleanup(_instance: &Instance, _dry_run: bool, _force: bool) -> Report {
-    unimplemented!("kernel")
+///
+/// A bpffs that an agent mounted stays mounted: others may use it by now.
+pub fn cleanup(instance: &Instance, dry_run: bool, force: bool) -> Report {
+    let mut report = Report::default();
+    let run_dir = instance.run_dir();
+    // Taking the lock makes the directory: without one there is no agent.
+    let lock = if run_dir.exists() {
+        Some(pins::lock(instance))
+    } else {
+        None
+    };
+    if let Some(Err(error)) = &lock
+        && !force
+    {
+        report.failed.push(error.to_string());
+        return report;
+    }
+    let pins = match Pins::find(instance) {
+        Ok(pins) => pins,
+        Err(error) => {
+            report.failed.push(format!("/proc/self/mountinfo: {error}"));
+            return report;
+        }
+    };
+    let namespaces = namespaces(instance, pins.as_ref());
+    if let Some(pins) = &pins {
+        // Links first: nothing is captured from here on.
+        remove_links(pins, dry_run, &mut report);
+    }
+    for place in &namespaces {
+        undo_namespace(place, dry_run, &mut report);
+    }
+    if let Some(pins) = &pins {
+        remove_tree(&pins.instance, dry_run, &mut report);
+        if !dry_run {
+            // Only when no other instance is there.
+            let _ = pins.instance.parent().map(fs::remove_dir);
+        }
+    }
+    remove_cgroup(instance, dry_run, &mut report);
+    drop(lock);
+    remove_tree(&run_dir, dry_run, &mut report);
+    if !dry_run {
+        let _ = run_dir.parent().map(fs::remove_dir);
+    }
+    report
+}
+
+/// A namespace with something of ours in it.
+struct Place {
+    inode: u64,
+    path: PathBuf,
+    sysctl_before: Option<String>,
+}
+
+/// From the links (exact, but without paths) and from the records (which may be lost), searched
+/// for under `/run/netns` and `/proc`.
+fn namespaces(instance: &Instance, pins: Option<&Pins>) -> Vec<Place> {
+    let mut inodes: BTreeSet<u64> = BTreeSet::new();
+    for (name, _, path) in pins.map(Pins::all_links).unwrap_or_default() {
+        let info = sys::open_pin(&path).and_then(|link| sys::link_info(&link));
+        if let Ok(LinkTarget::Netns(inode)) = info.map(|info| info.target)
+            && name == STEER
+            && inode != 0
+        {
+            inodes.insert(u64::from(inode));
+        }
+    }
+    let mut sysctls: BTreeMap<u64, String> = BTreeMap::new();
+    let mut paths: BTreeMap<u64, PathBuf> = BTreeMap::new();
+    for record in records::read(instance) {
+        inodes.insert(record.inode);
+        if let Some(before) = record.sysctl_before {
+            sysctls.insert(record.inode, before);
+        }
+        if inode_of(&record.netns) == Some(record.inode) {
+            paths.insert(record.inode, record.netns);
+        }
+    }
+    if inodes.iter().any(|inode| !paths.contains_key(inode)) {
+        for path in candidates() {
+            if let Some(inode) = inode_of(&path).filter(|inode| inodes.contains(inode)) {
+                paths.entry(inode).or_insert(path);
+            }
+        }
+    }
+    // One that is found nowhere is gone, with all that was in it.
+    paths
+        .into_iter()
+        .map(|(inode, path)| Place {
+            inode,
+            path,
+            sysctl_before: sysctls.remove(&inode),
+        })
+        .collect()
+}
+
+fn inode_of(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|stat| stat.ino())
+}
+
+fn candidates() -> Vec<PathBuf> {
+    let children = |dir: &str| {
+        fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+    };
+    let named = children("/run/netns");
+    let processes = children("/proc")
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|n| n.as_encoded_bytes()[0].is_ascii_digit())
+        })
+        .map(|path| path.join("ns/net"));
+    named.chain(processes).collect()
+}
+
+fn undo_namespace(place: &Place, dry_run: bool, report: &mut Report) {
+    let name = place.path.display();
+    if dry_run {
+        report.removed.push(format!("rule and routes in {name}"));
+        return;
+    }
+    let steering = Steering {
+        mark: CAPTURE_MARK,
+        mask: MARK_MASK,
+    };
+    let undone = File::open(&place.path).and_then(|file| {
+        if file.metadata()?.ino() != place.inode {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        workload::undo(&file, steering, place.sysctl_before.as_deref())
+    });
+    match undone {
+        Ok((removed, failed)) => {
+            report
+                .removed
+                .extend(removed.into_iter().map(|what| format!("{what} in {name}")));
+            report
+                .failed
+                .extend(failed.into_iter().map(|what| format!("{name}: {what}")));
+        }
+        Err(error) => report.failed.push(format!("{name}: {error}")),
+    }
+}
+
+/// Connect hooks before `steer`: otherwise a captured SYN would find no listener.
+fn remove_links(pins: &Pins, dry_run: bool, report: &mut Report) {
+    let (steers, hooks): (Vec<_>, Vec<_>) = pins
+        .all_links()
+        .into_iter()
+        .partition(|(name, _, _)| name == STEER);
+    for (name, number, path) in hooks.into_iter().chain(steers) {
+        let result = if dry_run {
+            Ok(())
+        } else {
+            fs::remove_file(&path)
+        };
+        report.note(format!("link {name}-{number}"), result);
+    }
+}
+
+/// A directory of pins or run files, of every ABI.
+fn remove_tree(dir: &Path, dry_run: bool, report: &mut Report) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&path, dry_run, report);
+        } else if !(dry_run && path.parent().is_some_and(|dir| dir.ends_with("links"))) {
+            let result = if dry_run {
+                Ok(())
+            } else {
+                fs::remove_file(&path)
+            };
+            report.note(format!("{}", path.display()), result);
+        }
+    }
+    if !dry_run {
+        report.note(format!("{}", dir.display()), fs::remove_dir(dir));
+    }
+}
+
+fn remove_cgroup(instance: &Instance, dry_run: bool, report: &mut Report) {
+    let Ok(Some(mount)) = mounts::cgroup2() else {
+        return;
+    };
+    let path = cgroups::agent_path(&mount, instance);
+    if !path.exists() {
+        return;
+    }
+    let inside = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let pids: Vec<&str> = inside.lines().collect();
+    if !pids.is_empty() {
+        let list = pids.join(", ");
+        report.failed.push(format!(
+            "cgroup {}: processes {list} are in it",
+            path.display()
+        ));
+        return;
+    }
+    let result = if dry_run {
+        Ok(())
+    } else {
+        fs::remove_dir(&path)
+    };
+    report.note(format!("cgroup {}", path.display()), result);
 }

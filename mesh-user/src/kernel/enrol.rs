@@ -36,8 +36,12 @@ impl Kernel {
         let mark = self.config.agent_mark;
         let prepared = prepare(&netns, &identity, self.steering(), mark, shards)?;
         let adopted = self.take_adopted(&identity);
-        let pod_id = adopted.as_ref().map_or_else(|| self.fresh_id(), |record| record.pod_id);
-        let before = adopted.as_ref().and_then(|record| record.sysctl_before.clone());
+        let pod_id = adopted
+            .as_ref()
+            .map_or_else(|| self.fresh_id(), |record| record.pod_id);
+        let before = adopted
+            .as_ref()
+            .and_then(|record| record.sysctl_before.clone());
         let sysctl_before = prepared.sysctl_before.clone().or(before);
         let workload = Workload {
             key: Arc::clone(&wanted.key),
@@ -54,7 +58,11 @@ impl Kernel {
         match self.connect_up(pod_id, &prepared) {
             Ok(sockets) => {
                 self.write_records();
-                Ok(Enrolled { pod_id, listeners: prepared.listeners, sockets })
+                Ok(Enrolled {
+                    pod_id,
+                    listeners: prepared.listeners,
+                    sockets,
+                })
             }
             Err(error) => {
                 self.release(pod_id);
@@ -68,11 +76,15 @@ impl Kernel {
         if identity.cookie == self.config.agent_netns {
             return Err(EnrolError::OwnNamespace(place));
         }
-        let same = self.workloads.values().find(|other| other.identity.cookie == identity.cookie);
+        let same = self
+            .workloads
+            .values()
+            .find(|other| other.identity.cookie == identity.cookie);
         match same {
-            Some(other) => {
-                Err(EnrolError::AlreadyEnrolled { place, other: other.key.to_string() })
-            }
+            Some(other) => Err(EnrolError::AlreadyEnrolled {
+                place,
+                other: other.key.to_string(),
+            }),
             None => Ok(()),
         }
     }
@@ -98,7 +110,10 @@ impl Kernel {
         for ip in &prepared.addresses {
             self.claim(pod_id, *ip)?;
         }
-        let workload = self.workloads.get(&pod_id).ok_or(EnrolError::Unknown(pod_id))?;
+        let workload = self
+            .workloads
+            .get(&pod_id)
+            .ok_or(EnrolError::Unknown(pod_id))?;
         let (sockets, live) = (Arc::clone(&workload.sockets), workload.live);
         let (inode, source) = (workload.identity.inode, workload.source);
         let netns = sockets.namespace().ok_or(EnrolError::Unknown(pod_id))?;
@@ -110,7 +125,12 @@ impl Kernel {
             self.insert_netns(pod_id)?;
         } else {
             self.seem_alive()?;
-            self_probe(&netns, &prepared.listeners, source, self.config.capture_mark)?;
+            self_probe(
+                &netns,
+                &prepared.listeners,
+                source,
+                self.config.capture_mark,
+            )?;
         }
         Ok(sockets)
     }
@@ -123,7 +143,10 @@ impl Kernel {
         if now.saturating_sub(last) < self.config.heartbeat_stale_ns / 2 {
             return Ok(());
         }
-        self.tables.heartbeat.set(0, now, 0).map_err(|error| map_error("HEARTBEAT", error))
+        self.tables
+            .heartbeat
+            .set(0, now, 0)
+            .map_err(|error| map_error("HEARTBEAT", error))
     }
 
     /// Enters an address of a workload into `POD_BY_ADDR`.
@@ -132,9 +155,15 @@ impl Kernel {
         if let Ok(holder) = self.tables.pod_by_addr.get(&key, 0)
             && holder.pod_id != pod_id
         {
-            return Err(EnrolError::AddressTaken { addr: ip, other: self.name(holder.pod_id) });
+            return Err(EnrolError::AddressTaken {
+                addr: ip,
+                other: self.name(holder.pod_id),
+            });
         }
-        let workload = self.workloads.get_mut(&pod_id).ok_or(EnrolError::Unknown(pod_id))?;
+        let workload = self
+            .workloads
+            .get_mut(&pod_id)
+            .ok_or(EnrolError::Unknown(pod_id))?;
         let value = PodAddr {
             pod_id,
             generation: self.generation,
@@ -169,7 +198,10 @@ impl Kernel {
     }
 
     fn insert_netns(&mut self, pod_id: u32) -> Result<(), EnrolError> {
-        let workload = self.workloads.get(&pod_id).ok_or(EnrolError::Unknown(pod_id))?;
+        let workload = self
+            .workloads
+            .get(&pod_id)
+            .ok_or(EnrolError::Unknown(pod_id))?;
         let entry = PodEntry {
             pod_id,
             mode: MODE_MARK,
@@ -178,7 +210,10 @@ impl Kernel {
             generation: self.generation,
             _pad2: 0,
         };
-        let result = self.tables.pod_by_netns.insert(workload.identity.cookie, entry, 0);
+        let result = self
+            .tables
+            .pod_by_netns
+            .insert(workload.identity.cookie, entry, 0);
         result.map_err(|error| map_error("POD_BY_NETNS", error))
     }
 
@@ -195,7 +230,9 @@ impl Kernel {
     /// that is not enrolled (any more).
     pub fn release(&mut self, pod_id: u32) {
         self.stop_capture(pod_id);
-        let Some(workload) = self.workloads.remove(&pod_id) else { return };
+        let Some(workload) = self.workloads.remove(&pod_id) else {
+            return;
+        };
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
         if let Some(netns) = workload.sockets.namespace() {
@@ -269,9 +306,15 @@ pub(super) fn report(map: &'static str, result: Result<(), MapError>) {
 fn full(map: &'static str) -> impl Fn(io::Error) -> EnrolError {
     move |source| {
         if source.raw_os_error() == Some(libc::E2BIG) {
-            EnrolError::MapFull { map, capacity: get(map).capacity }
+            EnrolError::MapFull {
+                map,
+                capacity: get(map).capacity,
+            }
         } else {
-            EnrolError::Io { what: format!("map {map}"), source }
+            EnrolError::Io {
+                what: format!("map {map}"),
+                source,
+            }
         }
     }
 }

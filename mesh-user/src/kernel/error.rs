@@ -6,14 +6,10 @@ use std::{io, net::IpAddr, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The binary was built before the eBPF object.
-    #[error(
-        "this binary holds no eBPF object: run cargo xtask build-ebpf, then build it again"
-    )]
+    #[error("this binary holds no eBPF object: run cargo xtask build-ebpf, then build it again")]
     NotBuilt,
     /// Another agent runs this instance.
-    #[error(
-        "instance {instance} is held by process {pid}: stop it, or choose another --instance"
-    )]
+    #[error("instance {instance} is held by process {pid}: stop it, or choose another --instance")]
     Locked {
         /// The instance.
         instance: String,
@@ -152,7 +148,9 @@ pub enum EnrolError {
     #[error("{0} is no network namespace: expected a path such as /run/netns/NAME")]
     NotANamespace(String),
     /// The namespace is the agent's: steering there would rule the node.
-    #[error("{0} is the agent's own network namespace: workloads with the host's network are not captured")]
+    #[error(
+        "{0} is the agent's own network namespace: workloads with the host's network are not captured"
+    )]
     OwnNamespace(String),
     /// Another workload has this namespace.
     #[error("{place} is enrolled already, as {other}")]
@@ -205,12 +203,18 @@ pub enum EnrolError {
 
 impl KernelError {
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { what: what.into(), source }
+        move |source| Self::Io {
+            what: what.into(),
+            source,
+        }
     }
 }
 
 impl EnrolError {
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { what: what.into(), source }
+        move |source| Self::Io {
+            what: what.into(),
+            source,
+        }
     }
 }

@@ -7,8 +7,14 @@ use mesh_common::maps;
 use super::{Instance, mounts};
 
 /// The names that our programs have in the kernel.
-pub const PROGRAMS: &[&str] =
-    &["connect4", "connect6", "getpeername4", "getpeername6", "flow_ops", "steer"];
+pub const PROGRAMS: &[&str] = &[
+    "connect4",
+    "connect6",
+    "getpeername4",
+    "getpeername6",
+    "flow_ops",
+    "steer",
+];
 
 /// Programs and maps that carry our names, as `name#id`, whatever instance they belong to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,17 +51,38 @@ pub fn loaded_objects() -> io::Result<Objects> {
 
 /// The pins of an instance, of every ABI, as paths. Empty when there is none, or no bpffs.
 pub fn pins(instance: &Instance) -> Vec<PathBuf> {
-    let Ok(Some(bpffs)) = mounts::bpffs() else { return Vec::new() };
+    let Ok(Some(bpffs)) = mounts::bpffs() else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     walk(&bpffs.join("mesh").join(instance.name()), &mut found);
     found.sort();
     found
 }
 
+/// The maps that an instance has pinned, as `name#id`.
+pub fn pinned_maps(instance: &Instance) -> Vec<String> {
+    pins(instance)
+        .iter()
+        .filter(|pin| {
+            let name = pin.file_name().unwrap_or_default();
+            maps::ALL.iter().any(|spec| name == spec.name)
+        })
+        .filter_map(|pin| aya::maps::MapInfo::from_pin(pin).ok())
+        .map(|info| format!("{}#{}", info.name_as_str().unwrap_or_default(), info.id()))
+        .collect()
+}
+
 fn walk(dir: &std::path::Path, found: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
-        if path.is_dir() { walk(&path, found) } else { found.push(path) }
+        if path.is_dir() {
+            walk(&path, found)
+        } else {
+            found.push(path)
+        }
     }
 }

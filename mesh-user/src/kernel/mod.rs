@@ -51,13 +51,13 @@ use mesh_common::{
 };
 use serde::Serialize;
 
-pub use self::{
-    error::{EnrolError, KernelError},
-    heartbeat::Heartbeat,
-};
 use self::{
     apply::Installed, pins::Pins, records::Record, route::Steering, tables::Tables,
     workload::Workload,
+};
+pub use self::{
+    error::{EnrolError, KernelError},
+    heartbeat::Heartbeat,
 };
 use crate::{
     model::{Failure, Netns, kernel_table::KernelTable},
@@ -79,11 +79,15 @@ impl Instance {
     /// Any other name, with what is allowed.
     pub fn new(name: &str) -> Result<Self, String> {
         let good = (1..=32).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         if good {
             Ok(Self(name.to_owned()))
         } else {
-            Err(format!("instance name {name:?}: expected 1 to 32 of a-z, 0-9 and '-'"))
+            Err(format!(
+                "instance name {name:?}: expected 1 to 32 of a-z, 0-9 and '-'"
+            ))
         }
     }
 
@@ -184,6 +188,7 @@ impl Kernel {
     /// # Errors
     /// The missing feature, capability or mount by name, with what to do.
     pub fn start(options: &KernelOptions) -> Result<Self, KernelError> {
+        object::present()?;
         capability::require()?;
         let mount = cgroups::mount()?;
         let points = cgroups::attach_points(&mount, &options.attach)?;
@@ -234,7 +239,10 @@ impl Kernel {
     /// # Errors
     /// The map could not be written.
     pub fn set_paused(&mut self, paused: bool) -> Result<(), KernelError> {
-        let config = Config { paused: u32::from(paused), ..self.config };
+        let config = Config {
+            paused: u32::from(paused),
+            ..self.config
+        };
         write_config(&mut self.tables, config)?;
         self.config = config;
         Ok(())
@@ -279,13 +287,19 @@ impl Kernel {
     }
 
     fn steering(&self) -> Steering {
-        Steering { mark: self.config.capture_mark, mask: self.config.mark_mask }
+        Steering {
+            mark: self.config.capture_mark,
+            mask: self.config.mark_mask,
+        }
     }
 
     /// Names for the CLI, and what a cleanup must undo. A failure is no reason to stop serving.
     fn write_records(&self) {
-        let own: Vec<Record> =
-            self.workloads.iter().map(|(pod_id, workload)| workload.record(*pod_id)).collect();
+        let own: Vec<Record> = self
+            .workloads
+            .iter()
+            .map(|(pod_id, workload)| workload.record(*pod_id))
+            .collect();
         let all: Vec<&Record> = own.iter().chain(self.adopted.values()).collect();
         if let Err(error) = records::write(&self.instance, &all) {
             tracing::warn!(%error, "workloads.json could not be written: the command line shows no names");
@@ -293,12 +307,7 @@ impl Kernel {
     }
 }
 
-fn config(
-    options: &KernelOptions,
-    agent_cgroup: u64,
-    agent_netns: u64,
-    paused: u32,
-) -> Config {
+fn config(options: &KernelOptions, agent_cgroup: u64, agent_netns: u64, paused: u32) -> Config {
     Config {
         abi: ABI_VERSION,
         capture_mark: CAPTURE_MARK,
@@ -307,7 +316,11 @@ fn config(
         agent_cgroup,
         heartbeat_stale_ns: HEARTBEAT_STALE_NS,
         shards: u32::from(options.shards).clamp(1, SHARDS_MAX),
-        unknown_netns: if options.refuse_unknown { UNKNOWN_REFUSE } else { UNKNOWN_PASS },
+        unknown_netns: if options.refuse_unknown {
+            UNKNOWN_REFUSE
+        } else {
+            UNKNOWN_PASS
+        },
         paused,
         _pad: 0,
         agent_netns,
@@ -319,12 +332,25 @@ fn write_config(tables: &mut Tables, config: Config) -> Result<(), KernelError> 
     tables
         .config
         .set(0, config, 0)
-        .map_err(|source| KernelError::Map { map: "CONFIG", source })
+        .map_err(|source| KernelError::Map {
+            map: "CONFIG",
+            source,
+        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The control thread owns the kernel side; the heartbeat is anybody's.
+    #[test]
+    fn kernel_side_may_move_between_threads() {
+        fn send<T: Send>() {}
+        fn shared<T: Send + Sync>() {}
+        send::<Kernel>();
+        shared::<Heartbeat>();
+        shared::<view::View>();
+    }
 
     #[test]
     fn instance_names_are_bounded_and_safe_in_paths() {

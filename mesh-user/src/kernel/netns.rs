@@ -34,7 +34,10 @@ pub(super) fn open(netns: &Netns) -> Result<(OwnedFd, Identity), EnrolError> {
         Netns::Pid(pid) => (PathBuf::from(format!("/proc/{pid}/ns/net")), Some(*pid)),
     };
     let place = path.display().to_string();
-    let gone = |source| EnrolError::NamespaceGone { place: place.clone(), source };
+    let gone = |source| EnrolError::NamespaceGone {
+        place: place.clone(),
+        source,
+    };
     let process = match process {
         Some(pid) => Some((pid, start_time(pid).map_err(gone)?)),
         None => None,
@@ -49,7 +52,15 @@ pub(super) fn open(netns: &Netns) -> Result<(OwnedFd, Identity), EnrolError> {
         }
         Err(error) => return Err(EnrolError::io(format!("entering {place}"))(error)),
     };
-    Ok((file.into(), Identity { path, inode, cookie, process }))
+    Ok((
+        file.into(),
+        Identity {
+            path,
+            inode,
+            cookie,
+            process,
+        },
+    ))
 }
 
 impl Identity {
@@ -111,7 +122,9 @@ pub(super) fn inside_if<T>(
     inode: u64,
     f: impl FnOnce() -> T,
 ) -> io::Result<Option<T>> {
-    let Ok(file) = File::open(path) else { return Ok(None) };
+    let Ok(file) = File::open(path) else {
+        return Ok(None);
+    };
     if file.metadata()?.ino() != inode {
         return Ok(None);
     }

@@ -38,9 +38,14 @@ pub(super) struct Programs(Vec<(&'static str, OwnedFd)>);
 
 impl Programs {
     pub(super) fn get(&self, name: &'static str) -> Result<&OwnedFd, KernelError> {
-        self.0.iter().find(|(other, _)| *other == name).map(|(_, fd)| fd).ok_or_else(|| {
-            KernelError::Load { what: name.to_owned(), why: "the object lacks it".to_owned() }
-        })
+        self.0
+            .iter()
+            .find(|(other, _)| *other == name)
+            .map(|(_, fd)| fd)
+            .ok_or_else(|| KernelError::Load {
+                what: name.to_owned(),
+                why: "the object lacks it".to_owned(),
+            })
     }
 
     pub(super) fn take(&mut self, name: &'static str) -> Result<OwnedFd, KernelError> {
@@ -54,15 +59,20 @@ impl Programs {
     }
 }
 
+/// Whether this binary holds the object at all.
+pub(super) fn present() -> Result<(), KernelError> {
+    if OBJECT.is_empty() {
+        Err(KernelError::NotBuilt)
+    } else {
+        Ok(())
+    }
+}
+
 /// Loads the object. With pins: against the pinned maps, those that are missing are made and
 /// pinned (added to `made`), and the programs' pins are replaced. Without: for a probe, leaving
 /// nothing.
-pub(super) fn load(
-    pins: Option<(&Pins, &mut Vec<PathBuf>)>,
-) -> Result<Programs, KernelError> {
-    if OBJECT.is_empty() {
-        return Err(KernelError::NotBuilt);
-    }
+pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs, KernelError> {
+    present()?;
     let mut loader = EbpfLoader::new();
     // No CO-RE relocations in the object: the kernel's own types are not needed.
     loader.btf(None);
@@ -127,7 +137,9 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
     };
     loaded.map_err(|error| refused(&error))?;
     let fd = program.fd().map_err(|error| refused(&error))?;
-    fd.as_fd().try_clone_to_owned().map_err(KernelError::io(name))
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(KernelError::io(name))
 }
 
 /// An error with its causes; a verifier log is cut to its end, where the reason stands.
@@ -151,4 +163,28 @@ fn chain(error: &dyn std::error::Error) -> String {
         start += 1;
     }
     format!("... {}", &text[start..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a build without the object, starting says how to get it; with it, it is an ELF file.
+    #[test]
+    fn object_is_there_or_its_absence_says_what_to_run() {
+        match present() {
+            Ok(()) => assert!(OBJECT.starts_with(b"\x7fELF")),
+            Err(error) => assert!(
+                error.to_string().contains("cargo xtask build-ebpf"),
+                "{error}"
+            ),
+        }
+    }
+
+    #[test]
+    fn long_verifier_log_keeps_its_end() {
+        let error = std::io::Error::other(format!("{}é last line", "x".repeat(5_000)));
+        let text = chain(&error);
+        assert!(text.len() < 2_100 && text.ends_with("é last line"));
+    }
 }

@@ -42,7 +42,10 @@ impl Pins {
 
     fn below(bpffs: &Path, instance: &Instance) -> Self {
         let instance = bpffs.join("mesh").join(instance.name());
-        Self { root: instance.join(format!("v{ABI_VERSION}")), instance }
+        Self {
+            root: instance.join(format!("v{ABI_VERSION}")),
+            instance,
+        }
     }
 
     /// Mounts a bpffs where there is none: at the usual place, so that the CLI finds it. It stays
@@ -66,6 +69,24 @@ impl Pins {
             fs::create_dir_all(&dir).map_err(KernelError::io(format!("{}", dir.display())))?;
         }
         Ok(pins)
+    }
+
+    /// Why nothing of this ABI is pinned.
+    pub(super) fn missing(&self) -> KernelError {
+        let others: Vec<String> = fs::read_dir(&self.instance)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        if others.is_empty() {
+            return KernelError::NoPins(self.root.clone());
+        }
+        KernelError::OtherAbi {
+            dir: self.instance.clone(),
+            found: others.join(", "),
+            expected: ABI_VERSION,
+        }
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -115,17 +136,33 @@ impl Pins {
 }
 
 fn check_layout(spec: &'static Spec, path: &Path) -> Result<(), KernelError> {
-    let info =
-        MapInfo::from_pin(path).map_err(|source| KernelError::Map { map: spec.name, source })?;
+    let info = MapInfo::from_pin(path).map_err(|source| KernelError::Map {
+        map: spec.name,
+        source,
+    })?;
     let kind = info.map_type().map(|kind| kind as u32).unwrap_or(0);
-    let found =
-        layout(kind, info.key_size(), info.value_size(), info.max_entries(), info.map_flags());
-    let expected =
-        layout(spec.kind as u32, spec.key as u32, spec.value as u32, spec.capacity, spec.flags);
+    let found = layout(
+        kind,
+        info.key_size(),
+        info.value_size(),
+        info.max_entries(),
+        info.map_flags(),
+    );
+    let expected = layout(
+        spec.kind as u32,
+        spec.key as u32,
+        spec.value as u32,
+        spec.capacity,
+        spec.flags,
+    );
     if found == expected {
         Ok(())
     } else {
-        Err(KernelError::MapLayout { map: spec.name, found, expected })
+        Err(KernelError::MapLayout {
+            map: spec.name,
+            found,
+            expected,
+        })
     }
 }
 
@@ -160,7 +197,10 @@ pub(super) fn lock(instance: &Instance) -> Result<Lock, KernelError> {
             // Only to say who: an unreadable number changes nothing.
             let _ = file.read_to_string(&mut pid);
             let pid = if pid.is_empty() { "?".to_owned() } else { pid };
-            Err(KernelError::Locked { instance: instance.name().to_owned(), pid })
+            Err(KernelError::Locked {
+                instance: instance.name().to_owned(),
+                pid,
+            })
         }
     }
 }

@@ -1,6 +1,17 @@
 //! What this machine can do: found by trying, never by version string.
 
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
+
 use serde::Serialize;
+
+use super::{
+    KernelError, capability, cgroups, mounts, object, sockets,
+    sys::{self, AttachType},
+};
 
 /// One line of `mesh check`.
 #[derive(Clone, Debug, Serialize)]
@@ -17,7 +28,278 @@ pub struct Check {
     pub remedy: Option<String>,
 }
 
+impl Check {
+    fn info(name: &str, found: impl Into<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            ok: true,
+            required: false,
+            found: found.into(),
+            remedy: None,
+        }
+    }
+
+    /// Something that the agent can't run without.
+    fn required(name: impl Into<String>, found: Result<String, String>, remedy: &str) -> Self {
+        let ok = found.is_ok();
+        Self {
+            name: name.into(),
+            ok,
+            required: true,
+            found: found.unwrap_or_else(|error| error),
+            remedy: (!ok).then(|| remedy.to_owned()),
+        }
+    }
+
+    /// Something that is good to have.
+    fn wanted(name: impl Into<String>, found: Result<String, String>, remedy: &str) -> Self {
+        Self {
+            required: false,
+            ..Self::required(name, found, remedy)
+        }
+    }
+}
+
 /// Looks at everything that the agent needs. Leaves nothing behind.
 pub fn check() -> Vec<Check> {
-    unimplemented!("kernel")
+    let mut checks = vec![Check::info("kernel", release()), btf(), cgroup2(), bpffs()];
+    let set = capability::effective();
+    checks.extend(capability::NEEDS.iter().map(|need| {
+        let found = if need.met(set) {
+            Ok("granted".to_owned())
+        } else {
+            Err("missing".to_owned())
+        };
+        let name = format!("capability {}", need.name);
+        Check::required(
+            name,
+            found,
+            &format!("grant it, or run as root: it {}", need.purpose),
+        )
+    }));
+    checks.extend(features());
+    checks.push(netns_cookie());
+    checks.push(ebpf_object());
+    checks.push(foreign_hooks());
+    checks
+}
+
+fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|error| error.to_string(), |text| text.trim().to_owned())
+}
+
+/// For tools that print maps; the programs read stable contexts only and need no CO-RE.
+fn btf() -> Check {
+    const PATH: &str = "/sys/kernel/btf/vmlinux";
+    let found = fs::metadata(PATH)
+        .map(|stat| format!("{PATH}, {} KiB", stat.len() / 1_024))
+        .map_err(|error| format!("{PATH}: {error}"));
+    Check::wanted(
+        "btf",
+        found,
+        "not needed by this build; a kernel with CONFIG_DEBUG_INFO_BTF helps when debugging",
+    )
+}
+
+fn cgroup2() -> Check {
+    let found = match mounts::cgroup2() {
+        Ok(Some(path)) => Ok(path.display().to_string()),
+        Ok(None) => Err("no cgroup2 mount".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    Check::required(
+        "cgroup2",
+        found,
+        "mount -t cgroup2 none /sys/fs/cgroup/unified, or give the container the host's",
+    )
+}
+
+fn bpffs() -> Check {
+    let found = match mounts::bpffs() {
+        Ok(Some(path)) => Ok(path.display().to_string()),
+        // The agent mounts one itself where the kernel has made the place for it.
+        Ok(None) if Path::new("/sys/fs/bpf").is_dir() => {
+            Ok("none yet: mounted at the start of the agent".to_owned())
+        }
+        Ok(None) => Err("no bpffs, and no /sys/fs/bpf to mount one at".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    Check::required(
+        "bpffs",
+        found,
+        "a kernel with CONFIG_BPF_SYSCALL, then mount -t bpf bpf /sys/fs/bpf",
+    )
+}
+
+/// `r0 = VALUE`.
+const fn mov_r0(value: i32) -> u64 {
+    0xb7 | (value as u32 as u64) << 32
+}
+/// `r1 = VALUE`.
+const fn mov_r1(value: i32) -> u64 {
+    0xb7 | 1 << 8 | (value as u32 as u64) << 32
+}
+/// Calls a helper.
+const fn call(helper: u32) -> u64 {
+    0x85 | (helper as u64) << 32
+}
+const EXIT: u64 = 0x95;
+
+const SOCK_OPS: u32 = 13;
+const SOCK_ADDR: u32 = 18;
+const SK_LOOKUP: u32 = 30;
+
+/// Each program type, helper and map type that the object uses: the smallest program of its kind.
+fn features() -> Vec<Check> {
+    let program = |name: &str, kind, attach: AttachType, insns: &[u64], since: &str| {
+        let found = sys::prog_load(kind, attach as u32, insns);
+        feature(name, found.map(drop), since)
+    };
+    let allow = [mov_r0(1), EXIT];
+    let connect = AttachType::Connect4;
+    vec![
+        program(
+            "program cgroup_sock_addr",
+            SOCK_ADDR,
+            connect,
+            &allow,
+            "4.17",
+        ),
+        program(
+            "program getpeername",
+            SOCK_ADDR,
+            AttachType::GetPeername4,
+            &allow,
+            "5.8",
+        ),
+        program(
+            "program sock_ops",
+            SOCK_OPS,
+            AttachType::SockOps,
+            &allow,
+            "4.13",
+        ),
+        program(
+            "program sk_lookup",
+            SK_LOOKUP,
+            AttachType::SkLookup,
+            &allow,
+            "5.9",
+        ),
+        program(
+            "helper bpf_set_retval",
+            SOCK_ADDR,
+            connect,
+            &[mov_r1(-libc::ECONNREFUSED), call(187), mov_r0(0), EXIT],
+            "5.18",
+        ),
+        program(
+            "helper bpf_get_netns_cookie in connect",
+            SOCK_ADDR,
+            connect,
+            &[call(122), mov_r0(1), EXIT],
+            "5.7",
+        ),
+        program(
+            "helper bpf_get_current_cgroup_id in sock_ops",
+            SOCK_OPS,
+            AttachType::SockOps,
+            &[call(80), mov_r0(1), EXIT],
+            "6.0",
+        ),
+        feature(
+            "map ring buffer",
+            sys::map_create(27, 0, 0, 4_096, 0).map(drop),
+            "5.8",
+        ),
+        feature(
+            "map sockhash with cookies",
+            sys::map_create(18, 8, 8, 1, 0).map(drop),
+            "5.7",
+        ),
+        feature(
+            "map memory mapping",
+            sys::map_create(2, 4, 8, 1, 1 << 10).map(drop),
+            "5.5",
+        ),
+    ]
+}
+
+fn feature(name: &str, found: io::Result<()>, since: &str) -> Check {
+    Check::required(
+        name,
+        found
+            .map(|()| "works".to_owned())
+            .map_err(|error| error.to_string()),
+        &format!("Linux {since} or newer has it; without capabilities nothing can be tried"),
+    )
+}
+
+fn netns_cookie() -> Check {
+    let found = sockets::own_netns_cookie()
+        .map(|cookie| format!("this namespace has {cookie}"))
+        .map_err(|error| error.to_string());
+    Check::required(
+        "network namespace cookie",
+        found,
+        "Linux 5.14 or newer has SO_NETNS_COOKIE",
+    )
+}
+
+/// The object itself, loaded and thrown away: the verifier's word on the real programs.
+fn ebpf_object() -> Check {
+    let found = object::load(None).map(|_| "every program loads".to_owned());
+    let remedy = match &found {
+        Err(KernelError::NotBuilt) => "cargo xtask build-ebpf, then build mesh again",
+        _ => "report it with the text above: the kernel refuses a program",
+    };
+    Check::required(
+        "eBPF object",
+        found.map_err(|error| error.to_string()),
+        remedy,
+    )
+}
+
+/// Connect hooks of others, for the record: ours runs before those of parent cgroups.
+fn foreign_hooks() -> Check {
+    const NAME: &str = "connect hooks at the root cgroup";
+    let count = cgroups::mount()
+        .map_err(|error| error.to_string())
+        .and_then(|mount| File::open(mount).map_err(|error| error.to_string()))
+        .and_then(|root| {
+            sys::effective(root, AttachType::Connect4).map_err(|error| error.to_string())
+        });
+    match count {
+        Ok(ids) if ids.is_empty() => Check::info(NAME, "none"),
+        Ok(ids) => Check::info(
+            NAME,
+            format!("{} (programs {ids:?}), run after ours", ids.len()),
+        ),
+        Err(error) => Check::info(NAME, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_have_the_kernels_encoding() {
+        // mov64 r1, -111: opcode 0xb7, register 1 in the low nibble of byte 1, value in bytes 4-7.
+        assert_eq!(
+            mov_r1(-111).to_le_bytes(),
+            [0xb7, 1, 0, 0, 0x91, 0xff, 0xff, 0xff]
+        );
+        assert_eq!(mov_r0(1).to_le_bytes(), [0xb7, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(call(187).to_le_bytes(), [0x85, 0, 0, 0, 187, 0, 0, 0]);
+    }
+
+    #[test]
+    fn only_a_bad_check_carries_a_remedy() {
+        let good = Check::required("x", Ok("there".into()), "do this");
+        assert!(good.ok && good.remedy.is_none());
+        let bad = Check::wanted("x", Err("gone".into()), "do this");
+        assert!(!bad.ok && !bad.required && bad.remedy.is_some_and(|text| text == "do this"));
+    }
 }

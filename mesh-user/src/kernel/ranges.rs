@@ -12,12 +12,17 @@ pub(super) struct Ranges {
 
 impl Ranges {
     pub(super) fn new(capacity: u32) -> Self {
-        Self { free: BTreeMap::from([(0, capacity)]), resting: Vec::new() }
+        Self {
+            free: BTreeMap::from([(0, capacity)]),
+            resting: Vec::new(),
+        }
     }
 
     /// Takes a range that is in use already; whether it was free.
     pub(super) fn take(&mut self, start: u32, length: u32) -> bool {
-        let Some((&from, &have)) = self.free.range(..=start).next_back() else { return false };
+        let Some((&from, &have)) = self.free.range(..=start).next_back() else {
+            return false;
+        };
         let (end, wanted) = (from + have, start.saturating_add(length));
         if wanted > end {
             return false;
@@ -78,7 +83,11 @@ pub(super) struct Places {
 
 impl Places {
     pub(super) fn new(capacity: u32) -> Self {
-        Self { next: 0, capacity, freed: VecDeque::new() }
+        Self {
+            next: 0,
+            capacity,
+            freed: VecDeque::new(),
+        }
     }
 
     /// From the places that are in use.
@@ -86,7 +95,11 @@ impl Places {
         let used: std::collections::BTreeSet<u32> = used.into_iter().collect();
         let next = used.last().map_or(0, |last| last + 1);
         let freed = (0..next).filter(|place| !used.contains(place)).collect();
-        Self { next, capacity, freed }
+        Self {
+            next,
+            capacity,
+            freed,
+        }
     }
 
     pub(super) fn allocate(&mut self) -> Option<u32> {

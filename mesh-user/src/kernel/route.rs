@@ -33,7 +33,10 @@ impl Netlink {
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
     }
 
     /// Sends a request and collects the answers up to the acknowledgement or the end of the dump.
@@ -79,15 +82,22 @@ impl Netlink {
     /// tentative ones. In the kernel's order: the first of a family is what a connection leaves
     /// with.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<IpAddr>> {
-        let dump =
-            self.ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
+        let dump = self.ask(
+            RouteNetlinkMessage::GetAddress(AddressMessage::default()),
+            NLM_F_DUMP,
+        )?;
         let mut found = Vec::new();
         for message in dump {
-            let RouteNetlinkMessage::NewAddress(message) = message else { continue };
+            let RouteNetlinkMessage::NewAddress(message) = message else {
+                continue;
+            };
             let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
             // Optimistic addresses are tentative ones that may be used already.
             if message.header.flags.intersects(unusable)
-                && !message.header.flags.contains(AddressHeaderFlags::Optimistic)
+                && !message
+                    .header
+                    .flags
+                    .contains(AddressHeaderFlags::Optimistic)
             {
                 continue;
             }
@@ -116,7 +126,11 @@ impl Netlink {
 
     /// Takes rule and route of one family away; what was there.
     pub(super) fn unsteer(&mut self, steering: Steering, v6: bool) -> io::Result<Vec<String>> {
-        let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        let family = if v6 {
+            AddressFamily::Inet6
+        } else {
+            AddressFamily::Inet
+        };
         let name = if v6 { "IPv6" } else { "IPv4" };
         let mut removed = Vec::new();
         let rule = RouteNetlinkMessage::DelRule(mark_rule(family, steering));
@@ -163,7 +177,11 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
 }
 
 fn family(ip: IpAddr) -> AddressFamily {
-    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    if ip.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
 }
 
 /// `local default dev lo table T src ADDRESS`. Without `src` the kernel would take the destination
@@ -174,14 +192,19 @@ fn local_default(family: AddressFamily, source: Option<IpAddr>) -> RouteMessage 
     // The number doesn't fit: it stands in the attribute.
     message.header.table = RouteHeader::RT_TABLE_UNSPEC;
     message.header.kind = RouteType::Local;
-    message.header.scope =
-        if family == AddressFamily::Inet { RouteScope::Host } else { RouteScope::Universe };
+    message.header.scope = if family == AddressFamily::Inet {
+        RouteScope::Host
+    } else {
+        RouteScope::Universe
+    };
     message.header.protocol = RouteProtocol::Static;
     message.attributes.push(RouteAttribute::Table(ROUTE_TABLE));
     // `lo` is the first interface of every namespace.
     message.attributes.push(RouteAttribute::Oif(1));
     if let Some(source) = source {
-        message.attributes.push(RouteAttribute::PrefSource(source.into()));
+        message
+            .attributes
+            .push(RouteAttribute::PrefSource(source.into()));
     }
     message
 }
@@ -192,9 +215,15 @@ fn mark_rule(family: AddressFamily, steering: Steering) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family;
     message.header.action = RuleAction::ToTable;
-    message.attributes.push(RuleAttribute::Priority(RULE_PREFERENCE));
-    message.attributes.push(RuleAttribute::FwMark(steering.mark));
-    message.attributes.push(RuleAttribute::FwMask(steering.mask));
+    message
+        .attributes
+        .push(RuleAttribute::Priority(RULE_PREFERENCE));
+    message
+        .attributes
+        .push(RuleAttribute::FwMark(steering.mark));
+    message
+        .attributes
+        .push(RuleAttribute::FwMask(steering.mask));
     message.attributes.push(RuleAttribute::Table(ROUTE_TABLE));
     message
 }

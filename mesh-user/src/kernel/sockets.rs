@@ -37,7 +37,9 @@ pub(super) fn inside<T>(netns: impl AsFd, f: impl FnOnce() -> T) -> io::Result<T
             // Only this thread sets its own cell.
             let _ = home.set(File::open("/proc/thread-self/ns/net")?.into());
         }
-        let home = home.get().ok_or_else(|| io::Error::other("own network namespace"))?;
+        let home = home
+            .get()
+            .ok_or_else(|| io::Error::other("own network namespace"))?;
         setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
         // Also when `f` panics.
         let _back = Back(home);
@@ -74,7 +76,10 @@ pub(super) struct PodSockets {
 
 impl PodSockets {
     pub(super) fn new(netns: OwnedFd, mark: u32) -> Self {
-        Self { netns: ArcSwapOption::from_pointee(netns), mark }
+        Self {
+            netns: ArcSwapOption::from_pointee(netns),
+            mark,
+        }
     }
 
     /// The namespace; `None` after [`PodSockets::close`]. Held for the time of a system call, never
@@ -136,9 +141,10 @@ pub(super) fn listen(mark: u32) -> io::Result<TcpListener> {
             (socket, std::net::Ipv6Addr::UNSPECIFIED.into())
         }
         // A kernel without IPv6.
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            (tcp(Domain::IPV4, mark)?, std::net::Ipv4Addr::UNSPECIFIED.into())
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => (
+            tcp(Domain::IPV4, mark)?,
+            std::net::Ipv4Addr::UNSPECIFIED.into(),
+        ),
         Err(error) => return Err(error),
     };
     socket.set_ip_transparent_v4(true)?;
@@ -174,7 +180,11 @@ pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(cookie)
+    }
 }
 
 const SO_NETNS_COOKIE: libc::c_int = 71;

@@ -45,10 +45,17 @@ unsafe fn bpf<T>(command: Command, attr: &mut T) -> io::Result<i64> {
     // kernel takes any size and treats the rest as zero. What it points to is the caller's proof.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, attr, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
-#[expect(unsafe_code, reason = "takes ownership of a descriptor from the kernel")]
+#[expect(
+    unsafe_code,
+    reason = "takes ownership of a descriptor from the kernel"
+)]
 fn own(fd: i64) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
@@ -114,7 +121,12 @@ struct LinkUpdate {
 
 /// Puts another program in a link's place, atomically: no connection meets a gap.
 pub(super) fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
-    let mut attr = LinkUpdate { link: raw(link), new_prog: raw(prog), flags: 0, old_prog: 0 };
+    let mut attr = LinkUpdate {
+        link: raw(link),
+        new_prog: raw(prog),
+        flags: 0,
+        old_prog: 0,
+    };
     #[expect(unsafe_code, reason = "a raw system call")]
     // SAFETY: the command takes no addresses.
     let result = unsafe { bpf(Command::LinkUpdate, &mut attr) };
@@ -131,7 +143,11 @@ struct Object {
 /// Pins a program, map or link.
 pub(super) fn pin(fd: impl AsFd, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut attr = Object { path: path.as_ptr() as u64, fd: raw(fd), flags: 0 };
+    let mut attr = Object {
+        path: path.as_ptr() as u64,
+        fd: raw(fd),
+        flags: 0,
+    };
     #[expect(unsafe_code, reason = "a raw system call")]
     // SAFETY: `path` is a NUL-terminated string that outlives the call.
     let result = unsafe { bpf(Command::ObjPin, &mut attr) };
@@ -141,7 +157,11 @@ pub(super) fn pin(fd: impl AsFd, path: &Path) -> io::Result<()> {
 /// Opens a pin.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let mut attr = Object { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    let mut attr = Object {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
     #[expect(unsafe_code, reason = "a raw system call")]
     // SAFETY: `path` is a NUL-terminated string that outlives the call.
     let result = unsafe { bpf(Command::ObjGet, &mut attr) };
@@ -207,7 +227,11 @@ pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
         LINK_NETNS => LinkTarget::Netns(info.union_a as u32),
         _ => LinkTarget::Other,
     };
-    Ok(LinkInfo { id: info.id, prog_id: info.prog_id, target })
+    Ok(LinkInfo {
+        id: info.id,
+        prog_id: info.prog_id,
+        target,
+    })
 }
 
 #[repr(C)]
@@ -243,8 +267,13 @@ pub(super) fn sockhash_insert<K: Plain>(
 
 /// Removes an entry.
 pub(super) fn map_delete<K: Plain>(map: impl AsFd, key: &K) -> io::Result<()> {
-    let mut attr =
-        Element { map: raw(map), _pad: 0, key: ptr::from_ref(key) as u64, value: 0, flags: 0 };
+    let mut attr = Element {
+        map: raw(map),
+        _pad: 0,
+        key: ptr::from_ref(key) as u64,
+        value: 0,
+        flags: 0,
+    };
     #[expect(unsafe_code, reason = "a raw system call")]
     // SAFETY: the key is initialised plain memory of the map's key size.
     let result = unsafe { bpf(Command::MapDelete, &mut attr) };
@@ -317,7 +346,13 @@ pub(super) fn map_create(
     entries: u32,
     flags: u32,
 ) -> io::Result<OwnedFd> {
-    let mut attr = MapCreate { kind, key, value, entries, flags };
+    let mut attr = MapCreate {
+        kind,
+        key,
+        value,
+        entries,
+        flags,
+    };
     #[expect(unsafe_code, reason = "a raw system call")]
     // SAFETY: the command takes no addresses here.
     let result = unsafe { bpf(Command::MapCreate, &mut attr) };

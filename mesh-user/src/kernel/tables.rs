@@ -112,10 +112,16 @@ impl Sockets {
     /// For writing.
     pub(super) fn pinned(pins: &Pins) -> Result<Self, KernelError> {
         let path = pins.map("LISTENERS");
-        sys::open_pin(&path).map(Self).map_err(KernelError::io(format!("{}", path.display())))
+        sys::open_pin(&path)
+            .map(Self)
+            .map_err(KernelError::io(format!("{}", path.display())))
     }
 
-    pub(super) fn insert(&self, key: &ListenerKey, socket: impl std::os::fd::AsFd) -> io::Result<()> {
+    pub(super) fn insert(
+        &self,
+        key: &ListenerKey,
+        socket: impl std::os::fd::AsFd,
+    ) -> io::Result<()> {
         sys::sockhash_insert(&self.0, key, socket)
     }
 
@@ -150,13 +156,20 @@ pub(super) fn rule_key(addr: Addr, prefix: u8, port: u16) -> lpm_trie::Key<OutRu
         port_be: port.to_be_bytes(),
         addr: masked(addr, prefix),
     };
-    lpm_trie::Key::new(mesh_common::maps::OUT_RULE_FIXED_BITS + u32::from(prefix.min(128)), data)
+    lpm_trie::Key::new(
+        mesh_common::maps::OUT_RULE_FIXED_BITS + u32::from(prefix.min(128)),
+        data,
+    )
 }
 
 /// The bits that count; a key with others set would never be removed by its own prefix.
 fn masked(addr: Addr, prefix: u8) -> Addr {
     let value = u128::from_be_bytes(addr.octets());
     let keep = u32::from(prefix.min(128));
-    let mask = if keep == 0 { 0 } else { u128::MAX << (128 - keep) };
+    let mask = if keep == 0 {
+        0
+    } else {
+        u128::MAX << (128 - keep)
+    };
     Addr::from_octets((value & mask).to_be_bytes())
 }

@@ -2,129 +2,42 @@
 //!
 //! Opening a pin needs no CAP_SYS_ADMIN; enumerating objects by id would.
 
-use std::net::SocketAddr;
+mod rows;
 
-use serde::Serialize;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
-use super::{Instance, KernelError};
+pub use self::rows::{ConnRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow};
+use super::{
+    Instance, KernelError, mounts,
+    object::{CGROUP_HOOKS, STEER},
+    pins::Pins,
+    records,
+    sys::{self, LinkTarget},
+    tables::Readable,
+};
+use crate::clock::{self, MonoNanos};
+use aya::programs::ProgramInfo;
+use mesh_common::{
+    addr::Addr,
+    flow::{ESTABLISHED, Tuple, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY},
+    listener::{KIND_OUT, ListenerKey},
+    maps::{ALL, Kind},
+    pod::{FAIL_CLOSED, MODE_MARK, PodEntry},
+    reason::Reason,
+    service::{DECIDE_KERNEL, DECIDE_PASS, DECIDE_PROXY, FLAG_ROUTABLE, ServiceEntry},
+};
 
 /// The pinned maps of one instance.
 #[derive(Debug)]
-pub struct View {}
-
-/// A row of `mesh bpf workloads list`: an enrolled workload.
-#[derive(Clone, Debug, Serialize)]
-pub struct WorkloadRow {
-    /// Number.
-    pub pod_id: u32,
-    /// `namespace/name` where the agent left its name, else `?`.
-    pub workload: String,
-    /// Cookie of its network namespace; 0 when it is not live.
-    pub netns: u64,
-    /// `mark` or `off`.
-    pub mode: String,
-    /// `open` or `closed`.
-    pub failure: String,
-    /// Its addresses.
-    pub addresses: Vec<std::net::IpAddr>,
-}
-
-/// A row of `mesh bpf redirect list`: what a connect to this address does.
-#[derive(Clone, Debug, Serialize)]
-pub struct RedirectRow {
-    /// Number of the workload.
-    pub pod_id: u32,
-    /// `namespace/name`.
-    pub workload: String,
-    /// `out`.
-    pub direction: String,
-    /// Listener shard.
-    pub shard: u16,
-    /// Cookie of the listener's socket, as the kernel gives it.
-    pub listener: u64,
-    /// Whether capture is on now: agent alive, not paused.
-    pub state: String,
-}
-
-/// A row of `mesh bpf services list`.
-#[derive(Clone, Debug, Serialize)]
-pub struct ServiceRow {
-    /// Virtual address and port.
-    pub address: SocketAddr,
-    /// Service number.
-    pub service_id: u32,
-    /// `pass`, `kernel` or `proxy`.
-    pub decision: String,
-    /// Endpoints of the kernel's last split with their share of the slots.
-    pub backends: Vec<(SocketAddr, u32)>,
-    /// Whether the platform routes the address.
-    pub routable: bool,
-}
-
-/// A row of `mesh bpf conns list`.
-#[derive(Clone, Debug, Serialize)]
-pub struct ConnRow {
-    /// `out` (workload to proxy or direct) or `up` (proxy to endpoint).
-    pub leg: String,
-    /// Number of the workload.
-    pub pod_id: u32,
-    /// `namespace/name`.
-    pub workload: String,
-    /// Connecting side.
-    pub source: SocketAddr,
-    /// Where the packets go.
-    pub destination: SocketAddr,
-    /// What the application asked for (`out` only).
-    pub asked: Option<SocketAddr>,
-    /// `pass`, `kernel`, `proxy`; `-` for `up`.
-    pub verdict: String,
-    /// `connecting` or `established`.
-    pub state: String,
-    /// Seconds since connect.
-    pub age_s: f64,
-    /// Thread group of the process (`out` only).
-    pub tgid: u32,
-}
-
-/// A row of `mesh bpf stats list`: a reason counter.
-#[derive(Clone, Debug, Serialize)]
-pub struct StatRow {
-    /// The reason's label.
-    pub reason: String,
-    /// Sum over the CPUs.
-    pub count: u64,
-    /// Whether it refuses.
-    pub refusal: bool,
-}
-
-/// A map's fill, for `mesh check` and `mesh_bpf_map_entries`.
-#[derive(Clone, Debug, Serialize)]
-pub struct MapRow {
-    /// Name.
-    pub map: String,
-    /// Entries now; none where it can't be counted.
-    pub entries: Option<u64>,
-    /// Capacity.
-    pub capacity: u64,
-}
-
-/// A row of `mesh bpf progs`: a pinned link.
-#[derive(Clone, Debug, Serialize)]
-pub struct ProgRow {
-    /// Pin's file name.
-    pub pin: String,
-    /// Program name.
-    pub program: String,
-    /// Program type.
-    pub kind: String,
-    /// Program id.
-    pub prog_id: u32,
-    /// Link id.
-    pub link_id: u32,
-    /// Where it is attached: cgroup id or path, or namespace inode.
-    pub attached: String,
-    /// Verified instructions.
-    pub verified_insns: u32,
+pub struct View {
+    pins: Pins,
+    tables: Readable,
+    names: HashMap<u32, String>,
 }
 
 impl View {
@@ -132,52 +45,415 @@ impl View {
     ///
     /// # Errors
     /// No pins (nothing runs or ran), or pins of another ABI, by name.
-    pub fn open(_instance: &Instance) -> Result<Self, KernelError> {
-        unimplemented!("kernel")
+    pub fn open(instance: &Instance) -> Result<Self, KernelError> {
+        let pins = Pins::find(instance).map_err(KernelError::io("/proc/self/mountinfo"))?;
+        let pins = pins.ok_or_else(|| KernelError::NoPins("/sys/fs/bpf".into()))?;
+        if !pins.root.exists() {
+            return Err(pins.missing());
+        }
+        pins.check_layouts()?;
+        let tables = Readable::open(&pins)?;
+        let names = records::read(instance)
+            .into_iter()
+            .map(|r| (r.pod_id, r.key))
+            .collect();
+        Ok(Self {
+            pins,
+            tables,
+            names,
+        })
+    }
+
+    fn name(&self, pod_id: u32) -> String {
+        self.names
+            .get(&pod_id)
+            .cloned()
+            .unwrap_or_else(|| "?".to_owned())
     }
 
     /// Enrolled workloads, by number.
     pub fn workloads(&self) -> Vec<WorkloadRow> {
-        unimplemented!("kernel")
+        let mut rows: BTreeMap<u32, WorkloadRow> = BTreeMap::new();
+        let row = |pod_id, fail| WorkloadRow {
+            pod_id,
+            workload: self.name(pod_id),
+            netns: 0,
+            mode: "off".to_owned(),
+            failure: if fail == FAIL_CLOSED {
+                "closed"
+            } else {
+                "open"
+            }
+            .to_owned(),
+            addresses: Vec::new(),
+        };
+        for (addr, entry) in self.tables.pod_by_addr.iter().flatten() {
+            let row = rows
+                .entry(entry.pod_id)
+                .or_insert_with(|| row(entry.pod_id, entry.fail));
+            row.addresses.push(addr.to_ip());
+        }
+        for (netns, entry) in self.tables.pod_by_netns.iter().flatten() {
+            let row = rows
+                .entry(entry.pod_id)
+                .or_insert_with(|| row(entry.pod_id, entry.fail));
+            row.netns = netns;
+            row.mode = mode(&entry).to_owned();
+        }
+        rows.into_values()
+            .map(|mut row| {
+                row.addresses.sort();
+                row
+            })
+            .collect()
     }
 
     /// Redirections, by workload and shard.
     pub fn redirects(&self) -> Vec<RedirectRow> {
-        unimplemented!("kernel")
+        let live: HashMap<u32, PodEntry> = self
+            .tables
+            .pod_by_netns
+            .iter()
+            .flatten()
+            .map(|(_, entry)| (entry.pod_id, entry))
+            .collect();
+        let agent = self.agent_alive(clock::now());
+        let state = |pod_id| match live.get(&pod_id) {
+            Some(_) if self.paused() => "paused",
+            Some(entry) if entry.mode != MODE_MARK => "off",
+            Some(_) if !agent => "agent-gone",
+            Some(_) => "on",
+            None => "not-live",
+        };
+        let mut listeners: Vec<(ListenerKey, u64)> =
+            self.tables.listeners.all().unwrap_or_default();
+        // Live workloads whose listeners are gone are the ones worth seeing.
+        let served: HashSet<u32> = listeners.iter().map(|(key, _)| key.pod_id).collect();
+        for pod_id in live.keys().filter(|pod_id| !served.contains(pod_id)) {
+            listeners.push((
+                ListenerKey {
+                    pod_id: *pod_id,
+                    kind: KIND_OUT,
+                    shard: 0,
+                },
+                0,
+            ));
+        }
+        listeners.sort_by_key(|(key, _)| (key.pod_id, key.kind, key.shard));
+        let rows = listeners.into_iter().map(|(key, listener)| RedirectRow {
+            pod_id: key.pod_id,
+            workload: self.name(key.pod_id),
+            direction: if key.kind == KIND_OUT { "out" } else { "in" }.to_owned(),
+            shard: key.shard,
+            listener,
+            state: if listener == 0 {
+                "agent-gone"
+            } else {
+                state(key.pod_id)
+            }
+            .to_owned(),
+        });
+        rows.collect()
     }
 
     /// Services, by address.
     pub fn services(&self) -> Vec<ServiceRow> {
-        unimplemented!("kernel")
+        let mut rows: Vec<ServiceRow> = self
+            .tables
+            .services
+            .iter()
+            .flatten()
+            .map(|(key, entry)| ServiceRow {
+                address: key.addr.with_port(key.port),
+                service_id: entry.service_id,
+                decision: decision(entry.decision).to_owned(),
+                backends: self.split(&entry),
+                routable: entry.flags & FLAG_ROUTABLE != 0,
+            })
+            .collect();
+        rows.sort_by_key(|row| row.address);
+        rows
+    }
+
+    /// Endpoints of a service with how many of its slots each has.
+    fn split(&self, entry: &ServiceEntry) -> Vec<(SocketAddr, u32)> {
+        let mut shares: BTreeMap<SocketAddr, u32> = BTreeMap::new();
+        for index in entry.slots_off..entry.slots_off.saturating_add(entry.slots_len) {
+            // Out of range: nonsense in the map, nothing more to find.
+            let Ok(place) = self.tables.slots.get(&index, 0) else {
+                break;
+            };
+            if let Ok(backend) = self.tables.backends.get(&place, 0) {
+                *shares
+                    .entry(backend.addr.with_port(backend.port))
+                    .or_default() += 1;
+            }
+        }
+        shares.into_iter().collect()
     }
 
     /// Connections, by workload and age.
     pub fn conns(&self) -> Vec<ConnRow> {
-        unimplemented!("kernel")
+        let now = clock::now();
+        let mut rows: Vec<ConnRow> = Vec::new();
+        for (key, flow) in self.tables.flows.iter().flatten() {
+            rows.push(ConnRow {
+                asked: Some(flow.asked.with_port(flow.asked_port)),
+                verdict: verdict(flow.verdict).to_owned(),
+                tgid: flow.tgid,
+                ..self.conn(
+                    "out",
+                    key.pod_id,
+                    &key.tuple,
+                    flow.state,
+                    now,
+                    flow.connect_ns,
+                )
+            });
+        }
+        for (tuple, flow) in self.tables.proxy_flows.iter().flatten() {
+            rows.push(self.conn("up", flow.pod_id, &tuple, flow.state, now, flow.connect_ns));
+        }
+        rows.sort_by(|a, b| a.pod_id.cmp(&b.pod_id).then(b.age_s.total_cmp(&a.age_s)));
+        rows
+    }
+
+    fn conn(
+        &self,
+        leg: &str,
+        pod_id: u32,
+        tuple: &Tuple,
+        state: u8,
+        now: MonoNanos,
+        since: u64,
+    ) -> ConnRow {
+        ConnRow {
+            leg: leg.to_owned(),
+            pod_id,
+            workload: if pod_id == 0 {
+                "-".to_owned()
+            } else {
+                self.name(pod_id)
+            },
+            source: tuple.src.with_port(tuple.sport),
+            destination: tuple.dst.with_port(tuple.dport),
+            asked: None,
+            verdict: "-".to_owned(),
+            state: if state == ESTABLISHED {
+                "established"
+            } else {
+                "connecting"
+            }
+            .to_owned(),
+            age_s: now.since(MonoNanos(since)).as_secs_f64(),
+            tgid: 0,
+        }
     }
 
     /// Counters, by code; all of them, also zeros.
     pub fn stats(&self) -> Vec<StatRow> {
-        unimplemented!("kernel")
+        Reason::ALL
+            .iter()
+            .map(|reason| StatRow {
+                reason: reason.label().to_owned(),
+                count: self
+                    .tables
+                    .counters
+                    .get(&(*reason as u32), 0)
+                    .map_or(0, |cpus| cpus.iter().sum()),
+                refusal: reason.is_refusal(),
+            })
+            .collect()
     }
 
     /// Fill of every map.
     pub fn maps(&self) -> Vec<MapRow> {
-        unimplemented!("kernel")
+        ALL.iter()
+            .map(|spec| MapRow {
+                map: spec.name.to_owned(),
+                entries: self.entries(spec.name).map(|entries| entries as u64),
+                // An array is always full; its capacity says enough.
+                capacity: if spec.kind == Kind::SkStorage {
+                    0
+                } else {
+                    spec.capacity.into()
+                },
+            })
+            .collect()
+    }
+
+    fn entries(&self, map: &str) -> Option<usize> {
+        let tables = &self.tables;
+        match map {
+            "FLOWS" => Some(tables.flows.keys().flatten().count()),
+            "LISTENERS" => tables.listeners.all().ok().map(|all| all.len()),
+            "OUT_RULES" => Some(tables.out_rules.keys().flatten().count()),
+            "POD_BY_ADDR" => Some(tables.pod_by_addr.keys().flatten().count()),
+            "POD_BY_NETNS" => Some(tables.pod_by_netns.keys().flatten().count()),
+            "PROXY_FLOWS" => Some(tables.proxy_flows.keys().flatten().count()),
+            "SERVICES" => Some(tables.services.keys().flatten().count()),
+            _ => None,
+        }
     }
 
     /// Pinned links with their programs.
     pub fn progs(&self) -> Vec<ProgRow> {
-        unimplemented!("kernel")
+        let programs: HashMap<u32, ProgramInfo> = CGROUP_HOOKS
+            .iter()
+            .map(|(name, _)| *name)
+            .chain([STEER])
+            .filter_map(|name| ProgramInfo::from_pin(self.pins.prog(name)).ok())
+            .map(|info| (info.id(), info))
+            .collect();
+        let cgroups = cgroup_paths();
+        let mut rows = Vec::new();
+        for (name, number, path) in self.pins.all_links() {
+            let Ok(info) =
+                sys::open_pin(&path).and_then(|link: OwnedFd| sys::link_info(link.as_fd()))
+            else {
+                continue;
+            };
+            let program = programs.get(&info.prog_id);
+            rows.push(ProgRow {
+                pin: format!("{name}-{number}"),
+                kind: kind(&name).to_owned(),
+                prog_id: info.prog_id,
+                link_id: info.id,
+                attached: attached(info.target, &cgroups),
+                verified_insns: program
+                    .and_then(ProgramInfo::verified_instruction_count)
+                    .unwrap_or(0),
+                program: name,
+            });
+        }
+        rows
     }
 
     /// Whether capture is paused.
     pub fn paused(&self) -> bool {
-        unimplemented!("kernel")
+        self.tables
+            .config
+            .get(&0, 0)
+            .is_ok_and(|config| config.paused != 0)
     }
 
     /// Age of the heartbeat; none when it was never written.
-    pub fn heartbeat_age(&self, _now: crate::clock::MonoNanos) -> Option<std::time::Duration> {
-        unimplemented!("kernel")
+    pub fn heartbeat_age(&self, now: MonoNanos) -> Option<Duration> {
+        match self.tables.heartbeat.get(&0, 0) {
+            Ok(beat) if beat != 0 => Some(now.since(MonoNanos(beat))),
+            _ => None,
+        }
+    }
+
+    /// Whether the programs take the agent for alive.
+    fn agent_alive(&self, now: MonoNanos) -> bool {
+        let stale = self
+            .tables
+            .config
+            .get(&0, 0)
+            .map_or(0, |config| config.heartbeat_stale_ns);
+        self.heartbeat_age(now)
+            .is_some_and(|age| age <= Duration::from_nanos(stale))
+    }
+
+    /// Addresses that are denied or passed before services are looked at: address, prefix length
+    /// over 128 bits, port (0: any), whether it denies.
+    pub fn outbound_rules(&self) -> Vec<(IpAddr, u8, u16, bool)> {
+        self.tables
+            .out_rules
+            .iter()
+            .flatten()
+            .map(|(key, action)| {
+                let fixed = mesh_common::maps::OUT_RULE_FIXED_BITS;
+                let bits = key.prefix_len().saturating_sub(fixed).min(128) as u8;
+                let addr: Addr = key.data().addr;
+                let port = u16::from_be_bytes(key.data().port_be);
+                (
+                    addr.to_ip(),
+                    bits,
+                    port,
+                    action == mesh_common::maps::OUT_DENY,
+                )
+            })
+            .collect()
+    }
+}
+
+fn mode(entry: &PodEntry) -> &'static str {
+    if entry.mode == MODE_MARK {
+        "mark"
+    } else {
+        "off"
+    }
+}
+
+fn decision(code: u32) -> &'static str {
+    match code {
+        DECIDE_PASS => "pass",
+        DECIDE_KERNEL => "kernel",
+        DECIDE_PROXY => "proxy",
+        _ => "?",
+    }
+}
+
+fn verdict(code: u8) -> &'static str {
+    match code {
+        VERDICT_PASS => "pass",
+        VERDICT_KERNEL => "kernel",
+        VERDICT_PROXY => "proxy",
+        _ => "?",
+    }
+}
+
+fn kind(program: &str) -> &'static str {
+    match program {
+        "flow_ops" => "sock_ops",
+        STEER => "sk_lookup",
+        _ => "cgroup_sock_addr",
+    }
+}
+
+fn attached(target: LinkTarget, cgroups: &HashMap<u64, String>) -> String {
+    match target {
+        LinkTarget::Cgroup(0) => "removed cgroup".to_owned(),
+        LinkTarget::Cgroup(id) => cgroups
+            .get(&id)
+            .cloned()
+            .unwrap_or_else(|| format!("cgroup {id}")),
+        LinkTarget::Netns(0) => "deleted netns".to_owned(),
+        LinkTarget::Netns(inode) => format!("netns {inode}"),
+        LinkTarget::Other => "?".to_owned(),
+    }
+}
+
+/// Paths of cgroups by their id. Bounded: a node has thousands at most, and depth ends the walk.
+fn cgroup_paths() -> HashMap<u64, String> {
+    let mut found = HashMap::new();
+    if let Ok(Some(mount)) = mounts::cgroup2() {
+        collect(&mount, &mount, 8, &mut found);
+    }
+    found
+}
+
+fn collect(
+    mount: &std::path::Path,
+    dir: &std::path::Path,
+    depth: usize,
+    found: &mut HashMap<u64, String>,
+) {
+    use std::os::unix::fs::DirEntryExt as _;
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let path = entry.path();
+            let name = path
+                .strip_prefix(mount)
+                .unwrap_or(&path)
+                .display()
+                .to_string();
+            found.insert(entry.ino(), format!("/{name}"));
+            if depth > 1 {
+                collect(mount, &path, depth - 1, found);
+            }
+        }
     }
 }

@@ -26,7 +26,11 @@ impl Kernel {
             .iter()
             .filter_map(|(pod_id, workload)| {
                 let why = workload.identity.gone()?;
-                Some(Gone { pod_id: *pod_id, key: workload.key.clone(), why })
+                Some(Gone {
+                    pod_id: *pod_id,
+                    key: workload.key.clone(),
+                    why,
+                })
             })
             .collect();
         for Gone { pod_id, .. } in &gone {
@@ -49,11 +53,20 @@ impl Kernel {
     }
 
     fn follow(&mut self, pod_id: u32, now: &[IpAddr]) {
-        let Some(workload) = self.workloads.get(&pod_id) else { return };
-        let lost: Vec<IpAddr> =
-            workload.addresses.iter().filter(|ip| !now.contains(ip)).copied().collect();
-        let new: Vec<IpAddr> =
-            now.iter().filter(|ip| !workload.addresses.contains(ip)).copied().collect();
+        let Some(workload) = self.workloads.get(&pod_id) else {
+            return;
+        };
+        let lost: Vec<IpAddr> = workload
+            .addresses
+            .iter()
+            .filter(|ip| !now.contains(ip))
+            .copied()
+            .collect();
+        let new: Vec<IpAddr> = now
+            .iter()
+            .filter(|ip| !workload.addresses.contains(ip))
+            .copied()
+            .collect();
         let (key, old_source) = (workload.key.clone(), workload.source);
         for ip in lost {
             self.disclaim(pod_id, ip);
@@ -73,8 +86,12 @@ impl Kernel {
 
     fn move_source(&mut self, pod_id: u32, source: Sources) {
         let steering = self.steering();
-        let Some(workload) = self.workloads.get_mut(&pod_id) else { return };
-        let Some(netns) = workload.sockets.namespace() else { return };
+        let Some(workload) = self.workloads.get_mut(&pod_id) else {
+            return;
+        };
+        let Some(netns) = workload.sockets.namespace() else {
+            return;
+        };
         let done = sockets::inside(&netns, || {
             let mut netlink = Netlink::open()?;
             source.each().try_for_each(|ip| netlink.steer(steering, ip))
@@ -91,5 +108,7 @@ impl Kernel {
 /// `None`: the namespace could not be asked; it may be going away.
 fn read_addresses(workload: &Workload) -> Option<Vec<IpAddr>> {
     let netns = workload.sockets.namespace()?;
-    sockets::inside(&netns, || Netlink::open()?.addresses()).ok()?.ok()
+    sockets::inside(&netns, || Netlink::open()?.addresses())
+        .ok()?
+        .ok()
 }

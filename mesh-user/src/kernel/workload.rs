@@ -100,7 +100,9 @@ pub(super) fn prepare(
     let place = identity.path.display().to_string();
     let entered = sockets::inside(netns, || {
         let mut netlink = Netlink::open().map_err(EnrolError::io("netlink"))?;
-        let addresses = netlink.addresses().map_err(EnrolError::io("reading addresses"))?;
+        let addresses = netlink
+            .addresses()
+            .map_err(EnrolError::io("reading addresses"))?;
         if addresses.is_empty() {
             return Err(EnrolError::NoAddress(place.clone()));
         }
@@ -108,7 +110,11 @@ pub(super) fn prepare(
             netns::accept_marks().map_err(EnrolError::io("net.ipv4.tcp_fwmark_accept"))?;
         let rest = route_and_listen(&mut netlink, &addresses, steering, agent_mark, shards);
         match rest {
-            Ok(listeners) => Ok(Prepared { addresses, sysctl_before, listeners }),
+            Ok(listeners) => Ok(Prepared {
+                addresses,
+                sysctl_before,
+                listeners,
+            }),
             Err(error) => {
                 undo_here(&mut netlink, steering, sysctl_before.as_deref());
                 Err(error)
@@ -126,7 +132,9 @@ fn route_and_listen(
     shards: u16,
 ) -> Result<Vec<TcpListener>, EnrolError> {
     for source in Sources::of(addresses).each() {
-        netlink.steer(steering, source).map_err(EnrolError::io(format!("route from {source}")))?;
+        netlink
+            .steer(steering, source)
+            .map_err(EnrolError::io(format!("route from {source}")))?;
     }
     (0..shards)
         .map(|_| sockets::listen(agent_mark).map_err(EnrolError::io("listening")))
@@ -210,7 +218,9 @@ pub(super) fn self_probe(
             .map_err(|error| failed(format!("accept: {error}")))?
             .ok_or_else(|| failed("it did not arrive".to_owned()))?;
         if local != towards || peer != own {
-            return Err(failed(format!("arrived as {peer} -> {local}, expected {own}")));
+            return Err(failed(format!(
+                "arrived as {peer} -> {local}, expected {own}"
+            )));
         }
     }
     Ok(())
@@ -222,8 +232,10 @@ fn accept_one(listeners: &[TcpListener]) -> io::Result<Option<(SocketAddr, Socke
     let end = Instant::now() + PROBE_LIMIT;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        let mut fds: Vec<PollFd<'_>> =
-            listeners.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)).collect();
+        let mut fds: Vec<PollFd<'_>> = listeners
+            .iter()
+            .map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN))
+            .collect();
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         if poll(&mut fds, timeout)? == 0 {
             return Ok(None);
@@ -246,7 +258,11 @@ pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
 }
 
 pub(super) fn listener_key(pod_id: u32, shard: u16) -> ListenerKey {
-    ListenerKey { pod_id, kind: KIND_OUT, shard }
+    ListenerKey {
+        pod_id,
+        kind: KIND_OUT,
+        shard,
+    }
 }
 
 pub(super) fn map_addr(ip: &IpAddr) -> Addr {

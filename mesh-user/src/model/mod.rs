@@ -351,8 +351,9 @@ pub struct EjectionPolicy {
     pub base: Duration,
     /// Longest ejection. Default the larger of 300 s and `base`.
     pub max: Duration,
-    /// Largest ejected share of the endpoints, in percent; at least one endpoint may always be
-    /// ejected when there are two or more. Default 10.
+    /// Largest ejected share of a version's ready endpoints, in percent, 0 to 100; at least one
+    /// endpoint may be ejected when there are two or more. 0: none ever is, what would have been is
+    /// only reported. Default 10.
     pub max_percent: u8,
     /// Return with one probing request instead of at full share. Default off.
     pub probe: bool,

@@ -34,6 +34,10 @@ const POLL: Duration = Duration::from_secs(2);
 const EVENTS_MAX: usize = 16;
 
 /// What happened to the file.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few a day, moved once; a box would cost each user"
+)]
 #[derive(Clone, Debug)]
 pub enum FileEvent {
     /// A new valid configuration, to be put in force as a whole. Settings that need a restart are
@@ -153,7 +157,9 @@ impl FileSource {
             let current = Fingerprint::of(&self.path);
             if told || current.is_none() || current != fingerprint {
                 fingerprint = current;
-                let Some(event) = self.look().await else { return };
+                let Some(event) = self.look().await else {
+                    return;
+                };
                 if let Some(event) = event
                     && events.send(event).await.is_err()
                 {
@@ -172,10 +178,14 @@ impl FileSource {
     /// Looks at the file. Outer none: the runtime is going down.
     async fn look(&mut self) -> Option<Option<FileEvent>> {
         let (path, seen) = (self.path.clone(), self.seen.clone());
-        let look = tokio::task::spawn_blocking(move || look(&path, seen.as_ref())).await.ok()?;
+        let look = tokio::task::spawn_blocking(move || look(&path, seen.as_ref()))
+            .await
+            .ok()?;
         let hash = look.content.shown();
         self.seen = Some(look.content);
-        let Some(examined) = look.examined else { return Some(None) };
+        let Some(examined) = look.examined else {
+            return Some(None);
+        };
         let warnings = warnings(&examined);
         Some(Some(match examined.into_result() {
             Ok(config) => self.loaded(config, hash, warnings),
@@ -213,8 +223,11 @@ impl FileSource {
             "configuration rejected, the last good one stays in force\n{text}"
         );
         self.status.send_modify(|status| {
-            status.last_error =
-                Some(FileFailure { at: SystemTime::now(), text, problems: error.to_json() });
+            status.last_error = Some(FileFailure {
+                at: SystemTime::now(),
+                text,
+                problems: error.to_json(),
+            });
         });
         FileEvent::Rejected(error)
     }
@@ -274,9 +287,12 @@ fn look(path: &Path, seen: Option<&Content>) -> Look {
                 .then(|| config::examine_text(&path.display().to_string(), &text));
             Look { content, examined }
         }
-        Err(examined) => {
-            let content = Content::Unreadable(examined.report.to_json().to_string());
-            let examined = (seen != Some(&content)).then_some(examined);
+        Err(report) => {
+            let content = Content::Unreadable(report.to_json().to_string());
+            let examined = (seen != Some(&content)).then_some(Examined {
+                config: None,
+                report,
+            });
             Look { content, examined }
         }
     }

@@ -61,8 +61,11 @@ pub struct ModelError(pub Vec<Finding>);
 
 impl std::fmt::Display for ModelError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let reasons: Vec<_> =
-            self.0.iter().map(|finding| format!("{}: {}", finding.path, finding.message)).collect();
+        let reasons: Vec<_> = self
+            .0
+            .iter()
+            .map(|finding| format!("{}: {}", finding.path, finding.message))
+            .collect();
         f.write_str(&reasons.join("; "))
     }
 }
@@ -105,8 +108,14 @@ impl Feed {
     /// The platform can't be asked, or what it says can't be used: the last model stays.
     pub fn lost(&self, why: &str) {
         self.0.send_modify(|state| {
-            let since = state.stale.as_ref().map_or_else(Instant::now, |stale| stale.since);
-            state.stale = Some(Stale { since, why: why.to_owned() });
+            let since = state
+                .stale
+                .as_ref()
+                .map_or_else(Instant::now, |stale| stale.since);
+            state.stale = Some(Stale {
+                since,
+                why: why.to_owned(),
+            });
         });
     }
 
@@ -121,13 +130,18 @@ mod tests {
     use super::*;
 
     fn model(text: &str) -> Model {
-        config::parse("test", &format!("apiVersion: mesh/v1alpha1\nkind: MeshConfig\n{text}"))
-            .unwrap()
-            .model
+        config::parse(
+            "test",
+            &format!("apiVersion: mesh/v1alpha1\nkind: MeshConfig\n{text}"),
+        )
+        .unwrap()
+        .model
     }
 
     fn one_service() -> Model {
-        model("services: [{name: a, addresses: [10.0.0.1], ports: [{number: 80}], endpoints: [{address: 10.1.0.1}]}]")
+        model(
+            "services: [{name: a, addresses: [10.0.0.1], ports: [{number: 80}], endpoints: [{address: 10.1.0.1}]}]",
+        )
     }
 
     /// Without it: a disconnect turns the mesh off for the node (ACCEPTANCE S2 AC3).

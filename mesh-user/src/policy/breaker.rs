@@ -17,7 +17,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::{Reject, ejection::Live, snapshot::EndpointState};
+use super::{Reject, ejection::InFlight, snapshot::EndpointState};
 use crate::model::BreakerPolicy;
 
 /// A counter with a cap.
@@ -90,8 +90,7 @@ impl Default for Breaker {
 #[must_use]
 pub struct RequestPermit {
     breaker: Arc<Breaker>,
-    endpoint: Arc<Live>,
-    probe: bool,
+    _in_flight: InFlight,
 }
 
 /// The right to one connection. Dropping it releases it and wakes one waiter.
@@ -189,11 +188,9 @@ impl Breaker {
             endpoint.live.probe_refused();
             return Err(Reject::OverflowRequests);
         }
-        let probe = endpoint.live.begin();
         Ok(RequestPermit {
             breaker: Arc::clone(self),
-            endpoint: Arc::clone(&endpoint.live),
-            probe,
+            _in_flight: endpoint.live.enter(),
         })
     }
 
@@ -311,7 +308,6 @@ impl Breaker {
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        self.endpoint.end(self.probe);
         self.breaker.requests.release();
     }
 }

@@ -23,56 +23,18 @@ use crate::{
     clock::MonoNanos,
     model::{
         DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags,
-        kernel_table::{KernelTable, Path},
-        selects,
+        kernel_table::KernelTable, selects,
     },
 };
 
+mod carry;
+mod path;
+
+use carry::{Carry, state};
+use path::path;
+
 /// Names the policy that states a limit, and the limit: service, version, port, limit.
 pub(super) type LimiterKey = (String, Option<String>, Option<String>, String);
-
-/// Names a port: `namespace/name` and number.
-type PortKey<'a> = (&'a str, u16);
-
-/// What the previous snapshot has, by stable keys.
-#[derive(Default)]
-struct Carry<'a> {
-    ports: HashMap<PortKey<'a>, &'a PortPlan>,
-    versions: HashMap<(PortKey<'a>, &'a str), &'a VersionPlan>,
-    endpoints: HashMap<(PortKey<'a>, SocketAddr), &'a Arc<EndpointState>>,
-    splits: HashMap<(PortKey<'a>, &'a str), (Vec<(&'a str, u32)>, u64)>,
-    limiters: Option<&'a HashMap<LimiterKey, Vec<Arc<Limiter>>>>,
-}
-
-impl<'a> Carry<'a> {
-    fn new(previous: Option<&'a Snapshot>) -> Self {
-        let Some(previous) = previous else {
-            return Self::default();
-        };
-        let mut carry = Self {
-            limiters: Some(&previous.limiters),
-            ..Self::default()
-        };
-        for port in &previous.ports {
-            let key = (&*port.key, port.number);
-            carry.ports.insert(key, port);
-            for version in port.versions.iter().map(|ix| previous.version(*ix)) {
-                carry.versions.insert((key, &version.name), version);
-            }
-            for endpoint in &previous.version(port.all).endpoints {
-                carry.endpoints.insert((key, endpoint.address), endpoint);
-            }
-            for rule in port.routes.rules().iter().map(|ix| previous.rule(*ix)) {
-                let targets = rule.targets.iter();
-                let targets = targets.map(|(ix, weight)| (&*previous.version(*ix).name, *weight));
-                carry
-                    .splits
-                    .insert((key, &rule.name), (targets.collect(), rule.split.id));
-            }
-        }
-        carry
-    }
-}
 
 /// See [`Snapshot::compile`].
 pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoNanos) -> Snapshot {
@@ -436,31 +398,6 @@ struct Place<'a> {
     lock: &'a Arc<Mutex<()>>,
 }
 
-/// The previous state itself when nothing changed, else a new one with its identity and counters.
-fn state(
-    endpoint: &Endpoint,
-    address: SocketAddr,
-    carried: Option<&Arc<EndpointState>>,
-) -> Arc<EndpointState> {
-    if let Some(carried) = carried
-        && carried.tags == endpoint.tags
-        && carried.identity.as_deref() == endpoint.identity.as_deref()
-        && carried.weight == endpoint.weight
-        && carried.healthy == endpoint.healthy
-    {
-        return Arc::clone(carried);
-    }
-    Arc::new(EndpointState {
-        id: carried.map_or_else(next_id, |carried| carried.id),
-        address,
-        tags: endpoint.tags.clone(),
-        identity: endpoint.identity.as_deref().map(Into::into),
-        weight: endpoint.weight,
-        healthy: endpoint.healthy,
-        live: carried.map_or_else(Arc::default, |carried| Arc::clone(&carried.live)),
-    })
-}
-
 fn members(endpoints: &[Arc<EndpointState>], tags: &Tags) -> Vec<Arc<EndpointState>> {
     endpoints
         .iter()
@@ -476,62 +413,4 @@ fn tags_name(tags: &Tags) -> String {
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
     parts.join(",")
-}
-
-/// Who decides for the port, and what forced it.
-fn path(service: &Service, rules: &[&Rule], policies: &[(usize, &Policy)]) -> (Path, String) {
-    let http = |rule: &&&Rule| rule.matches.iter().any(crate::model::Match::needs_http);
-    if let Some(rule) = rules.iter().find(http) {
-        return (Path::Proxy, format!("rule {:?} matches on HTTP", rule.name));
-    }
-    if let Some(rule) = rules.iter().find(|rule| rule.route.len() > 1) {
-        return (
-            Path::Proxy,
-            format!("rule {:?} splits by weight", rule.name),
-        );
-    }
-    if let Some(rule) = rules.first() {
-        let what = if rule.matches.is_empty() {
-            "chooses endpoints"
-        } else {
-            "matches the source"
-        };
-        return (Path::Proxy, format!("rule {:?} {what}", rule.name));
-    }
-    if let Some((_, policy)) = policies.first() {
-        return (Path::Proxy, format!("policy: {}", policy_parts(policy)));
-    }
-    if !service.routable {
-        return (Path::Proxy, "nobody else routes the address".to_owned());
-    }
-    (Path::Pass, "no rule, no policy".to_owned())
-}
-
-fn policy_parts(policy: &Policy) -> String {
-    let timeouts = policy.timeouts;
-    let parts = [
-        ("breaker", policy.breaker.is_some()),
-        ("ejection", policy.ejection.is_some()),
-        ("rate-limit", !policy.rate_limits.is_empty()),
-        ("balance", policy.balance.is_some()),
-        (
-            "timeout",
-            timeouts
-                .request
-                .or(timeouts.connect)
-                .or(timeouts.idle)
-                .is_some(),
-        ),
-        ("retries", policy.retries.is_some()),
-    ];
-    let named: Vec<&str> = parts
-        .iter()
-        .filter(|(_, there)| *there)
-        .map(|(name, _)| *name)
-        .collect();
-    if named.is_empty() {
-        "empty".to_owned()
-    } else {
-        named.join(", ")
-    }
 }

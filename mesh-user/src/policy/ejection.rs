@@ -21,7 +21,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -31,51 +31,11 @@ use serde::Serialize;
 use super::snapshot::{EndpointState, Outcome};
 use crate::{clock::MonoNanos, model::EjectionPolicy};
 
-/// Live state of an endpoint: requests in flight, consecutive failures, ejection.
-#[derive(Debug, Default)]
-pub struct Live {
-    in_flight: AtomicU32,
-    /// When the ejection ends, in nanoseconds; 0: in rotation.
-    ejected_until: AtomicU64,
-    /// One of the `PROBE_` values.
-    probe: AtomicU8,
-    /// When the probe was given out.
-    probe_since: AtomicU64,
-    errors: AtomicU32,
-    gateway_errors: AtomicU32,
-    local_errors: AtomicU32,
-    /// Envoy's back-off: k.
-    times: AtomicU32,
-    /// Id of the [`Ejection`] that ejected it last: only that one brings it back.
-    owner: AtomicU64,
-    requests: AtomicU64,
-    failures: AtomicU64,
-    ejections: AtomicU64,
-    skipped: AtomicU64,
-}
+mod live;
 
-/// No probe is asked for.
-const PROBE_NONE: u8 = 0;
-/// The next request is the probe.
-const PROBE_DUE: u8 = 1;
-/// The endpoint was chosen for the probe.
-const PROBE_CHOSEN: u8 = 2;
-/// The probe is in flight.
-const PROBE_SENT: u8 = 3;
-
-/// What an endpoint may be given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Any request.
-    InRotation,
-    /// None until then, and the sweep after.
-    Ejected {
-        /// When the ejection time is over.
-        until: MonoNanos,
-    },
-    /// One request, which decides whether it is back.
-    Probing,
-}
+pub(super) use live::{InFlight, tally};
+pub use live::{Live, Standing};
+use live::{PROBE_CHOSEN, PROBE_DUE, PROBE_NONE, reset};
 
 /// Ejection of one version: its policy and the sweep clock.
 #[derive(Debug)]
@@ -141,107 +101,6 @@ pub enum Detector {
     ConsecutiveLocalOrigin,
     /// The probing request after a return failed.
     Probe,
-}
-
-impl Live {
-    /// Requests in flight.
-    pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
-    }
-
-    /// Attempts recorded, and how many of them failed.
-    pub fn recorded(&self) -> (u64, u64) {
-        (self.requests.load(Relaxed), self.failures.load(Relaxed))
-    }
-
-    /// How often it was ejected, and how often `max-percent` forbade it.
-    pub fn ejections(&self) -> (u64, u64) {
-        (self.ejections.load(Relaxed), self.skipped.load(Relaxed))
-    }
-
-    /// What it may be given.
-    pub fn standing(&self) -> Standing {
-        match (self.ejected_until.load(Relaxed), self.probe.load(Relaxed)) {
-            (0, PROBE_NONE) => Standing::InRotation,
-            (0, _) => Standing::Probing,
-            (until, _) => Standing::Ejected {
-                until: MonoNanos(until),
-            },
-        }
-    }
-
-    /// Whether a request may be sent to it now: neither ejected nor busy with its probe.
-    pub fn is_eligible(&self) -> bool {
-        self.ejected_until.load(Relaxed) == 0 && self.probe.load(Relaxed) <= PROBE_DUE
-    }
-
-    /// Takes the endpoint for a request. False when it is out, or another request is its probe.
-    pub(super) fn choose(&self, now: MonoNanos) -> bool {
-        if self.ejected_until.load(Relaxed) != 0 {
-            return false;
-        }
-        match self.probe.load(Relaxed) {
-            PROBE_NONE => true,
-            PROBE_DUE if self.move_probe(PROBE_DUE, PROBE_CHOSEN) => {
-                self.probe_since.store(now.0, Relaxed);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Counts a request in; whether it is the probe.
-    pub(super) fn begin(&self) -> bool {
-        self.in_flight.fetch_add(1, Relaxed);
-        self.probe.load(Relaxed) == PROBE_CHOSEN && self.move_probe(PROBE_CHOSEN, PROBE_SENT)
-    }
-
-    /// Counts a request out. A probe that ended without a verdict is due again.
-    pub(super) fn end(&self, probe: bool) {
-        self.in_flight.fetch_sub(1, Relaxed);
-        if probe {
-            self.move_probe(PROBE_SENT, PROBE_DUE);
-        }
-    }
-
-    /// The request for which it was chosen was refused by a cap.
-    pub(super) fn probe_refused(&self) {
-        if self.probe.load(Relaxed) == PROBE_CHOSEN {
-            self.move_probe(PROBE_CHOSEN, PROBE_DUE);
-        }
-    }
-
-    fn move_probe(&self, from: u8, to: u8) -> bool {
-        self.probe
-            .compare_exchange(from, to, Relaxed, Relaxed)
-            .is_ok()
-    }
-
-    fn reset_counts(&self) {
-        for count in [&self.errors, &self.gateway_errors, &self.local_errors] {
-            reset(count);
-        }
-    }
-
-    /// The id of the ejection that holds it out.
-    pub(super) fn held_by(&self) -> Option<u64> {
-        (self.ejected_until.load(Relaxed) != 0).then(|| self.owner.load(Relaxed))
-    }
-
-    /// Back into rotation without a sweep: the policy that ejected it is gone.
-    pub(super) fn pardon(&self) {
-        self.ejected_until.store(0, Relaxed);
-        self.probe.store(PROBE_NONE, Relaxed);
-        self.times.store(0, Relaxed);
-        self.reset_counts();
-    }
-}
-
-/// Writes only when there is something to reset: the line stays shared between cores.
-fn reset(count: &AtomicU32) {
-    if count.load(Relaxed) != 0 {
-        count.store(0, Relaxed);
-    }
 }
 
 impl Ejection {
@@ -475,16 +334,6 @@ impl Outcome {
             Self::Status(status) => status >= 500,
             Self::ConnectFailed | Self::Reset | Self::Timeout => true,
             Self::Connected | Self::Abandoned => false,
-        }
-    }
-}
-
-/// Counts every attempt, with and without an ejection policy.
-pub(super) fn tally(live: &Live, outcome: Outcome) {
-    if outcome != Outcome::Abandoned {
-        live.requests.fetch_add(1, Relaxed);
-        if outcome.is_failure() {
-            live.failures.fetch_add(1, Relaxed);
         }
     }
 }

@@ -206,9 +206,10 @@ fn admitted(snapshot: &Snapshot, plan: &Plan, http: bool) -> Result<Vec<SocketAd
         return Err(Reject::NoHealthyEndpoint);
     }
     let (caps, gauges) = (version.breaker.caps(), version.breaker.gauges());
-    if http && gauges.requests >= caps.max_requests {
+    if gauges.requests >= caps.max_requests {
         return Err(Reject::OverflowRequests);
     }
+    // A request may wait for a connection; an opaque connection may not.
     if !http && gauges.connections >= caps.max_connections {
         return Err(Reject::OverflowConnections);
     }

@@ -1,11 +1,13 @@
 //! Finding the alternatives that can match without trying all of them.
 //!
 //! Every alternative stands in exactly one list: under the hash of the rarest of its exact
-//! conditions (path, header, query parameter, authority, path prefix, set of sources), or in the
-//! rest, which is tried one by one. A request asks the lists that its own values name. Whatever is
+//! conditions (path, header, query parameter, authority, path prefix, set of sources), else among
+//! the path patterns, which are searched together, else in the rest, which is tried one by one. A request asks the lists that its own values name. Whatever is
 //! found is checked in full, so the index can only save work, never change the answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+use regex::bytes::{RegexSet, RegexSetBuilder};
 
 use super::{
     HeaderView, RequestView, SourceIx,
@@ -17,6 +19,13 @@ use super::{
 /// Header names, and query names, of which the exact values are indexed: each costs a look-up in
 /// every request. Those that most alternatives use are taken; the others stay in the rest.
 const NAMES_MAX: usize = 16;
+
+/// Path patterns that are searched together. From [`PATTERNS_MIN`] on that is faster than one by
+/// one; more than [`PATTERNS_MAX`] in one automaton make its cache thrash.
+const PATTERNS_MIN: usize = 4;
+const PATTERNS_MAX: usize = 64;
+/// Compiled size of one such set, at most; what would be larger is tried one by one.
+const PATTERNS_BYTES_MAX: usize = 8 << 20;
 
 /// Prefixes with more elements stay in the rest: depths are kept in one word.
 const DEPTH_MAX: usize = 63;
@@ -44,7 +53,16 @@ pub(super) struct Index {
     authority: bool,
     /// By source: the sets that have it and have a list.
     sets_of: Vec<Vec<u32>>,
+    patterns: Vec<Patterns>,
     rest: Vec<u32>,
+}
+
+/// Alternatives without an exact condition, by the pattern of their path.
+#[derive(Debug)]
+struct Patterns {
+    set: RegexSet,
+    /// The alternative of each pattern.
+    entries: Vec<u32>,
 }
 
 /// A key under which an alternative could stand.
@@ -105,6 +123,7 @@ impl Index {
             }
             index.lists.entry(key.hash()).or_default().push(at);
         }
+        index.gather_patterns(entries);
         if !headers_used {
             index.headers.clear();
         }
@@ -190,7 +209,47 @@ impl Index {
                 look(join(SOURCE, u64::from(*set)));
             }
         }
+        for patterns in &self.patterns {
+            let hits: Vec<u32> = patterns
+                .set
+                .matches(request.path.as_bytes())
+                .into_iter()
+                .map(|at| patterns.entries[at])
+                .collect();
+            visit(&hits);
+        }
         visit(&self.rest);
+    }
+
+    /// Moves alternatives with a path pattern from the rest into sets.
+    fn gather_patterns(&mut self, entries: &[Entry]) {
+        let pattern = |at: &u32| match &entries[*at as usize].path {
+            Some(PathCond::Regex(Some(regex), _)) => Some(regex.as_str()),
+            _ => None,
+        };
+        let with: Vec<u32> = self
+            .rest
+            .iter()
+            .copied()
+            .filter(|at| pattern(at).is_some())
+            .collect();
+        if with.len() < PATTERNS_MIN {
+            return;
+        }
+        let mut gathered: HashSet<u32> = HashSet::new();
+        for chunk in with.chunks(PATTERNS_MAX) {
+            let set = RegexSetBuilder::new(chunk.iter().filter_map(pattern))
+                .size_limit(PATTERNS_BYTES_MAX)
+                .build();
+            if let Ok(set) = set {
+                gathered.extend(chunk);
+                self.patterns.push(Patterns {
+                    set,
+                    entries: chunk.to_vec(),
+                });
+            }
+        }
+        self.rest.retain(|at| !gathered.contains(at));
     }
 }
 

@@ -7,29 +7,27 @@
 //! one bucket.
 
 use std::{
-    fmt::Write,
     hash::{BuildHasher, Hasher, RandomState},
-    ops::Deref,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use super::{
-    HeaderView, Observer, RequestView, Snapshot, SourceIx, route::Plan, value::each_joined,
-};
-use crate::{
-    clock::MonoNanos,
-    model::{RateKey, RateLimitPolicy},
-};
+use super::{HeaderView, Observer, RequestView, Snapshot, SourceIx, route::Plan};
+use crate::{clock::MonoNanos, model::RateLimitPolicy};
 
+mod asker;
 mod bucket;
 mod keyed;
+mod verdict;
 
+use asker::Asker;
+pub use asker::key_name;
 use bucket::{Answer, Shape};
 pub use keyed::KEYS_MAX;
 use keyed::{Buckets, Taken};
-
-/// Largest integer of a structured field (RFC 9651 §3.3.1).
-const FIELD_INTEGER_MAX: u64 = 999_999_999_999_999;
+pub use verdict::{Asked, AskedList, Verdict};
 
 /// One limit with its buckets, shared by all cores and carried over reloads.
 #[derive(Debug)]
@@ -44,115 +42,6 @@ pub struct Limiter {
 enum Store {
     One(AtomicU64),
     Keyed(Buckets, RandomState),
-}
-
-/// What the limits said: for the `RateLimit` fields of the answer. Cheap: no allocation unless a
-/// second limit applies.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// Every limit that was asked.
-    pub asked: AskedList,
-    /// The limit that refused, an index into `asked`.
-    pub refused: Option<usize>,
-}
-
-/// A slice of [`Asked`], of which one needs no allocation.
-#[derive(Clone, Debug, Default)]
-pub enum AskedList {
-    /// No limit applies.
-    #[default]
-    None,
-    /// One does.
-    One([Asked; 1]),
-    /// Several do.
-    Many(Vec<Asked>),
-}
-
-/// One limit's answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
-    /// Policy name.
-    pub name: Arc<str>,
-    /// Quota of the policy (`q`): the bucket's size.
-    pub quota: u64,
-    /// Window of the policy (`w`) in seconds, at least 1: how long an empty bucket takes to fill.
-    pub window_s: u64,
-    /// Left (`r`).
-    pub left: u64,
-    /// Seconds to more quota (`t`), rounded up; also `Retry-After` when refused: a client that
-    /// waits exactly so long is admitted.
-    pub reset_s: u64,
-}
-
-impl Deref for AskedList {
-    type Target = [Asked];
-
-    fn deref(&self) -> &[Asked] {
-        match self {
-            Self::None => &[],
-            Self::One(one) => one,
-            Self::Many(many) => many,
-        }
-    }
-}
-
-impl PartialEq for AskedList {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
-impl Eq for AskedList {}
-
-impl Verdict {
-    /// The value of the `RateLimit-Policy` field (draft-ietf-httpapi-ratelimit-headers, 2025-09).
-    /// Empty when no limit applies: there is then no such field.
-    pub fn policy_field(&self) -> String {
-        self.field(|asked| [('q', asked.quota), ('w', asked.window_s)])
-    }
-
-    /// The value of the `RateLimit` field. Empty when no limit applies.
-    pub fn limit_field(&self) -> String {
-        self.field(|asked| [('r', asked.left), ('t', asked.reset_s)])
-    }
-
-    /// Seconds for `Retry-After`, when refused.
-    pub fn retry_after_s(&self) -> Option<u64> {
-        // At least 1: 0 would invite an attempt that is known to fail.
-        self.refused
-            .and_then(|at| self.asked.get(at))
-            .map(|asked| asked.reset_s.max(1))
-    }
-
-    /// A list of strings with parameters (RFC 9651).
-    fn field(&self, parameters: impl Fn(&Asked) -> [(char, u64); 2]) -> String {
-        let mut field = String::new();
-        for asked in self.asked.iter() {
-            if !field.is_empty() {
-                field.push_str(", ");
-            }
-            quote(&mut field, &asked.name);
-            for (key, value) in parameters(asked) {
-                // Writing to a string can't fail.
-                let _ = write!(field, ";{key}={}", value.min(FIELD_INTEGER_MAX));
-            }
-        }
-        field
-    }
-}
-
-/// A string of a structured field: printable ASCII, `"` and `\` escaped (RFC 9651 §3.3.3). What
-/// can't stand in one becomes `?`; the configuration refuses such names anyway.
-fn quote(field: &mut String, text: &str) {
-    field.push('"');
-    for char in text.chars() {
-        match char {
-            '"' | '\\' => field.extend(['\\', char]),
-            ' '..='~' => field.push(char),
-            _ => field.push('?'),
-        }
-    }
-    field.push('"');
 }
 
 impl Limiter {
@@ -189,9 +78,7 @@ impl Limiter {
     fn peek<H: HeaderView>(&self, asker: &Asker<'_, H>, now: MonoNanos) -> Answer {
         let time = self.shape.time(now);
         match &self.store {
-            Store::One(word) => self
-                .shape
-                .peek(word.load(std::sync::atomic::Ordering::Relaxed), time),
+            Store::One(word) => self.shape.peek(word.load(Ordering::Relaxed), time),
             Store::Keyed(buckets, seed) => buckets.peek(&self.shape, self.key(asker, seed), time),
         }
     }
@@ -241,59 +128,6 @@ impl Limiter {
             left,
             reset_s,
         }
-    }
-}
-
-/// As in the configuration: `header.x-user`.
-pub fn key_name(key: &RateKey) -> String {
-    match key {
-        RateKey::SourceWorkload => "source.workload".to_owned(),
-        RateKey::SourceNamespace => "source.namespace".to_owned(),
-        RateKey::SourceIdentity => "source.identity".to_owned(),
-        RateKey::SourceTag(tag) => format!("source.tags.{tag}"),
-        RateKey::Destination => "destination".to_owned(),
-        RateKey::Version => "version".to_owned(),
-        RateKey::Header(name) => format!("header.{name}"),
-        RateKey::Path => "path".to_owned(),
-        RateKey::Method => "method".to_owned(),
-    }
-}
-
-/// Who asks for what: where the attributes of a key come from.
-struct Asker<'a, H> {
-    snapshot: &'a Snapshot,
-    plan: &'a Plan,
-    source: Option<SourceIx>,
-    request: Option<&'a RequestView<'a, H>>,
-}
-
-impl<H: HeaderView> Asker<'_, H> {
-    /// Gives the attribute to `part`, piece by piece; false when there is none.
-    fn attribute(&self, key: &RateKey, mut part: impl FnMut(&[u8])) -> bool {
-        let source = self.source.map(|source| self.snapshot.source_of(source));
-        let value: Option<&str> = match key {
-            RateKey::SourceWorkload => source.map(|source| &*source.key),
-            RateKey::SourceNamespace => source.map(|source| &*source.namespace),
-            RateKey::SourceIdentity => source.and_then(|source| source.identity.as_deref()),
-            RateKey::SourceTag(tag) => source
-                .and_then(|source| source.tags.get(tag))
-                .map(String::as_str),
-            RateKey::Destination => Some(&self.snapshot.port(self.plan.port).key),
-            RateKey::Version => Some(&self.snapshot.version(self.plan.version).name),
-            RateKey::Path => self.request.map(|request| request.path),
-            RateKey::Method => self.request.map(|request| request.method),
-            RateKey::Header(name) => {
-                let Some(request) = self.request else {
-                    return false;
-                };
-                if request.headers.values(name).next().is_none() {
-                    return false;
-                }
-                each_joined(request.headers, name, part);
-                return true;
-            }
-        };
-        value.map(|value| part(value.as_bytes())).is_some()
     }
 }
 

@@ -264,3 +264,6 @@ impl Reject {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

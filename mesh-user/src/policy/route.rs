@@ -281,3 +281,6 @@ fn choose(
         version,
     })
 }
+
+#[cfg(test)]
+pub(super) mod tests;

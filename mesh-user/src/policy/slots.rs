@@ -159,63 +159,36 @@ fn default_split(snapshot: &Snapshot, port: &PortPlan) -> Vec<(SocketAddr, Versi
 
 /// The maps' content, and the numbers in it.
 pub(super) fn build(snapshot: &Snapshot, previous: Option<&Numbers>) -> (KernelTable, Numbers) {
-    let mut table = KernelTable {
-        outbound: outbound(&snapshot.model),
-        ..KernelTable::default()
-    };
-    let splits: Vec<(PortKey, Vec<(SocketAddr, VersionIx, u128)>)> = snapshot
+    let lists: Vec<PortList> = snapshot
         .ports
         .iter()
-        .map(|port| {
-            (
-                (Arc::clone(&port.key), port.number),
-                default_split(snapshot, port),
-            )
-        })
+        .map(|port| PortList::new(snapshot, port))
         .collect();
-    let mut numbers = Numbers::default();
     let empty = Numbers::default();
-    let previous = previous.unwrap_or(&empty);
-    numbers.ids = number(
-        &previous.ids,
-        splits.iter().map(|(key, _)| key.clone()),
-        &BTreeSet::new(),
-    );
-    let backends = splits
-        .iter()
-        .flat_map(|(key, split)| split.iter().map(|(address, ..)| (key.clone(), *address)));
-    let quarantine: BTreeSet<u32> = previous.backends.values().copied().collect();
-    numbers.backends = number(&previous.backends, backends, &quarantine);
-    let lists: Vec<Vec<u32>> = splits
-        .iter()
-        .map(|(_, split)| {
-            let weights: Vec<u128> = split.iter().map(|(.., weight)| *weight).collect();
-            interleave(&weights, SLOTS_MAX)
-        })
-        .collect();
-    let wanted: Vec<(PortKey, u32)> = splits
-        .iter()
-        .zip(&lists)
-        .map(|((key, _), list)| (key.clone(), list.len() as u32))
-        .collect();
-    numbers.ranges = ranges(&previous.ranges, &wanted);
-
-    let backends_len = numbers
+    let numbers = Numbers::next(previous.unwrap_or(&empty), &lists);
+    let backends = numbers
         .backends
         .values()
         .max()
         .map_or(0, |most| *most as usize + 1);
-    table.backends = vec![FREE; backends_len];
-    let slots_len = numbers
+    let slots = numbers
         .ranges
         .values()
-        .map(|(first, count)| first + count)
+        .map(|(first, count)| (first + count) as usize)
         .max();
-    table.slots = vec![0; slots_len.unwrap_or(0) as usize];
-    for ((port, (key, split)), list) in snapshot.ports.iter().zip(&splits).zip(&lists) {
-        let number_of = |address: SocketAddr| numbers.backends[&(key.clone(), address)];
-        for (address, version, _) in split {
-            table.backends[number_of(*address) as usize] = Backend {
+    let mut table = KernelTable {
+        backends: vec![FREE; backends],
+        slots: vec![0; slots.unwrap_or(0)],
+        outbound: outbound(&snapshot.model),
+        ..KernelTable::default()
+    };
+    for (port, list) in snapshot.ports.iter().zip(&lists) {
+        let number_of = |at: u32| {
+            let (address, ..) = list.split[at as usize];
+            numbers.backends[&(list.key.clone(), address)]
+        };
+        for (at, (address, version, _)) in (0_u32..).zip(&list.split) {
+            table.backends[number_of(at) as usize] = Backend {
                 addr: Addr::from_ip(address.ip()),
                 port: address.port(),
                 state: 1,
@@ -226,20 +199,64 @@ pub(super) fn build(snapshot: &Snapshot, previous: Option<&Numbers>) -> (KernelT
                     .unwrap_or(0) as u32,
             };
         }
-        let (first, count) = numbers.ranges.get(key).copied().unwrap_or_default();
-        for (slot, at) in (first..first + count).zip(list) {
-            table.slots[slot as usize] = number_of(split[*at as usize].0);
+        let (first, count) = numbers.ranges.get(&list.key).copied().unwrap_or_default();
+        for (slot, at) in (first..first + count).zip(&list.order) {
+            table.slots[slot as usize] = number_of(*at);
         }
+        let id = numbers.ids[&list.key];
         add_service(
             &mut table,
             snapshot,
             port,
-            numbers.ids[key],
+            id,
             (first, count),
-            list.len(),
+            list.order.len(),
         );
     }
     (table, numbers)
+}
+
+/// The slots of one port, before they have numbers.
+struct PortList {
+    key: PortKey,
+    split: Vec<(SocketAddr, VersionIx, u128)>,
+    /// Positions in `split`.
+    order: Vec<u32>,
+}
+
+impl PortList {
+    fn new(snapshot: &Snapshot, port: &PortPlan) -> Self {
+        let split = default_split(snapshot, port);
+        let weights: Vec<u128> = split.iter().map(|(.., weight)| *weight).collect();
+        let order = interleave(&weights, SLOTS_MAX);
+        Self {
+            key: (Arc::clone(&port.key), port.number),
+            split,
+            order,
+        }
+    }
+}
+
+impl Numbers {
+    fn next(previous: &Self, lists: &[PortList]) -> Self {
+        let keys = lists.iter().map(|list| list.key.clone());
+        let backends = lists.iter().flat_map(|list| {
+            list.split
+                .iter()
+                .map(|(address, ..)| (list.key.clone(), *address))
+        });
+        let resting: BTreeSet<u32> = previous.backends.values().copied().collect();
+        let wanted: Vec<(PortKey, u32)> = lists
+            .iter()
+            .map(|list| (list.key.clone(), list.order.len() as u32))
+            .collect();
+        Self {
+            // A service id only names a counter and a row: it needs no rest.
+            ids: number(&previous.ids, keys, &BTreeSet::new()),
+            backends: number(&previous.backends, backends, &resting),
+            ranges: ranges(&previous.ranges, &wanted),
+        }
+    }
 }
 
 /// Backend 0 is never used: what an unused slot holds says «free».
@@ -295,7 +312,7 @@ fn add_service(
 fn number<K: Ord + Clone>(
     previous: &BTreeMap<K, u32>,
     wanted: impl Iterator<Item = K>,
-    quarantine: &BTreeSet<u32>,
+    resting: &BTreeSet<u32>,
 ) -> BTreeMap<K, u32> {
     let wanted: BTreeSet<K> = wanted.collect();
     let mut given: BTreeMap<K, u32> = wanted
@@ -303,7 +320,7 @@ fn number<K: Ord + Clone>(
         .filter_map(|key| previous.get(key).map(|number| (key.clone(), *number)))
         .collect();
     let taken: BTreeSet<u32> = given.values().copied().collect();
-    let mut free = (1..).filter(|n| !taken.contains(n) && !quarantine.contains(n));
+    let mut free = (1..).filter(|n| !taken.contains(n) && !resting.contains(n));
     for key in wanted {
         given
             .entry(key)

@@ -98,3 +98,6 @@ impl Cursors {
         self.positions.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,9 +15,16 @@ const REGEX_BYTES_MAX: usize = 1 << 20;
 /// # Errors
 /// The pattern is not a regular expression, or compiles to more than 1 MiB.
 pub fn whole(pattern: &str) -> Result<Regex, regex::Error> {
-    let build = |text: &str| RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build();
     // The pattern alone first: `a)|(b` must not become valid by what stands around it.
-    build(pattern)?;
+    RegexBuilder::new(pattern)
+        .size_limit(REGEX_BYTES_MAX)
+        .build()?;
+    // The anchors take a little more room, for which the pattern is not to blame.
+    let build = |text: &str| {
+        RegexBuilder::new(text)
+            .size_limit(2 * REGEX_BYTES_MAX)
+            .build()
+    };
     // In verbose mode a comment at the end would swallow the closing parenthesis: only then is a
     // line break needed, and only there is it not matched literally.
     build(&format!(r"\A(?:{pattern})\z")).or_else(|_| build(&format!("\\A(?:{pattern}\n)\\z")))
@@ -208,3 +215,6 @@ pub(super) fn host_of(authority: &str) -> &str {
         _ => authority,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,7 +71,11 @@ impl Drop for Listeners {
 
 /// Ends connections.
 pub(super) fn abort_where(core: &Core, mut which: impl FnMut(&Slot) -> bool) {
-    core.slots.borrow().values().filter(|slot| which(slot)).for_each(|slot| slot.abort.abort());
+    core.slots
+        .borrow()
+        .values()
+        .filter(|slot| which(slot))
+        .for_each(|slot| slot.abort.abort());
 }
 
 /// Runs `task`; a panic in it is counted and ends this task only.
@@ -170,9 +174,11 @@ fn start(
     let peer = canonical(peer);
     let max = core.limits().workload_connections_max;
     let idle = Rc::new(Cell::new(false));
-    let taken = workload.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
-        (open < max).then_some(open + 1)
-    });
+    let taken = workload
+        .connections
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
+            (open < max).then_some(open + 1)
+        });
     if taken.is_err() {
         let destination = stream.local_addr().map_or(listener, canonical);
         let conn = Conn {
@@ -187,7 +193,11 @@ fn start(
         return;
     }
     let slot = core.next_slot();
-    let open = Open { core: Rc::clone(core), workload: Arc::clone(workload), slot };
+    let open = Open {
+        core: Rc::clone(core),
+        workload: Arc::clone(workload),
+        slot,
+    };
     let pod_id = workload.pod_id;
     let served = {
         let (core, workload, idle) = (Rc::clone(core), Arc::clone(workload), Rc::clone(&idle));
@@ -199,5 +209,12 @@ fn start(
     };
     let task = tokio::task::spawn_local(guarded(Rc::clone(core), "connection", served));
     let abort = task.abort_handle();
-    core.slots.borrow_mut().insert(slot, Slot { pod_id, abort, idle });
+    core.slots.borrow_mut().insert(
+        slot,
+        Slot {
+            pod_id,
+            abort,
+            idle,
+        },
+    );
 }

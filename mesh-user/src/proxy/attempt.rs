@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::core::{Conn, Place, Snap};
+use super::core::{Conn, Core, Place, Snap};
 use crate::{
     clock::MonoNanos,
     policy::{
@@ -36,21 +36,45 @@ pub(super) fn admit<H: HeaderView>(
     request: &RequestView<'_, H>,
     now: MonoNanos,
 ) -> Result<Admitted, Refused> {
-    let refuse = |reject| Refused { plan: None, reject, verdict: Verdict::default() };
-    let port = place.port.ok_or_else(|| refuse(Reject::UnknownDestination))?;
+    let refuse = |reject| Refused {
+        plan: None,
+        reject,
+        verdict: Verdict::default(),
+    };
+    let port = place
+        .port
+        .ok_or_else(|| refuse(Reject::UnknownDestination))?;
     let mut cursors = conn.core.cursors.borrow_mut();
-    let plan = route::decide(snapshot, port, place.source, request, &mut cursors, &mut NoObserver)
-        .map_err(refuse)?;
-    let verdict =
-        rate_limit::admit(snapshot, &plan, place.source, Some(request), now, &mut NoObserver);
+    let plan = route::decide(
+        snapshot,
+        port,
+        place.source,
+        request,
+        &mut cursors,
+        &mut NoObserver,
+    )
+    .map_err(refuse)?;
+    let verdict = rate_limit::admit(
+        snapshot,
+        &plan,
+        place.source,
+        Some(request),
+        now,
+        &mut NoObserver,
+    );
     if verdict.refused.is_some() {
-        return Err(Refused { plan: Some(plan), reject: Reject::RateLimited, verdict });
+        return Err(Refused {
+            plan: Some(plan),
+            reject: Reject::RateLimited,
+            verdict,
+        });
     }
     Ok(Admitted { plan, verdict })
 }
 
 /// Records how an attempt ended and logs what that changed.
 pub(super) fn record(
+    core: &Core,
     snapshot: &Snapshot,
     version: VersionIx,
     endpoint: &EndpointState,
@@ -58,6 +82,7 @@ pub(super) fn record(
     now: MonoNanos,
 ) {
     if let Some(change) = snapshot.record(version, endpoint, outcome, now) {
+        core.shared.telemetry.ejection(&change);
         tracing::info!(
             service = change.service,
             endpoint = %change.endpoint,

@@ -15,12 +15,7 @@ use super::{
     timer::Timer,
     wire::WorkloadHandle,
 };
-use crate::{
-    clock,
-    model::Protocol,
-    policy::Reject,
-    telemetry::Spoken,
-};
+use crate::{clock, model::Protocol, policy::Reject, telemetry::Spoken};
 
 /// Where a connection was going: the accepted socket's own address, or what the kernel recorded.
 ///
@@ -39,11 +34,15 @@ fn destination(
     }
     let itself = local.port() == listener.port()
         && (listener.ip().is_unspecified() || listener.ip() == local.ip());
-    let asked = core.shared.origins.asked(workload.pod_id, peer, local).map(canonical);
+    let asked = core
+        .shared
+        .origins
+        .asked(workload.pod_id, peer, local)
+        .map(canonical);
     match asked {
         Some(at) if known(at) => Ok(at),
-        _ if itself => Err((Reject::Loop, local)),
         Some(at) => Err((Reject::UnknownDestination, at)),
+        None if itself => Err((Reject::Loop, local)),
         None => Err((Reject::UnknownDestination, local)),
     }
 }
@@ -59,11 +58,20 @@ pub(super) async fn serve(
 ) {
     let opened = clock::now();
     // A socket without a local address was reset before it was accepted.
-    let Ok(local) = stream.local_addr().map(canonical) else { return };
+    let Ok(local) = stream.local_addr().map(canonical) else {
+        return;
+    };
     let found = destination(&core, &workload, listener, peer, local);
     let at = found.unwrap_or_else(|(_, at)| at);
     let place = Place::find(&core, at, &workload.key);
-    let conn = Rc::new(Conn { core, workload, peer, destination: at, opened, idle });
+    let conn = Rc::new(Conn {
+        core,
+        workload,
+        peer,
+        destination: at,
+        opened,
+        idle,
+    });
     if let Err((reject, _)) = found {
         refuse(conn, &stream, reject);
         return;
@@ -82,7 +90,10 @@ pub(super) fn refuse(conn: Rc<Conn>, stream: &TcpStream, reject: Reject) {
 async fn detect(conn: Rc<Conn>, place: Place, mut stream: TcpStream) {
     let protocol = place.port.map(|port| {
         let (snapshot, _) = conn.core.snapshot();
-        snapshot.ports.get(port.0 as usize).map_or(Protocol::Tcp, |plan| plan.protocol)
+        snapshot
+            .ports
+            .get(port.0 as usize)
+            .map_or(Protocol::Tcp, |plan| plan.protocol)
     });
     let mut timer = Timer::new(conn.opened);
     let mut buf = Buf::default();

@@ -149,7 +149,10 @@ impl Core {
         let mut current = self.current.borrow_mut();
         if current.swaps != swaps {
             // The count is read first: a swap in between is seen at the next look.
-            *current = Current { swaps, snapshot: Rc::new(self.shared.snapshot.load_full()) };
+            *current = Current {
+                swaps,
+                snapshot: Rc::new(self.shared.snapshot.load_full()),
+            };
         }
         (Rc::clone(&current.snapshot), swaps)
     }
@@ -157,9 +160,12 @@ impl Core {
     /// Takes the right to one more upstream connection of the node, if there is one left.
     pub(super) fn node_permit(self: &Rc<Self>) -> Option<NodePermit> {
         let max = self.shared.limits.upstream_connections_max;
-        let taken = self.shared.upstream.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-            (n < max).then_some(n + 1)
-        });
+        let taken = self
+            .shared
+            .upstream
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n < max).then_some(n + 1)
+            });
         taken.ok().map(|_| NodePermit(Rc::clone(self)))
     }
 
@@ -181,7 +187,7 @@ impl Core {
 }
 
 /// Where a connection goes, looked up again only when the snapshot changed.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     swaps: u64,
     /// The service port; none: the destination is not in the model.

@@ -38,7 +38,10 @@ pub(super) fn sniff(bytes: &[u8], target_bytes_max: usize) -> Guess {
         Guess::Http1 => {}
         told => return told,
     }
-    let method = bytes.iter().take_while(|byte| is_method_byte(**byte)).count();
+    let method = bytes
+        .iter()
+        .take_while(|byte| is_method_byte(**byte))
+        .count();
     if method > METHOD_BYTES_MAX {
         return Guess::Opaque;
     }
@@ -48,7 +51,10 @@ pub(super) fn sniff(bytes: &[u8], target_bytes_max: usize) -> Guess {
         Some(_) => return Guess::Opaque,
     }
     let rest = &bytes[method + 1..];
-    let target = rest.iter().take_while(|byte| byte.is_ascii_graphic()).count();
+    let target = rest
+        .iter()
+        .take_while(|byte| byte.is_ascii_graphic())
+        .count();
     if target > target_bytes_max {
         return Guess::Opaque;
     }
@@ -88,7 +94,10 @@ mod tests {
         assert_eq!(declared_http(b""), Guess::More);
         assert_eq!(declared_http(b"P"), Guess::More);
         assert_eq!(declared_http(b"POST / HTTP/1.1\r\n"), Guess::Http1);
-        assert_eq!(declared_http(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r"), Guess::More);
+        assert_eq!(
+            declared_http(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r"),
+            Guess::More
+        );
         assert_eq!(declared_http(PREFACE), Guess::Http2);
         assert_eq!(declared_http(b"PRI * HTTP/1.1\r\n"), Guess::Http1);
         assert_eq!(declared_http(b"\x16\x03"), Guess::Http1);
@@ -99,7 +108,11 @@ mod tests {
         let request = b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n";
         let told = request.windows(7).position(|w| w == b"HTTP/1.").unwrap() + 7;
         for len in 0..request.len() {
-            let want = if len < told { Guess::More } else { Guess::Http1 };
+            let want = if len < told {
+                Guess::More
+            } else {
+                Guess::Http1
+            };
             assert_eq!(sniffed(&request[..len]), want, "{len}");
         }
     }

@@ -21,7 +21,10 @@ pub(super) fn poll_fill(
     cx: &mut Context<'_>,
     buf: &mut Buf,
 ) -> Poll<io::Result<usize>> {
-    debug_assert!(buf.has_room(), "reading into no room looks like the end of the stream");
+    debug_assert!(
+        buf.has_room(),
+        "reading into no room looks like the end of the stream"
+    );
     if !buf.holds_block() {
         ready!(stream.poll_read_ready(cx))?;
     }
@@ -74,6 +77,8 @@ pub(super) fn set_nodelay(stream: &TcpStream) {
 pub(super) fn is_reset(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted
     )
 }

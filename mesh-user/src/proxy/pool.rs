@@ -91,11 +91,6 @@ fn is_dead(upstream: &Upstream, cx: &mut Context<'_>) -> bool {
 }
 
 impl Pool {
-    /// How many connections are idle.
-    pub(super) fn len(&self) -> usize {
-        self.count.get()
-    }
-
     /// The newest live connection.
     pub(super) fn take(&self, key: &Key) -> Option<Upstream> {
         let mut idle = self.idle.borrow_mut();
@@ -121,7 +116,10 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let list = idle.entry(upstream.key).or_default();
         if list.len() < max {
-            list.push(Idle { upstream, since: now });
+            list.push(Idle {
+                upstream,
+                since: now,
+            });
             self.count.set(self.count.get() + 1);
         }
     }
@@ -146,7 +144,9 @@ impl Pool {
             .filter(|(key, list)| matches(key) && !list.is_empty())
             .min_by_key(|(_, list)| list[0].since)
             .map(|(key, _)| *key);
-        let Some(list) = oldest.and_then(|key| idle.get_mut(&key)) else { return false };
+        let Some(list) = oldest.and_then(|key| idle.get_mut(&key)) else {
+            return false;
+        };
         drop(list.remove(0));
         self.count.set(self.count.get() - 1);
         true

@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     clock,
-    policy::{NoObserver, Reject, balance, breaker::RequestPermit, rate_limit, request, route, snapshot::Outcome},
+    policy::{
+        NoObserver, Reject, balance, breaker::RequestPermit, rate_limit, request, route,
+        snapshot::Outcome,
+    },
     telemetry::Spoken,
 };
 
@@ -193,20 +196,33 @@ async fn forward(
     }
     let version = &snapshot.versions[plan.version.0 as usize];
     let record = |endpoint: &_, outcome| {
-        super::attempt::record(&snapshot, plan.version, endpoint, outcome, clock::now());
+        super::attempt::record(
+            core,
+            &snapshot,
+            plan.version,
+            endpoint,
+            outcome,
+            clock::now(),
+        );
     };
     let mut tried = Vec::new();
     let (mut upstream, endpoint, _permit): (_, _, RequestPermit) = loop {
-        let endpoint =
-            balance::pick(&snapshot, plan.version, &tried, &mut core.rng.borrow_mut(), now)?;
+        let endpoint = balance::pick(
+            &snapshot,
+            plan.version,
+            &tried,
+            &mut core.rng.borrow_mut(),
+            now,
+        )?;
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
-        let target =
-            Target::new(&snapshot, plan.version, &endpoint, &conn.workload);
+        let target = Target::new(&snapshot, plan.version, &endpoint, &conn.workload);
         match connect_now(core, &conn.workload, &target).await {
             Ok(upstream) => break (upstream, endpoint, permit),
             Err(failed) => {
-                let Some(outcome) = failed.outcome() else { return Err(failed.reject()) };
+                let Some(outcome) = failed.outcome() else {
+                    return Err(failed.reject());
+                };
                 record(&endpoint, outcome);
                 tried.push(endpoint.id);
                 // Nothing was sent yet, so another endpoint may serve: as often as there are
@@ -218,17 +234,28 @@ async fn forward(
             }
         }
     };
+    log.tcp_opened();
     let mut bytes = (0, 0);
     let end = copy(
         Side { stream, buf },
-        Side { stream: &mut upstream.stream, buf: &mut upstream.buf },
+        Side {
+            stream: &mut upstream.stream,
+            buf: &mut upstream.buf,
+        },
         timer,
         version.idle_timeout,
         &mut bytes,
     )
     .await;
     (log.bytes_in, log.bytes_out) = bytes;
-    record(&endpoint, if end == CopyEnd::UpstreamReset && bytes.1 == 0 { Outcome::Reset } else { Outcome::Connected });
+    record(
+        &endpoint,
+        if end == CopyEnd::UpstreamReset && bytes.1 == 0 {
+            Outcome::Reset
+        } else {
+            Outcome::Connected
+        },
+    );
     log.reject = match end {
         CopyEnd::Closed => None,
         CopyEnd::DownstreamReset => Some(Reject::DownstreamClosed),

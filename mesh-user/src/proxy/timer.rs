@@ -76,7 +76,11 @@ pub(super) const NEVER: MonoNanos = MonoNanos(u64::MAX);
 
 /// `from` plus `span`; zero means no time-out.
 pub(super) const fn deadline(from: MonoNanos, span: Duration) -> MonoNanos {
-    if span.is_zero() { NEVER } else { from.after(span) }
+    if span.is_zero() {
+        NEVER
+    } else {
+        from.after(span)
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub(super) struct Upstream {
     /// Whether it carried a request before.
     pub(super) reused: bool,
     pub(super) key: Key,
-    _permits: Permits,
+    pub(super) permits: Permits,
 }
 
 /// The rights that an upstream connection holds.
@@ -100,12 +100,15 @@ impl<'a> Target<'a> {
 }
 
 /// Takes both permits if that needs no waiting; closes idle connections that stand in the way.
-fn permits_now(core: &Rc<Core>, target: &Target<'_>) -> Result<Permits, Reject> {
+pub(super) fn permits_now(core: &Rc<Core>, target: &Target<'_>) -> Result<Permits, Reject> {
     let connection = match target.breaker.connection() {
         Err(_) if core.pool.evict_of_breaker(target.key.breaker) => target.breaker.connection()?,
         other => other?,
     };
-    Ok(Permits { _connection: connection, _node: node_permit(core)? })
+    Ok(Permits {
+        _connection: connection,
+        _node: node_permit(core)?,
+    })
 }
 
 fn node_permit(core: &Rc<Core>) -> Result<NodePermit, Reject> {
@@ -120,7 +123,10 @@ fn node_permit(core: &Rc<Core>) -> Result<NodePermit, Reject> {
 ///
 /// # Errors
 /// [`Reject::OverflowPending`], [`Reject::DialPermits`].
-pub(super) async fn permits_queued(core: &Rc<Core>, target: &Target<'_>) -> Result<Permits, Reject> {
+pub(super) async fn permits_queued(
+    core: &Rc<Core>,
+    target: &Target<'_>,
+) -> Result<Permits, Reject> {
     match permits_now(core, target) {
         Err(Reject::OverflowConnections) => {}
         other => return other,
@@ -133,12 +139,16 @@ pub(super) async fn permits_queued(core: &Rc<Core>, target: &Target<'_>) -> Resu
             // Only after the place in the queue is known: a worker that gets this message late
             // sees the waiter when it next puts a connection aside.
             asked = true;
+            core.h2.evict_of_breaker(target.key.breaker);
             core.ask_peers_to_evict(target.key.breaker);
         }
         turn
     })
     .await;
-    Ok(Permits { _connection: connection, _node: node_permit(core)? })
+    Ok(Permits {
+        _connection: connection,
+        _node: node_permit(core)?,
+    })
 }
 
 /// Connects to an endpoint with permits at hand.
@@ -151,10 +161,15 @@ pub(super) async fn dial(
     target: &Target<'_>,
     permits: Permits,
 ) -> Result<Upstream, NoConnection> {
-    let sockets =
-        if target.key.source == NODE { &core.shared.node_sockets } else { &workload.sockets };
+    let sockets = if target.key.source == NODE {
+        &core.shared.node_sockets
+    } else {
+        &workload.sockets
+    };
     let address = target.endpoint.address;
-    let fd = sockets.tcp_socket(address).map_err(|error| NoConnection::Local(local(&error)))?;
+    let fd = sockets
+        .tcp_socket(address)
+        .map_err(|error| NoConnection::Local(local(&error)))?;
     let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(fd));
     let stream = match tokio::time::timeout(target.connect_timeout, socket.connect(address)).await {
         Ok(Ok(stream)) => stream,
@@ -176,7 +191,7 @@ pub(super) async fn dial(
         buf: Buf::default(),
         reused: false,
         key: target.key,
-        _permits: permits,
+        permits,
     })
 }
 
@@ -196,7 +211,9 @@ pub(super) async fn connect_queued(
     target: &Target<'_>,
     fresh: bool,
 ) -> Result<Upstream, NoConnection> {
-    let permits = permits_queued(core, target).await.map_err(NoConnection::Local)?;
+    let permits = permits_queued(core, target)
+        .await
+        .map_err(NoConnection::Local)?;
     // A connection may have come back while this one stood in the queue.
     if !fresh && let Some(upstream) = core.pool.take(&target.key) {
         return Ok(upstream);
@@ -219,7 +236,8 @@ pub(super) fn put_back(core: &Core, target: &Target<'_>, upstream: Upstream, now
     if core.draining.get() || target.breaker.has_waiters() {
         return;
     }
-    core.pool.put(upstream, core.limits().upstream_idle_max as usize, now);
+    core.pool
+        .put(upstream, core.limits().upstream_idle_max as usize, now);
 }
 
 /// Watches idle connections for the life of the worker.

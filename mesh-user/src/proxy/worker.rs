@@ -100,7 +100,9 @@ impl Workers {
     /// # Errors
     /// A thread or runtime could not be made.
     pub fn start(options: WorkersOptions, first: Arc<Snapshot>) -> io::Result<Self> {
-        let count = options.workers.clamp(1, mesh_common::abi::SHARDS_MAX as usize);
+        let count = options
+            .workers
+            .clamp(1, mesh_common::abi::SHARDS_MAX as usize);
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::new(first),
             swaps: AtomicU64::new(0),
@@ -111,17 +113,29 @@ impl Workers {
             telemetry: options.telemetry,
             ticks: (0..count).map(|_| AtomicU64::new(clock::now().0)).collect(),
         });
-        let cpus = if options.pin { allowed_cpus() } else { Vec::new() };
-        let (orders, receivers): (Vec<_>, Vec<_>) =
-            (0..count).map(|_| unbounded_channel()).unzip();
-        let workers = Self { shared, orders, threads: Mutex::default() };
+        let cpus = if options.pin {
+            allowed_cpus()
+        } else {
+            Vec::new()
+        };
+        let (orders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| unbounded_channel()).unzip();
+        let workers = Self {
+            shared,
+            orders,
+            threads: Mutex::default(),
+        };
         for (index, receiver) in receivers.into_iter().enumerate() {
             let peers = workers.orders.iter().enumerate();
-            let peers = peers.filter(|(peer, _)| *peer != index).map(|(_, o)| o.clone()).collect();
+            let peers = peers
+                .filter(|(peer, _)| *peer != index)
+                .map(|(_, o)| o.clone())
+                .collect();
             let shared = Arc::clone(&workers.shared);
             let cpu = cpus.get(index % cpus.len().max(1)).copied();
             // Made here, so that its failure is an error of `start`, not of a thread.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let thread = std::thread::Builder::new()
                 .name(format!("mesh-worker-{index}"))
                 .spawn(move || run(&runtime, index, shared, peers, receiver, cpu))?;
@@ -151,6 +165,7 @@ impl Workers {
 
     /// Puts a snapshot in force: the next request on every connection uses it.
     pub fn swap(&self, snapshot: Arc<Snapshot>) {
+        snapshot.enforce();
         self.shared.snapshot.store(snapshot);
         self.shared.swaps.fetch_add(1, Ordering::Release);
     }
@@ -158,7 +173,11 @@ impl Workers {
     /// The time of the oldest worker's last turn, CLOCK_MONOTONIC: each worker ticks every 250 ms;
     /// the agent's heartbeat writes the oldest tick into the kernel.
     pub fn oldest_tick(&self) -> MonoNanos {
-        let ticks = self.shared.ticks.iter().map(|tick| tick.load(Ordering::Relaxed));
+        let ticks = self
+            .shared
+            .ticks
+            .iter()
+            .map(|tick| tick.load(Ordering::Relaxed));
         MonoNanos(ticks.min().unwrap_or(0))
     }
 
@@ -168,14 +187,19 @@ impl Workers {
         for order in &self.orders {
             let _ended = order.send(Order::Drain { limit });
         }
-        self.threads().drain(..).map(|thread| thread.join().unwrap_or(0)).sum()
+        self.threads()
+            .drain(..)
+            .map(|thread| thread.join().unwrap_or(0))
+            .sum()
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
         for order in &self.orders {
-            let _ended = order.send(Order::Drain { limit: Duration::ZERO });
+            let _ended = order.send(Order::Drain {
+                limit: Duration::ZERO,
+            });
         }
         for thread in self.threads().drain(..) {
             let _panicked = thread.join();
@@ -186,8 +210,12 @@ impl Drop for Workers {
 /// The CPUs that this process may use.
 fn allowed_cpus() -> Vec<usize> {
     let own = nix::unistd::Pid::from_raw(0);
-    let Ok(set) = nix::sched::sched_getaffinity(own) else { return Vec::new() };
-    (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+    let Ok(set) = nix::sched::sched_getaffinity(own) else {
+        return Vec::new();
+    };
+    (0..nix::sched::CpuSet::count())
+        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
+        .collect()
 }
 
 fn pin(cpu: usize) -> nix::Result<()> {
@@ -236,6 +264,7 @@ async fn heartbeat(core: Rc<Core>) {
         let now = clock::now();
         core.shared.ticks[core.index].store(now.0, Ordering::Relaxed);
         core.pool.expire(now, core.limits().upstream_idle_timeout);
+        core.h2.expire(now, core.limits().upstream_idle_timeout);
         // An idle worker lets go of a snapshot that is no longer in force.
         drop(core.snapshot());
     }

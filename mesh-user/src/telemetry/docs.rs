@@ -1,7 +1,7 @@
 //! `docs/METRICS.md`, made from the table of metrics.
 
 use super::{
-    metrics::{ALL, Kind},
+    metrics::{ALL, Kind, REQUEST_LABELS, TCP_LABELS},
     series::{GONE_KEPT, SERIES_MAX},
 };
 use crate::policy::Reject;
@@ -18,8 +18,11 @@ pub fn markdown() -> String {
          is counted in one whose labels are all `overflow`. Label sets of a workload that is gone \
          are removed after {} s. No label holds a path, a client's address or a string from a \
          request.\n\n\
+         *Request labels* are {}. *TCP labels* are the same up to `{}`.\n\n\
          | metric | type | labels | says |\n|---|---|---|---|\n",
         GONE_KEPT.as_secs(),
+        names(REQUEST_LABELS),
+        TCP_LABELS.last().unwrap_or(&""),
     );
     for metric in ALL {
         let kind = match metric.kind {
@@ -27,17 +30,8 @@ pub fn markdown() -> String {
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
-        let labels: Vec<String> = metric
-            .labels
-            .iter()
-            .map(|label| format!("`{label}`"))
-            .collect();
-        out += &format!(
-            "| `{}` | {kind} | {} | {} |\n",
-            metric.name,
-            labels.join(", "),
-            metric.help
-        );
+        let (name, help, labels) = (metric.name, metric.help, labels(metric.labels));
+        out += &format!("| `{name}` | {kind} | {labels} | {help} |\n");
     }
     out += "\n## Reasons\n\n\
             `mesh_rejects_total{reason}`, the field `mesh.reject` of the access log and the \
@@ -59,4 +53,18 @@ pub fn markdown() -> String {
         );
     }
     out
+}
+
+fn labels(labels: &[&str]) -> String {
+    match labels {
+        REQUEST_LABELS => "*request labels*".to_owned(),
+        TCP_LABELS => "*TCP labels*".to_owned(),
+        [] => "-".to_owned(),
+        labels => names(labels),
+    }
+}
+
+fn names(labels: &[&str]) -> String {
+    let quoted: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+    quoted.join(", ")
 }

@@ -85,13 +85,24 @@ impl Scrape {
     }
 }
 
-/// The text of a scrape.
-pub(super) fn text(telemetry: &Telemetry, scrape: Option<&Scrape>) -> String {
+/// Writes the text of a scrape.
+pub(super) fn write(
+    telemetry: &Telemetry,
+    scrape: Option<&Scrape>,
+    out: &mut dyn fmt::Write,
+) -> fmt::Result {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Collected::new(telemetry, scrape.cloned())));
-    let mut out = String::new();
-    text::encode(&mut out, &registry).expect("a String takes everything");
-    out
+    text::encode(&mut Unsized(out), &registry)
+}
+
+/// The encoder wants a sized writer.
+struct Unsized<'a>(&'a mut dyn fmt::Write);
+
+impl fmt::Write for Unsized<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write_str(text)
+    }
 }
 
 /// All numbers of one moment: taken first, so that no lock is held while text is made.
@@ -329,6 +340,13 @@ impl Writer<'_> {
         rows: impl IntoIterator<Item = (L, f64)>,
     ) -> fmt::Result {
         let mut family = self.family(metric)?;
+        let mut rows = rows.into_iter();
+        if metric.labels.is_empty() {
+            // The encoder would write empty braces.
+            return rows
+                .next()
+                .map_or(Ok(()), |(_, value)| encode(metric.kind, family, value));
+        }
         for (values, value) in rows {
             let labels = pairs(metric, values.as_ref().iter().map(AsRef::as_ref));
             encode(metric.kind, family.encode_family(&labels)?, value)?;

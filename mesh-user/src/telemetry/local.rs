@@ -274,55 +274,47 @@ fn observe<const N: usize, const B: usize>(
 /// Cells by key, as this thread found them.
 #[derive(Debug)]
 struct Cache<K, const N: usize> {
-    cells: HashMap<K, Arc<Cell<N>>, BuildHasherDefault<Mix>>,
+    /// Indexes into `cells`: a number can be copied out, so that a hit needs one look-up.
+    places: HashMap<K, usize, BuildHasherDefault<Mix>>,
+    cells: Vec<Arc<Cell<N>>>,
     newest: u64,
 }
 
 impl<K, const N: usize> Default for Cache<K, N> {
     fn default() -> Self {
         Self {
-            cells: HashMap::default(),
+            places: HashMap::default(),
+            cells: Vec::new(),
             newest: 0,
         }
     }
 }
 
-/// Keys that belong to a snapshot.
-trait OfGeneration {
-    fn generation(&self) -> u64;
-}
-
-impl OfGeneration for RequestKey {
-    fn generation(&self) -> u64 {
-        self.peers.generation
-    }
-}
-
-impl OfGeneration for TcpKey {
-    fn generation(&self) -> u64 {
-        self.generation
-    }
-}
-
-impl<K: Copy + Eq + Hash + OfGeneration, const N: usize> Cache<K, N> {
+impl<K: Copy + Eq + Hash, const N: usize> Cache<K, N> {
     fn cell(&mut self, key: K, generation: u64, find: impl FnOnce() -> Arc<Cell<N>>) -> &Cell<N> {
-        let known = self.cells.get(&key).is_some_and(|cell| !cell.retired());
-        if !known {
-            self.make_room(generation);
-            self.cells.insert(key, find());
-        }
-        &self.cells[&key]
+        let place = match self.places.get(&key) {
+            Some(&place) => {
+                if self.cells[place].retired() {
+                    self.cells[place] = find();
+                }
+                place
+            }
+            None => self.insert(key, generation, find()),
+        };
+        &self.cells[place]
     }
 
-    /// Keeps the newest two generations: requests that began before a reload end under the old.
-    fn make_room(&mut self, generation: u64) {
-        if generation > self.newest {
-            let previous = std::mem::replace(&mut self.newest, generation);
-            self.cells.retain(|key, _| key.generation() >= previous);
-        }
-        if self.cells.len() >= CACHE_MAX {
+    /// A newer snapshot, or too many: begins anew. Requests that began before a reload find their
+    /// cells again the slow way.
+    fn insert(&mut self, key: K, generation: u64, cell: Arc<Cell<N>>) -> usize {
+        if generation > self.newest || self.cells.len() >= CACHE_MAX {
+            self.newest = self.newest.max(generation);
+            self.places.clear();
             self.cells.clear();
         }
+        self.cells.push(cell);
+        self.places.insert(key, self.cells.len() - 1);
+        self.cells.len() - 1
     }
 }
 

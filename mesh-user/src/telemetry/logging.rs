@@ -116,3 +116,39 @@ fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     }
     EnvFilter::try_new(filter).map_err(|why| error(why.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filter_takes_levels_and_targets() {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "info,mesh_user::proxy=debug",
+            "mesh_user=trace",
+        ] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn filter_that_is_no_level_is_refused_with_what_would_be_right() {
+        for bad in ["", " ", "loud", "info,louder", "mesh_user=loud", "=,="] {
+            let error = parse(bad).expect_err(bad).to_string();
+            assert!(error.contains("error, warn, info, debug, trace"), "{error}");
+        }
+    }
+
+    #[test]
+    fn filter_can_be_changed_while_it_runs() {
+        init("warn", LogStyle::Text).expect("the filter is right");
+        set("debug").expect("the filter is right");
+        assert_eq!(current().as_deref(), Some("debug"));
+        set("loud").expect_err("no level");
+        assert_eq!(current().as_deref(), Some("debug"), "the old one stays");
+        set("off").expect("the filter is right");
+    }
+}

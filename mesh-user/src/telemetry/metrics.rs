@@ -158,7 +158,7 @@ metrics! {
     PROCESS_VIRTUAL = Gauge "process_virtual_memory_bytes" &[];
     /// Resident memory in bytes.
     PROCESS_RESIDENT = Gauge "process_resident_memory_bytes" &[];
-    /// Threads.
+    /// Threads of the agent.
     PROCESS_THREADS = Gauge "process_threads" &[];
     /// When the agent started, in seconds since 1970.
     PROCESS_START = Gauge "process_start_time_seconds" &[];

@@ -13,10 +13,12 @@ pub mod logging;
 pub mod metrics;
 mod process;
 mod series;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -250,12 +252,18 @@ impl Telemetry {
 
     /// What was counted, as OpenMetrics text.
     pub fn expose(&self) -> String {
-        expose::text(self, None)
+        let mut out = String::new();
+        expose::write(self, None, &mut out).expect("a String takes everything");
+        out
     }
 
-    /// The same, with what others know.
-    pub fn expose_with(&self, scrape: &Scrape) -> String {
-        expose::text(self, Some(scrape))
+    /// The same, with what others know, piece by piece: all of it may be 100 MiB, when every
+    /// family is at its limit.
+    ///
+    /// # Errors
+    /// `out` takes no more.
+    pub fn expose_to(&self, scrape: &Scrape, out: &mut dyn fmt::Write) -> fmt::Result {
+        expose::write(self, Some(scrape), out)
     }
 
     /// Removes the series of workloads that have been gone for [`GONE_KEPT`]. Called every few

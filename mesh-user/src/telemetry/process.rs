@@ -1,6 +1,6 @@
 //! The agent's own process, from `/proc/self`, under the names that every exporter uses.
 
-use std::{fs, time::SystemTime};
+use std::{fs, sync::OnceLock, time::SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -45,10 +45,17 @@ fn parse_stat(stat: &str) -> Option<Process> {
         threads: number(20),
         virtual_bytes: number(23),
         resident_bytes: number(24).map(|pages| pages * page),
-        start_seconds: number(22).and_then(|start| start_time(start as f64 / ticks)),
+        start_seconds: number(22).and_then(|start| started(start as f64 / ticks)),
         open_fds: None,
         max_fds: None,
     })
+}
+
+/// [`start_time`] of this process, found out once: uptime and wall clock are read one after the
+/// other, and a value that trembles looks like restarts.
+fn started(since_boot: f64) -> Option<f64> {
+    static STARTED: OnceLock<Option<f64>> = OnceLock::new();
+    *STARTED.get_or_init(|| start_time(since_boot))
 }
 
 /// Seconds since 1970 of a point that is given in seconds since boot.

@@ -90,6 +90,7 @@ impl Testbed {
         }
         let node = self.netns_name("node");
         ip(None, &[&format!("netns add {node}")])?;
+        self.settle("node")?;
         place::in_netns(&self.node_netns(), || {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
@@ -106,6 +107,15 @@ impl Testbed {
                 "addr add fd77::1/64 dev br0 nodad",
             ],
         )
+    }
+
+    /// Switches duplicate address detection off before there is an interface: link-local addresses
+    /// are there at once too, and nothing changes by itself later.
+    fn settle(&self, name: &str) -> anyhow::Result<()> {
+        place::in_netns(&Path::new(NETNS_DIR).join(self.netns_name(name)), || {
+            fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")
+        })?
+        .context("net.ipv6.conf.default.accept_dad")
     }
 
     /// Adds a pod with its own namespace, address pair and cgroup.
@@ -139,6 +149,7 @@ impl Testbed {
     fn wire(&self, pod: &Pod, number: usize) -> anyhow::Result<()> {
         let (node, netns) = (self.netns_name("node"), self.netns_name(&pod.name));
         ip(None, &[&format!("netns add {netns}")])?;
+        self.settle(&pod.name)?;
         ip(
             Some(&node),
             &[
@@ -348,76 +359,4 @@ fn ip(netns: Option<&str>, lines: &[&str]) -> anyhow::Result<()> {
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stdout(bed: &Testbed, pod: &Pod, script: &str) -> String {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", script])
-            .stdout(std::process::Stdio::piped());
-        let output = bed
-            .spawn_in(pod, command)
-            .unwrap()
-            .wait_with_output()
-            .unwrap();
-        assert!(output.status.success(), "{script}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    #[test]
-    fn pods_stand_in_their_namespace_and_cgroup_and_reach_each_other() {
-        let name = format!("self-{}", std::process::id());
-        let mut bed = Testbed::new(&name).unwrap();
-        let (a, b) = (bed.pod("a").unwrap(), bed.pod("b").unwrap());
-        let cgroup = stdout(&bed, &a, "grep ^0:: /proc/self/cgroup");
-        assert!(
-            cgroup.trim().ends_with(&format!("mb-{name}/pods/a")),
-            "{cgroup}"
-        );
-        let listener = bed
-            .in_netns(&b, || std::net::TcpListener::bind("[::]:0").unwrap())
-            .unwrap();
-        let port = listener.local_addr().unwrap().port();
-        for ip in [std::net::IpAddr::from(b.v4), b.v6.into()] {
-            let peer = (a.v4, a.v6);
-            bed.in_netns(&a, move || {
-                std::net::TcpStream::connect_timeout(&(ip, port).into(), Duration::from_secs(2))
-                    .unwrap()
-            })
-            .unwrap();
-            let from = listener.accept().unwrap().1.ip().to_canonical();
-            assert!(from == peer.0 || from == peer.1, "{from}");
-        }
-        drop(listener);
-        let (netns, cgroup) = (a.netns.clone(), bed.cgroup.clone());
-        // A process that is still running at the end must not keep anything alive.
-        let mut sleeper = Command::new("sleep");
-        sleeper.arg("600");
-        let mut sleeper = bed.spawn_in(&a, sleeper).unwrap();
-        drop(bed);
-        assert!(!netns.exists() && !cgroup.exists());
-        assert!(!sleeper.wait().unwrap().success());
-    }
-
-    #[test]
-    fn bed_left_by_a_killed_run_is_removed_first() {
-        let name = format!("stale-{}", std::process::id());
-        // A killed process runs no destructors either.
-        let mut first = std::mem::ManuallyDrop::new(Testbed::new(&name).unwrap());
-        first.pod("old").unwrap();
-        let mut second = Testbed::new(&name).unwrap();
-        assert!(second.pods().is_empty());
-        second.pod("old").unwrap();
-    }
-
-    #[test]
-    fn bad_names_are_refused() {
-        for name in ["", "UP", "a/b", "a_b", "0123456789012345678901234"] {
-            assert!(Testbed::new(name).is_err(), "{name}");
-        }
-    }
 }

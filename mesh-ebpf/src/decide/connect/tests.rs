@@ -1,1 +1,456 @@
-//! x
+//! Against a world of plain values that notes what it is asked.
+
+extern crate std;
+
+use core::{cell::RefCell, net::IpAddr};
+use std::{collections::BTreeMap, string::String, string::ToString, vec, vec::Vec};
+
+use mesh_common::{
+    maps::OUT_PASS,
+    pod::{FAIL_OPEN, MODE_OFF},
+    service::DECIDE_PASS,
+};
+
+use super::*;
+
+const AGENT: u64 = 7;
+const POD_NETNS: u64 = 100;
+const AGENT_NETNS: u64 = 1;
+const NOW: u64 = 10_000;
+
+struct Fake {
+    config: Option<Config>,
+    netns: u64,
+    pod: PodEntry,
+    pods: Vec<Addr>,
+    rules: BTreeMap<u16, u32>,
+    services: BTreeMap<(Addr, u16), ServiceEntry>,
+    heartbeat: u64,
+    listening: bool,
+    sequence: RefCell<u64>,
+    slots: Vec<u32>,
+    backends: Vec<Backend>,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+fn addr(text: &str) -> Addr {
+    Addr::from_ip(text.parse::<IpAddr>().unwrap())
+}
+
+fn backend(text: &str) -> Backend {
+    Backend {
+        addr: addr(text),
+        port: 8_080,
+        state: 1,
+        version_id: 0,
+    }
+}
+
+fn service(decision: u32) -> ServiceEntry {
+    ServiceEntry {
+        service_id: 3,
+        decision,
+        slots_off: 0,
+        slots_len: 2,
+        flags: 0,
+        _pad: 0,
+    }
+}
+
+const VIP: &str = "10.96.0.1";
+
+fn fake() -> Fake {
+    Fake {
+        config: Some(Config {
+            abi: ABI_VERSION,
+            capture_mark: 1,
+            agent_mark: 2,
+            mark_mask: 3,
+            agent_cgroup: AGENT,
+            heartbeat_stale_ns: 1_000,
+            shards: 2,
+            unknown_netns: 0,
+            paused: 0,
+            _pad: 0,
+            agent_netns: AGENT_NETNS,
+            _reserved: 0,
+        }),
+        netns: POD_NETNS,
+        pod: PodEntry {
+            pod_id: 5,
+            mode: MODE_MARK,
+            fail: FAIL_OPEN,
+            _pad: 0,
+            generation: 1,
+            _pad2: 0,
+        },
+        pods: vec![addr("10.0.0.9")],
+        rules: BTreeMap::new(),
+        services: BTreeMap::from([
+            ((addr(VIP), 80), service(DECIDE_PROXY)),
+            ((addr(VIP), 81), service(DECIDE_KERNEL)),
+            ((addr(VIP), 82), service(DECIDE_PASS)),
+            ((addr("fd00:96::1"), 81), service(DECIDE_KERNEL)),
+        ]),
+        heartbeat: NOW,
+        listening: true,
+        sequence: RefCell::new(0),
+        slots: vec![0, 1],
+        backends: vec![backend("10.0.0.3"), backend("10.0.0.4")],
+        asked: RefCell::default(),
+    }
+}
+
+impl Fake {
+    fn note(&self, what: &'static str) {
+        self.asked.borrow_mut().push(what);
+    }
+
+    fn service(mut self, change: impl FnOnce(&mut ServiceEntry)) -> Self {
+        change(self.services.get_mut(&(addr(VIP), 80)).unwrap());
+        self
+    }
+}
+
+impl World for Fake {
+    fn config(&self) -> Option<Config> {
+        self.config
+    }
+    fn netns(&self) -> u64 {
+        self.note("netns");
+        self.netns
+    }
+    fn pod(&self, netns: u64) -> Option<PodEntry> {
+        (netns == POD_NETNS).then_some(self.pod)
+    }
+    fn is_pod(&self, addr: &Addr) -> bool {
+        self.note("is_pod");
+        self.pods.contains(addr)
+    }
+    fn out_rule(&self, port: u16, _: &Addr) -> Option<u32> {
+        self.note("out_rule");
+        self.rules.get(&port).copied()
+    }
+    fn service(&self, key: &ServiceKey) -> Option<ServiceEntry> {
+        self.note("service");
+        assert_eq!(key.proto, TCP);
+        self.services.get(&(key.addr, key.port)).copied()
+    }
+    fn heartbeat(&self) -> u64 {
+        self.heartbeat
+    }
+    fn now(&self) -> u64 {
+        NOW
+    }
+    fn listening(&self, key: &ListenerKey) -> bool {
+        self.note("listening");
+        assert_eq!((key.pod_id, key.kind, key.shard), (5, KIND_OUT, 0));
+        self.listening
+    }
+    fn sequence(&self, service_id: u32) -> u64 {
+        assert_eq!(service_id, 3);
+        self.sequence.replace_with(|now| *now + 1)
+    }
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.get(index as usize).copied()
+    }
+    fn backend(&self, index: u32) -> Option<Backend> {
+        self.backends.get(index as usize).copied()
+    }
+}
+
+fn to(ip: &str, port: u16) -> Request {
+    let addr = addr(ip);
+    Request {
+        addr,
+        port,
+        tcp: true,
+        v6_socket: !addr.is_v4(),
+        cgroup: 99,
+    }
+}
+
+fn outcome(request: Request, world: &Fake) -> (Action, Reason) {
+    let verdict = decide(&request, world);
+    (verdict.action, verdict.reason)
+}
+
+fn rewrite(ip: &str) -> Action {
+    Action::Rewrite(addr(ip), 8_080)
+}
+
+#[test]
+fn live_agent_captures_what_the_proxy_decides() {
+    let verdict = decide(&to(VIP, 80), &fake());
+    assert_eq!(
+        (verdict.action, verdict.reason),
+        (Action::Capture, Reason::Captured)
+    );
+    assert_eq!(
+        (verdict.pod_id, verdict.service_id, verdict.backend),
+        (5, 3, BACKEND_NONE)
+    );
+    assert!(!verdict.is_event());
+}
+
+#[test]
+fn each_way_past_the_mesh_has_its_own_reason() {
+    let world = fake();
+    let udp = Request {
+        tcp: false,
+        ..to(VIP, 80)
+    };
+    let cases = [
+        (udp, Reason::PassNotTcp),
+        (to("127.0.0.1", 80), Reason::PassLoopback),
+        (to("::1", 80), Reason::PassLoopback),
+        (to("0.0.0.0", 80), Reason::PassLoopback),
+        (to("10.0.0.9", 80), Reason::PassPod),
+        (to("1.1.1.1", 80), Reason::PassOutside),
+        (to(VIP, 82), Reason::PassService),
+    ];
+    for (request, reason) in cases {
+        assert_eq!(
+            outcome(request, &world),
+            (Action::Pass, reason),
+            "{request:?}"
+        );
+    }
+}
+
+#[test]
+fn agents_own_socket_is_not_even_looked_at() {
+    let world = fake();
+    let request = Request {
+        cgroup: AGENT,
+        ..to(VIP, 80)
+    };
+    assert_eq!(
+        outcome(request, &world),
+        (Action::Ignore, Reason::PassAgent)
+    );
+    assert!(world.asked.borrow().is_empty());
+}
+
+#[test]
+fn without_settings_of_this_abi_nothing_happens() {
+    let mut world = fake();
+    world.config = None;
+    assert_eq!(
+        outcome(to(VIP, 80), &world),
+        (Action::Ignore, Reason::NoConfig)
+    );
+    world.config = fake().config.map(|config| Config {
+        abi: ABI_VERSION + 1,
+        ..config
+    });
+    assert_eq!(
+        outcome(to(VIP, 80), &world),
+        (Action::Ignore, Reason::NoConfig)
+    );
+}
+
+#[test]
+fn unknown_namespace_passes_or_is_refused_but_never_the_agents() {
+    let mut world = fake();
+    world.netns = 555;
+    assert_eq!(
+        outcome(to(VIP, 80), &world),
+        (Action::Pass, Reason::PassUnknown)
+    );
+    world.config = fake().config.map(|c| Config {
+        unknown_netns: UNKNOWN_REFUSE,
+        ..c
+    });
+    assert_eq!(
+        outcome(to(VIP, 80), &world),
+        (Action::Refuse, Reason::RefuseUnknown)
+    );
+    assert_eq!(
+        outcome(to("127.0.0.1", 80), &world),
+        (Action::Pass, Reason::PassLoopback)
+    );
+    world.netns = AGENT_NETNS;
+    assert_eq!(
+        outcome(to(VIP, 80), &world),
+        (Action::Pass, Reason::PassUnknown)
+    );
+}
+
+#[test]
+fn exact_port_rule_wins_over_any_port_and_over_services() {
+    let mut world = fake();
+    world.rules = BTreeMap::from([(0, OUT_DENY)]);
+    assert_eq!(
+        outcome(to(VIP, 80), &world),
+        (Action::Refuse, Reason::RefuseRule)
+    );
+    world.rules.insert(80, OUT_PASS);
+    assert_eq!(
+        outcome(to(VIP, 80), &world),
+        (Action::Pass, Reason::PassRule)
+    );
+    assert_eq!(
+        outcome(to("10.0.0.9", 80), &world).1,
+        Reason::PassPod,
+        "pods come first"
+    );
+    let asked: Vec<_> = world.asked.take();
+    assert_eq!(asked.iter().filter(|what| **what == "service").count(), 0);
+}
+
+#[test]
+fn paused_or_switched_off_is_as_if_there_were_no_mesh() {
+    for change in [
+        |world: &mut Fake| world.config = world.config.map(|c| Config { paused: 1, ..c }),
+        |world: &mut Fake| world.pod.mode = MODE_OFF,
+    ] {
+        let mut routable = fake().service(|s| s.flags = FLAG_ROUTABLE);
+        change(&mut routable);
+        assert_eq!(
+            outcome(to(VIP, 80), &routable),
+            (Action::Pass, Reason::PassPaused)
+        );
+        // Nobody else routes it: straight to an endpoint.
+        let mut own = fake();
+        change(&mut own);
+        assert_eq!(
+            outcome(to(VIP, 80), &own),
+            (rewrite("10.0.0.3"), Reason::PassPaused)
+        );
+        let mut empty = fake().service(|s| s.slots_len = 0);
+        change(&mut empty);
+        assert_eq!(
+            outcome(to(VIP, 80), &empty),
+            (Action::Pass, Reason::PassPaused)
+        );
+    }
+}
+
+#[test]
+fn dead_agent_follows_the_failure_mode() {
+    let dead: [fn(&mut Fake); 3] = [
+        |world| world.listening = false,
+        |world| world.heartbeat = NOW - 1_001,
+        |world| world.heartbeat = 0,
+    ];
+    for kill in dead {
+        let check = |mut world: Fake, expected: (Action, Reason)| {
+            kill(&mut world);
+            let verdict = decide(&to(VIP, 80), &world);
+            assert_eq!((verdict.action, verdict.reason), expected);
+            assert!(verdict.is_event());
+        };
+        check(fake(), (rewrite("10.0.0.3"), Reason::DirectAgentGone));
+        check(
+            fake().service(|s| s.flags = FLAG_ROUTABLE),
+            (Action::Pass, Reason::BypassAgentGone),
+        );
+        check(
+            fake().service(|s| s.slots_len = 0),
+            (Action::Pass, Reason::BypassAgentGone),
+        );
+        let mut closed = fake();
+        closed.pod.fail = FAIL_CLOSED;
+        check(closed, (Action::Refuse, Reason::RefuseAgentGone));
+    }
+    let mut fresh = fake();
+    fresh.heartbeat = NOW - 1_000;
+    assert_eq!(
+        outcome(to(VIP, 80), &fresh).1,
+        Reason::Captured,
+        "at the limit"
+    );
+}
+
+#[test]
+fn kernel_choice_follows_the_slots_and_skips_what_is_out() {
+    let mut world = fake();
+    world.slots = vec![0, 1, 1];
+    world.services.get_mut(&(addr(VIP), 81)).unwrap().slots_len = 3;
+    let picked: Vec<Action> = (0..6).map(|_| outcome(to(VIP, 81), &world).0).collect();
+    let (a, b) = (rewrite("10.0.0.3"), rewrite("10.0.0.4"));
+    assert_eq!(picked, [a, b, b, a, b, b]);
+    world.backends[1].state = 0;
+    assert!((0..6).all(|_| outcome(to(VIP, 81), &world) == (a, Reason::Kernel)));
+    world.backends[0].state = 0;
+    assert_eq!(
+        outcome(to(VIP, 81), &world),
+        (Action::Refuse, Reason::RefuseNoEndpoint)
+    );
+}
+
+#[test]
+fn endpoint_must_be_reachable_by_the_sockets_family() {
+    let mut world = fake();
+    world.backends = vec![backend("fd00::3"), backend("10.0.0.4")];
+    // An IPv4 socket, and a v4-mapped one, take the IPv4 endpoint only.
+    for v6_socket in [false, true] {
+        let request = Request {
+            v6_socket,
+            ..to(VIP, 81)
+        };
+        assert!((0..4).all(|_| outcome(request, &world).0 == rewrite("10.0.0.4")));
+    }
+    // An IPv6 socket takes both.
+    let v6: Vec<Action> = (0..2)
+        .map(|_| outcome(to("fd00:96::1", 81), &world).0)
+        .collect();
+    assert!(v6.contains(&rewrite("fd00::3")) && v6.contains(&rewrite("10.0.0.4")));
+    world.backends = vec![backend("fd00::3")];
+    world.slots = vec![0, 0];
+    assert_eq!(outcome(to(VIP, 81), &world).1, Reason::RefuseNoEndpoint);
+}
+
+#[test]
+fn nonsense_in_the_maps_is_no_endpoint() {
+    let mut world = fake();
+    world.slots = vec![77, u32::MAX];
+    assert_eq!(outcome(to(VIP, 81), &world).1, Reason::RefuseNoEndpoint);
+    world.slots.clear();
+    assert_eq!(outcome(to(VIP, 81), &world).1, Reason::RefuseNoEndpoint);
+    let entry = world.services.get_mut(&(addr(VIP), 81)).unwrap();
+    entry.decision = 9;
+    assert_eq!(
+        outcome(to(VIP, 81), &world),
+        (Action::Pass, Reason::PassService)
+    );
+}
+
+#[test]
+fn verdict_that_could_not_be_carried_out_follows_the_failure_mode() {
+    let open = decide(&to(VIP, 80), &fake()).failed();
+    assert_eq!(
+        (open.action, open.reason),
+        (Action::Pass, Reason::BypassState)
+    );
+    let mut world = fake();
+    world.pod.fail = FAIL_CLOSED;
+    let closed = decide(&to(VIP, 80), &world).failed();
+    assert_eq!(
+        (closed.action, closed.reason),
+        (Action::Refuse, Reason::RefuseState)
+    );
+    assert!(open.is_event() && closed.is_event());
+}
+
+/// Every refusal is an event, and refuses.
+#[test]
+fn refusing_actions_and_refusing_reasons_agree() {
+    let mut worlds = vec![fake(), fake(), fake(), fake()];
+    worlds[1].pod.fail = FAIL_CLOSED;
+    worlds[1].listening = false;
+    worlds[2].rules = BTreeMap::from([(0, OUT_DENY)]);
+    worlds[3].backends.clear();
+    for world in &worlds {
+        for port in 80..84 {
+            let verdict = decide(&to(VIP, port), world);
+            let label: String = verdict.reason.label().to_string();
+            assert_eq!(
+                verdict.action == Action::Refuse,
+                verdict.reason.is_refusal(),
+                "{label}"
+            );
+        }
+    }
+}

@@ -9,7 +9,12 @@ pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
     let agent = root.object("agent");
     let default = AgentConfig::default();
     AgentConfig {
-        attach: root.nodes("attach").iter().filter_map(reader::text).map(PathBuf::from).collect(),
+        attach: root
+            .nodes("attach")
+            .iter()
+            .filter_map(reader::text)
+            .map(PathBuf::from)
+            .collect(),
         workers: agent.int("workers").unwrap_or(default.workers),
         unknown_netns: agent
             .text("unknown-netns")
@@ -64,26 +69,40 @@ fn limits(limits: Reader<'_>) -> Limits {
     let default = Limits::default();
     let time = |name, otherwise| limits.duration(name).unwrap_or(otherwise);
     Limits {
-        head_bytes_max: limits.int("head-bytes-max").unwrap_or(default.head_bytes_max),
-        head_fields_max: limits.int("head-fields-max").unwrap_or(default.head_fields_max),
-        target_bytes_max: limits.int("target-bytes-max").unwrap_or(default.target_bytes_max),
+        head_bytes_max: limits
+            .int("head-bytes-max")
+            .unwrap_or(default.head_bytes_max),
+        head_fields_max: limits
+            .int("head-fields-max")
+            .unwrap_or(default.head_fields_max),
+        target_bytes_max: limits
+            .int("target-bytes-max")
+            .unwrap_or(default.target_bytes_max),
         header_timeout: time("header-timeout", default.header_timeout),
         body_timeout: time("body-timeout", default.body_timeout),
         keep_alive_timeout: time("keep-alive-timeout", default.keep_alive_timeout),
         detect_timeout: time("detect-timeout", default.detect_timeout),
-        h2_streams_max: limits.int("h2-streams-max").unwrap_or(default.h2_streams_max),
+        h2_streams_max: limits
+            .int("h2-streams-max")
+            .unwrap_or(default.h2_streams_max),
         h2_reset_streams_max: limits
             .int("h2-reset-streams-max")
             .unwrap_or(default.h2_reset_streams_max),
-        h2_frame_bytes_max: limits.int("h2-frame-bytes-max").unwrap_or(default.h2_frame_bytes_max),
+        h2_frame_bytes_max: limits
+            .int("h2-frame-bytes-max")
+            .unwrap_or(default.h2_frame_bytes_max),
         workload_connections_max: limits
             .int("workload-connections-max")
             .unwrap_or(default.workload_connections_max),
         upstream_connections_max: limits
             .int("upstream-connections-max")
             .unwrap_or(default.upstream_connections_max),
-        upstream_idle_max: limits.int("upstream-idle-max").unwrap_or(default.upstream_idle_max),
+        upstream_idle_max: limits
+            .int("upstream-idle-max")
+            .unwrap_or(default.upstream_idle_max),
         upstream_idle_timeout: time("upstream-idle-timeout", default.upstream_idle_timeout),
-        replay_bytes_max: limits.int("replay-bytes-max").unwrap_or(default.replay_bytes_max),
+        replay_bytes_max: limits
+            .int("replay-bytes-max")
+            .unwrap_or(default.replay_bytes_max),
     }
 }

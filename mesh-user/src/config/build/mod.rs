@@ -5,12 +5,7 @@
 //! run over the rest of the file. A configuration with a placeholder never leaves this module's
 //! caller, since the walk has refused it.
 
-use super::{
-    Config,
-    collect::Collector,
-    fields::ROOT,
-    tree::Node,
-};
+use super::{Config, collect::Collector, fields::ROOT, tree::Node};
 use crate::model::Model;
 
 mod agent;

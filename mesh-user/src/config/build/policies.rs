@@ -20,8 +20,12 @@ const RETRY_ATTEMPTS: u32 = 1;
 const RETRY_BACKOFF: Duration = Duration::from_millis(25);
 /// What is retried when the policy does not say: no answer came. Whether the method may be
 /// repeated is asked besides.
-const RETRY_ON: [RetryOn; 4] =
-    [RetryOn::ConnectFailure, RetryOn::RefusedStream, RetryOn::Reset, RetryOn::PerTryTimeout];
+const RETRY_ON: [RetryOn; 4] = [
+    RetryOn::ConnectFailure,
+    RetryOn::RefusedStream,
+    RetryOn::Reset,
+    RetryOn::PerTryTimeout,
+];
 
 pub(super) fn policies(
     root: Reader<'_>,
@@ -39,7 +43,9 @@ pub(super) fn policies(
                 version: from.text("version").map(str::to_owned),
                 port: port_name(from, services.get(service)),
                 breaker: self::breaker(from.has("breaker"), breaker),
-                ejection: breaker.has("ejection").then(|| ejection(breaker.object("ejection"))),
+                ejection: breaker
+                    .has("ejection")
+                    .then(|| ejection(breaker.object("ejection"))),
                 rate_limits: rate_limits(from),
                 balance: from.text("balance").and_then(balance),
                 timeouts: timeouts(from.object("timeout")),
@@ -51,13 +57,20 @@ pub(super) fn policies(
 
 /// The caps. A breaker that holds `ejection` alone leaves the caps to the service's policy.
 fn breaker(there: bool, from: Reader<'_>) -> Option<BreakerPolicy> {
-    let caps = ["max-connections", "max-pending", "max-requests", "max-retries"];
+    let caps = [
+        "max-connections",
+        "max-pending",
+        "max-requests",
+        "max-retries",
+    ];
     if !there || !(from.is_empty() || caps.iter().any(|cap| from.has(cap))) {
         return None;
     }
     let default = BreakerPolicy::default();
     Some(BreakerPolicy {
-        max_connections: from.int("max-connections").unwrap_or(default.max_connections),
+        max_connections: from
+            .int("max-connections")
+            .unwrap_or(default.max_connections),
         max_pending: from.int("max-pending").unwrap_or(default.max_pending),
         max_requests: from.int("max-requests").unwrap_or(default.max_requests),
         max_retries: from.int("max-retries").unwrap_or(default.max_retries),
@@ -68,8 +81,12 @@ fn ejection(from: Reader<'_>) -> EjectionPolicy {
     let default = EjectionPolicy::default();
     let base = from.duration("base").unwrap_or(default.base);
     EjectionPolicy {
-        consecutive_5xx: from.int("consecutive-5xx").unwrap_or(default.consecutive_5xx),
-        consecutive_gateway: from.int("consecutive-gateway").unwrap_or(default.consecutive_gateway),
+        consecutive_5xx: from
+            .int("consecutive-5xx")
+            .unwrap_or(default.consecutive_5xx),
+        consecutive_gateway: from
+            .int("consecutive-gateway")
+            .unwrap_or(default.consecutive_gateway),
         consecutive_local_origin: from
             .int("consecutive-local-origin")
             .unwrap_or(default.consecutive_local_origin),
@@ -86,8 +103,10 @@ fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
         .enumerate()
         .map(|(i, from)| {
             // The placeholder for what is not a rate is the smallest one.
-            let (requests, per) =
-                from.text("rate").and_then(units::rate).unwrap_or((1, Duration::from_secs(1)));
+            let (requests, per) = from
+                .text("rate")
+                .and_then(units::rate)
+                .unwrap_or((1, Duration::from_secs(1)));
             RateLimitPolicy {
                 name: from
                     .text("name")
@@ -149,11 +168,19 @@ fn retries(from: Reader<'_>) -> RetryPolicy {
         attempts: from.int("attempts").unwrap_or(RETRY_ATTEMPTS),
         per_try: from.duration("per-try"),
         on: if from.has("on") {
-            from.nodes("on").iter().filter_map(reader::text).filter_map(retry_on).collect()
+            from.nodes("on")
+                .iter()
+                .filter_map(reader::text)
+                .filter_map(retry_on)
+                .collect()
         } else {
             RETRY_ON.to_vec()
         },
-        statuses: from.nodes("statuses").iter().filter_map(reader::int).collect(),
+        statuses: from
+            .nodes("statuses")
+            .iter()
+            .filter_map(reader::int)
+            .collect(),
         non_idempotent: from.bool("non-idempotent").unwrap_or(false),
         backoff: from.duration("backoff").unwrap_or(RETRY_BACKOFF),
     }

@@ -18,8 +18,10 @@ pub(super) struct Reader<'t> {
 }
 
 /// The empty mapping, which stands for what is not there.
-static NOTHING: Node =
-    Node { span: super::super::source::Span { start: 0, end: 0 }, value: Value::Null };
+static NOTHING: Node = Node {
+    span: super::super::source::Span { start: 0, end: 0 },
+    value: Value::Null,
+};
 
 impl<'t> Reader<'t> {
     pub(super) const fn new(node: &'t Node, object: &'static Object) -> Self {
@@ -76,34 +78,54 @@ impl<'t> Reader<'t> {
             Some(Shape::Object(object) | Shape::Either(_, Shape::Object(object))) => object,
             _ => &ROOT,
         };
-        Reader { node: self.get(name).unwrap_or(&NOTHING), object }
+        Reader {
+            node: self.get(name).unwrap_or(&NOTHING),
+            object,
+        }
     }
 
     /// The mappings of a list, or the one without a list.
     pub(super) fn items(&self, name: &str) -> impl Iterator<Item = Reader<'t>> + use<'t> {
         let object = match self.object.field(name).map(|field| &field.shape) {
             Some(
-                Shape::List { of: Shape::Object(object), .. }
-                | Shape::OneOrMore { of: Shape::Object(object), .. },
+                Shape::List {
+                    of: Shape::Object(object),
+                    ..
+                }
+                | Shape::OneOrMore {
+                    of: Shape::Object(object),
+                    ..
+                },
             ) => *object,
             _ => &ROOT,
         };
-        self.nodes(name).iter().map(move |node| Reader { node, object })
+        self.nodes(name)
+            .iter()
+            .map(move |node| Reader { node, object })
     }
 
     /// The values of a list, or the one without a list.
     pub(super) fn nodes(&self, name: &str) -> &'t [Node] {
         match self.get(name) {
-            Some(Node { value: Value::List(items), .. }) => items,
+            Some(Node {
+                value: Value::List(items),
+                ..
+            }) => items,
             Some(node) => std::slice::from_ref(node),
             None => &[],
         }
     }
 
     /// The entries of a mapping with free keys; the first of equal keys.
-    pub(super) fn entries(&self, name: &str) -> impl Iterator<Item = (&'t str, &'t Node)> + use<'t> {
+    pub(super) fn entries(
+        &self,
+        name: &str,
+    ) -> impl Iterator<Item = (&'t str, &'t Node)> + use<'t> {
         let entries: &[_] = match self.get(name) {
-            Some(Node { value: Value::Map(entries), .. }) => entries,
+            Some(Node {
+                value: Value::Map(entries),
+                ..
+            }) => entries,
             _ => &[],
         };
         entries.iter().map(|(key, node)| (&*key.text, node))
@@ -111,7 +133,9 @@ impl<'t> Reader<'t> {
 
     /// A mapping inside at a free key, described by `object`.
     pub(super) fn tags(&self, name: &str) -> Tags {
-        self.entries(name).filter_map(|(key, node)| Some((key.to_owned(), text(node)?.to_owned()))).collect()
+        self.entries(name)
+            .filter_map(|(key, node)| Some((key.to_owned(), text(node)?.to_owned())))
+            .collect()
     }
 }
 

@@ -25,12 +25,18 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn new(services: &[Service]) -> Self {
-        let mut index = Self { by_key: HashMap::new(), by_name: HashMap::new() };
+        let mut index = Self {
+            by_key: HashMap::new(),
+            by_name: HashMap::new(),
+        };
         for (i, service) in services.iter().enumerate() {
             index.by_key.entry(service.key()).or_insert(i);
             let same = index.by_name.entry(service.name.clone()).or_default();
             // Of a service that is there twice the first counts; the second is refused.
-            if same.iter().all(|other| services.get(*other).map(Service::key) != Some(service.key())) {
+            if same
+                .iter()
+                .all(|other| services.get(*other).map(Service::key) != Some(service.key()))
+            {
                 same.push(i);
             }
         }
@@ -40,8 +46,12 @@ impl Index {
     /// The service that a rule or policy names, or [`NO_SERVICE`] and a report.
     pub(super) fn resolve(&self, from: Reader<'_>, item: &FieldPath, out: &mut Collector) -> usize {
         let path = item.key("service");
-        let Some(node) = from.get("service") else { return NO_SERVICE };
-        let Some(name) = reader::text(node) else { return NO_SERVICE };
+        let Some(node) = from.get("service") else {
+            return NO_SERVICE;
+        };
+        let Some(name) = reader::text(node) else {
+            return NO_SERVICE;
+        };
         if out.spoils(&path) {
             return NO_SERVICE;
         }
@@ -57,8 +67,7 @@ impl Index {
                     if let Some(index) = self.by_key.get(&format!("default/{name}")) {
                         return *index;
                     }
-                    let message =
-                        format!("`{name}` is the name of {} services", several.len());
+                    let message = format!("`{name}` is the name of {} services", several.len());
                     let expected = Some(format!("`NAMESPACE/{name}`"));
                     out.error(Code::UnknownService, node.span, path, message, expected);
                     return NO_SERVICE;
@@ -66,14 +75,37 @@ impl Index {
                 None => {}
             }
         }
-        let known = self.by_name.keys().chain(self.by_key.keys()).map(String::as_str);
-        let expected = match suggest::nearest(name, known) {
-            Some(near) => format!("`{near}`"),
-            None => "the name of an entry of `services`".to_owned(),
-        };
+        let expected = self.expected(name);
         let message = format!("there is no service `{name}`");
-        out.error(Code::UnknownService, node.span, path, message, Some(expected));
+        out.error(
+            Code::UnknownService,
+            node.span,
+            path,
+            message,
+            Some(expected),
+        );
         NO_SERVICE
+    }
+}
+
+impl Index {
+    /// What a reference to a service that is not there should have been.
+    fn expected(&self, name: &str) -> String {
+        let known = self
+            .by_name
+            .keys()
+            .chain(self.by_key.keys())
+            .map(String::as_str);
+        if let Some(near) = suggest::nearest(name, known) {
+            return format!("`{near}`");
+        }
+        let mut keys: Vec<_> = self.by_key.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        match keys.len() {
+            0 => "an entry of `services` with this name".to_owned(),
+            1..=10 => format!("one of {}", keys.join(", ")),
+            _ => "the name of an entry of `services`".to_owned(),
+        }
     }
 }
 
@@ -84,8 +116,12 @@ pub(super) fn port_name(from: Reader<'_>, service: Option<&Service>) -> Option<S
     let node = from.get("port")?;
     match &node.value {
         Value::Int(number) => {
-            let known = service
-                .and_then(|service| service.ports.iter().find(|p| i128::from(p.number) == *number));
+            let known = service.and_then(|service| {
+                service
+                    .ports
+                    .iter()
+                    .find(|p| i128::from(p.number) == *number)
+            });
             Some(known.map_or_else(|| number.to_string(), |port| port.name.clone()))
         }
         _ => reader::text(node).map(str::to_owned),
@@ -119,8 +155,10 @@ pub(super) fn rules(
 
 /// Names the rules that have no name: `rule-N`, N counting the rules of the service from 1.
 fn name_rules(rules: &mut [Rule]) {
-    let taken: HashSet<(usize, String)> =
-        rules.iter().map(|rule| (rule.service, rule.name.clone())).collect();
+    let taken: HashSet<(usize, String)> = rules
+        .iter()
+        .map(|rule| (rule.service, rule.name.clone()))
+        .collect();
     let mut counts: HashMap<usize, usize> = HashMap::new();
     for rule in rules {
         let count = counts.entry(rule.service).or_default();
@@ -142,7 +180,10 @@ fn target(from: Reader<'_>) -> Target {
         None if from.has("tags") => Select::Tags(from.tags("tags")),
         None => Select::All,
     };
-    Target { select, weight: from.int("weight").unwrap_or(100) }
+    Target {
+        select,
+        weight: from.int("weight").unwrap_or(100),
+    }
 }
 
 fn condition(from: Reader<'_>) -> Match {
@@ -177,7 +218,8 @@ fn lower(value: ValueMatch) -> ValueMatch {
 }
 
 fn path_match(from: Reader<'_>) -> Option<PathMatch> {
-    let kind = |name, make: fn(String) -> PathMatch| from.text(name).map(|text| make(text.to_owned()));
+    let kind =
+        |name, make: fn(String) -> PathMatch| from.text(name).map(|text| make(text.to_owned()));
     kind("exact", PathMatch::Exact)
         .or_else(|| kind("prefix", PathMatch::Prefix))
         .or_else(|| kind("regex", PathMatch::Regex))
@@ -189,7 +231,9 @@ fn value_match(node: &Node) -> Option<ValueMatch> {
         return Some(ValueMatch::Exact(text.to_owned()));
     }
     let kind = |name, make: fn(String) -> ValueMatch| {
-        node.get(name).and_then(reader::text).map(|text| make(text.to_owned()))
+        node.get(name)
+            .and_then(reader::text)
+            .map(|text| make(text.to_owned()))
     };
     let present = || match node.get("present")?.value {
         Value::Bool(value) => Some(ValueMatch::Present(value)),

@@ -28,7 +28,11 @@ fn namespace(reader: Reader<'_>) -> String {
 }
 
 pub(super) fn service(from: Reader<'_>) -> Service {
-    let address = |node| reader::text(node).and_then(|text| text.parse().ok()).unwrap_or(NO_ADDRESS);
+    let address = |node| {
+        reader::text(node)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(NO_ADDRESS)
+    };
     Service {
         name: owned(from.text("name")),
         namespace: namespace(from),
@@ -57,7 +61,9 @@ fn port(from: Reader<'_>) -> Port {
     let number = from.int("number").unwrap_or(0);
     let word = from.text("protocol").unwrap_or("auto");
     Port {
-        name: from.text("name").map_or_else(|| format!("{word}-{number}"), str::to_owned),
+        name: from
+            .text("name")
+            .map_or_else(|| format!("{word}-{number}"), str::to_owned),
         number,
         target: from.int("target").unwrap_or(number),
         protocol: match word {
@@ -106,8 +112,15 @@ pub(super) fn workload(from: Reader<'_>) -> Workload {
 
 pub(super) fn outbound(from: Reader<'_>) -> OutboundRule {
     OutboundRule {
-        cidr: from.text("cidr").and_then(text::cidr).unwrap_or_else(|| IpNet::from(NO_ADDRESS)),
-        ports: from.nodes("ports").iter().map(|node| reader::int(node).unwrap_or(0)).collect(),
+        cidr: from
+            .text("cidr")
+            .and_then(text::cidr)
+            .unwrap_or_else(|| IpNet::from(NO_ADDRESS)),
+        ports: from
+            .nodes("ports")
+            .iter()
+            .map(|node| reader::int(node).unwrap_or(0))
+            .collect(),
         action: match from.text("action") {
             Some("deny") => OutboundAction::Deny,
             _ => OutboundAction::Pass,

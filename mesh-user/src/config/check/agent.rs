@@ -17,9 +17,11 @@ fn attach(agent: &AgentConfig, out: &mut Findings) {
     for (i, inner) in agent.attach.iter().enumerate() {
         // `starts_with` goes by components: `a/b` is inside `a`, `ab` is not.
         let holds = |other: &Path| inner.starts_with(other);
-        let outer = agent.attach.iter().enumerate().find(|(j, other)| {
-            *j != i && holds(other) && (*other != inner || *j < i)
-        });
+        let outer = agent
+            .attach
+            .iter()
+            .enumerate()
+            .find(|(j, other)| *j != i && holds(other) && (*other != inner || *j < i));
         if let Some((j, outer)) = outer {
             let message = format!(
                 "`{}` is inside attach[{j}], `{}`: a hook would run twice",
@@ -27,7 +29,12 @@ fn attach(agent: &AgentConfig, out: &mut Findings) {
                 outer.display()
             );
             let path = FieldPath::default().key("attach").at(i);
-            out.error(Code::NestedAttach, path, message, "cgroups of which none is inside another");
+            out.error(
+                Code::NestedAttach,
+                path,
+                message,
+                "cgroups of which none is inside another",
+            );
         }
     }
 }
@@ -62,6 +69,11 @@ fn limits(agent: &AgentConfig, out: &mut Findings) {
         } else {
             "upstream-idle-max"
         };
-        out.error(Code::LimitConflict, path(name), message, "idle connections are part of all");
+        out.error(
+            Code::LimitConflict,
+            path(name),
+            message,
+            "idle connections are part of all",
+        );
     }
 }

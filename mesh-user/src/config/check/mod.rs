@@ -74,7 +74,14 @@ impl Findings {
         expected: &str,
     ) {
         let expected = (!expected.is_empty()).then(|| expected.to_owned());
-        self.0.push(Finding { severity, code, path, because, message, expected });
+        self.0.push(Finding {
+            severity,
+            code,
+            path,
+            because,
+            message,
+            expected,
+        });
     }
 }
 
@@ -85,25 +92,35 @@ fn port(
     item: &FieldPath,
     out: &mut Findings,
 ) {
-    let (Some(name), Some((index, service))) = (port, service) else { return };
+    let (Some(name), Some((index, service))) = (port, service) else {
+        return;
+    };
     if service.ports.iter().any(|port| port.name == name) {
         return;
     }
-    let known: Vec<_> = service.ports.iter().map(|port| port.name.as_str()).collect();
+    let known: Vec<_> = service
+        .ports
+        .iter()
+        .map(|port| port.name.as_str())
+        .collect();
     let message = format!("`{}` has no port `{name}`", service.key());
     let because = Some(FieldPath::item("services", index).key("ports"));
     let expected = one_of(name, &known);
-    out.push(Severity::Error, Code::UnknownPort, item.key("port"), because, message, &expected);
+    out.push(
+        Severity::Error,
+        Code::UnknownPort,
+        item.key("port"),
+        because,
+        message,
+        &expected,
+    );
 }
 
 /// Reports a version that the service does not have.
-fn version(
-    name: &str,
-    service: Option<(usize, &Service)>,
-    path: FieldPath,
-    out: &mut Findings,
-) {
-    let Some((index, service)) = service else { return };
+fn version(name: &str, service: Option<(usize, &Service)>, path: FieldPath, out: &mut Findings) {
+    let Some((index, service)) = service else {
+        return;
+    };
     if service.versions.contains_key(name) {
         return;
     }
@@ -111,7 +128,14 @@ fn version(
     let message = format!("`{}` has no version `{name}`", service.key());
     let because = Some(FieldPath::item("services", index).key("versions"));
     let expected = one_of(name, &known);
-    out.push(Severity::Error, Code::UnknownVersion, path, because, message, &expected);
+    out.push(
+        Severity::Error,
+        Code::UnknownVersion,
+        path,
+        because,
+        message,
+        &expected,
+    );
 }
 
 /// The nearest of the known names, and the others.

@@ -15,7 +15,10 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
     let mut scopes = HashMap::new();
     for (i, policy) in model.policies.iter().enumerate() {
         let item = FieldPath::item("policies", i);
-        let service = model.services.get(policy.service).map(|service| (policy.service, service));
+        let service = model
+            .services
+            .get(policy.service)
+            .map(|service| (policy.service, service));
         port(policy.port.as_deref(), service, &item, out);
         if let Some(name) = &policy.version {
             version(name, service, item.key("version"), out);
@@ -26,19 +29,30 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
                 "policies[{first}] is about the same part of `{}` too",
                 service.key()
             );
-            out.error(Code::Duplicate, item.clone(), message, "one policy for each service, version and port");
+            out.error(
+                Code::Duplicate,
+                item.clone(),
+                message,
+                "one policy for each service, version and port",
+            );
         }
         values(policy, &item, out);
-        let ports = service.map(|(_, service)| service.ports.as_slice()).unwrap_or_default();
-        let mut about =
-            ports.iter().filter(|p| policy.port.as_ref().is_none_or(|name| *name == p.name));
+        let ports = service
+            .map(|(_, service)| service.ports.as_slice())
+            .unwrap_or_default();
+        let mut about = ports
+            .iter()
+            .filter(|p| policy.port.as_ref().is_none_or(|name| *name == p.name));
         let opaque = !ports.is_empty() && about.all(|port| port.protocol == Protocol::Tcp);
         without_effect(policy, opaque, &item, out);
     }
 }
 
 fn values(policy: &Policy, item: &FieldPath, out: &mut Findings) {
-    if let Some(ejection) = policy.ejection.filter(|ejection| ejection.max < ejection.base) {
+    if let Some(ejection) = policy
+        .ejection
+        .filter(|ejection| ejection.max < ejection.base)
+    {
         let message = format!(
             "`{}` is shorter than `base`, {}",
             show_duration(ejection.max),
@@ -52,7 +66,12 @@ fn values(policy: &Policy, item: &FieldPath, out: &mut Findings) {
         let path = item.key("rate-limit").at(k);
         if let Some(first) = names.insert(&limit.name, k) {
             let message = format!("`{}` is the name of rate-limit[{first}] too", limit.name);
-            out.error(Code::Duplicate, path.key("name"), message, "a name that is unique inside its policy");
+            out.error(
+                Code::Duplicate,
+                path.key("name"),
+                message,
+                "a name that is unique inside its policy",
+            );
         }
         for (field, value) in [("rate", limit.requests), ("burst", limit.burst)] {
             if value == 0 {
@@ -72,17 +91,32 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
         || policy.retries.is_some();
     if !any && !timeouts {
         let message = "this policy sets nothing".to_owned();
-        out.warning(Code::NoEffect, item.clone(), message, "breaker, rate-limit, balance, timeout or retries");
+        out.warning(
+            Code::NoEffect,
+            item.clone(),
+            message,
+            "breaker, rate-limit, balance, timeout or retries",
+        );
     }
     if opaque {
         let http = [
             ("retries", policy.retries.is_some(), item.key("retries")),
-            ("timeout.request", policy.timeouts.request.is_some(), item.key("timeout").key("request")),
+            (
+                "timeout.request",
+                policy.timeouts.request.is_some(),
+                item.key("timeout").key("request"),
+            ),
         ];
         for (field, set, path) in http {
             if set {
-                let message = format!("`{field}` is about requests, and the port is of protocol tcp");
-                out.warning(Code::NoEffect, path, message, "`protocol: http`, or no such field");
+                let message =
+                    format!("`{field}` is about requests, and the port is of protocol tcp");
+                out.warning(
+                    Code::NoEffect,
+                    path,
+                    message,
+                    "`protocol: http`, or no such field",
+                );
             }
         }
     }
@@ -95,6 +129,11 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
             show_duration(whole)
         );
         let path = item.key("retries").key("per-try");
-        out.warning(Code::NoEffect, path, message, "a time shorter than `timeout.request`");
+        out.warning(
+            Code::NoEffect,
+            path,
+            message,
+            "a time shorter than `timeout.request`",
+        );
     }
 }

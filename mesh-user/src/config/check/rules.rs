@@ -15,15 +15,25 @@ const WEIGHT_MAX: u32 = 1_000_000;
 
 pub(super) fn check(model: &Model, out: &mut Findings) {
     let mut names: HashMap<(usize, &str), usize> = HashMap::new();
-    let mut regexes = Regexes { good: HashSet::new() };
+    let mut regexes = Regexes {
+        good: HashSet::new(),
+    };
     for (i, rule) in model.rules.iter().enumerate() {
         let item = FieldPath::item("rules", i);
-        let service = model.services.get(rule.service).map(|service| (rule.service, service));
+        let service = model
+            .services
+            .get(rule.service)
+            .map(|service| (rule.service, service));
         if service.is_some()
             && let Some(first) = names.insert((rule.service, &rule.name), i)
         {
             let message = format!("`{}` is the name of rules[{first}] too", rule.name);
-            out.error(Code::Duplicate, item.key("name"), message, "a name that is unique inside its service");
+            out.error(
+                Code::Duplicate,
+                item.key("name"),
+                message,
+                "a name that is unique inside its service",
+            );
         }
         port(rule.port.as_deref(), service, &item, out);
         targets(rule, service, &item, out);
@@ -40,24 +50,43 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
 fn targets(rule: &Rule, service: Option<(usize, &Service)>, item: &FieldPath, out: &mut Findings) {
     let route = item.key("route");
     if rule.route.is_empty() {
-        out.error(Code::BadCount, route.clone(), "there are 0 items".to_owned(), "at least 1");
+        out.error(
+            Code::BadCount,
+            route.clone(),
+            "there are 0 items".to_owned(),
+            "at least 1",
+        );
     }
     for (k, target) in rule.route.iter().enumerate() {
         let path = route.at(k);
         if target.weight > WEIGHT_MAX {
             let message = format!("`{}` is out of range", target.weight);
-            out.error(Code::OutOfRange, path.key("weight"), message, "0 to 1000000");
+            out.error(
+                Code::OutOfRange,
+                path.key("weight"),
+                message,
+                "0 to 1000000",
+            );
         }
         match &target.select {
             Select::Version(name) => version(name, service, path.key("version"), out),
             Select::Tags(tags) => {
                 let empty = service.is_some_and(|(_, service)| {
                     !service.endpoints.is_empty()
-                        && !service.endpoints.iter().any(|endpoint| selects(tags, &endpoint.tags))
+                        && !service
+                            .endpoints
+                            .iter()
+                            .any(|endpoint| selects(tags, &endpoint.tags))
                 });
                 if empty {
-                    let message = "no endpoint carries these tags: their share answers 503".to_owned();
-                    out.warning(Code::EmptyVersion, path.key("tags"), message, "tags of an endpoint");
+                    let message =
+                        "no endpoint carries these tags: their share answers 503".to_owned();
+                    out.warning(
+                        Code::EmptyVersion,
+                        path.key("tags"),
+                        message,
+                        "tags of an endpoint",
+                    );
                 }
             }
             Select::All => {}
@@ -91,7 +120,12 @@ impl<'m> Regexes<'m> {
     }
 }
 
-fn matches<'m>(condition: &'m Match, path: &FieldPath, regexes: &mut Regexes<'m>, out: &mut Findings) {
+fn matches<'m>(
+    condition: &'m Match,
+    path: &FieldPath,
+    regexes: &mut Regexes<'m>,
+    out: &mut Findings,
+) {
     match &condition.path {
         Some(PathMatch::Regex(pattern)) => {
             regexes.check(pattern, path.key("path").key("regex"), out);
@@ -116,7 +150,12 @@ fn matches<'m>(condition: &'m Match, path: &FieldPath, regexes: &mut Regexes<'m>
             && !name.bytes().any(|byte| byte.is_ascii_uppercase());
         if !valid {
             let message = format!("`{}` is not a header field name", text::shown(name));
-            out.error(Code::BadValue, at.clone(), message, "a lower-case token (RFC 9110 §5.6.2)");
+            out.error(
+                Code::BadValue,
+                at.clone(),
+                message,
+                "a lower-case token (RFC 9110 §5.6.2)",
+            );
         } else if !seen.insert(name) {
             let message = format!("`{name}` is matched twice");
             out.error(Code::DuplicateKey, at.clone(), message, "each header once");
@@ -132,7 +171,12 @@ fn matches<'m>(condition: &'m Match, path: &FieldPath, regexes: &mut Regexes<'m>
     }
 }
 
-fn regex_of<'m>(value: &'m ValueMatch, path: FieldPath, regexes: &mut Regexes<'m>, out: &mut Findings) {
+fn regex_of<'m>(
+    value: &'m ValueMatch,
+    path: FieldPath,
+    regexes: &mut Regexes<'m>,
+    out: &mut Findings,
+) {
     if let ValueMatch::Regex(pattern) = value {
         regexes.check(pattern, path.key("regex"), out);
     }
@@ -140,7 +184,9 @@ fn regex_of<'m>(value: &'m ValueMatch, path: FieldPath, regexes: &mut Regexes<'m
 
 /// A host with a port never matches: the port is cut off before.
 fn authority(value: &ValueMatch, path: &FieldPath, out: &mut Findings) {
-    let ValueMatch::Exact(host) = value else { return };
+    let ValueMatch::Exact(host) = value else {
+        return;
+    };
     let port = host.rsplit_once(':').filter(|(name, port)| {
         !port.is_empty()
             && port.bytes().all(|byte| byte.is_ascii_digit())
@@ -177,11 +223,18 @@ fn never_http(rule: &Rule, service: &Service, item: &FieldPath, out: &mut Findin
 fn takes_all(rule: &Rule, service: &Service) -> bool {
     let any_path = |condition: &Match| {
         matches!(&condition.path, Some(PathMatch::Prefix(prefix)) if prefix == "/")
-            && *condition == Match { path: condition.path.clone(), ..Match::default() }
+            && *condition
+                == Match {
+                    path: condition.path.clone(),
+                    ..Match::default()
+                }
             && protocols(rule, service).all(Protocol::is_http)
     };
     rule.matches.is_empty()
-        || rule.matches.iter().any(|m| *m == Match::default() || any_path(m))
+        || rule
+            .matches
+            .iter()
+            .any(|m| *m == Match::default() || any_path(m))
 }
 
 /// Rules behind one that takes everything.
@@ -191,22 +244,31 @@ fn unreachable(model: &Model, out: &mut Findings) {
         by_service.entry(rule.service).or_default().push(i);
     }
     for (service, mut order) in by_service {
-        let Some(service) = model.services.get(service) else { continue };
+        let Some(service) = model.services.get(service) else {
+            continue;
+        };
         // A stable sort: equal precedence keeps the order of the file.
         order.sort_by_key(|i| std::cmp::Reverse(model.rules.get(*i).map(|rule| rule.precedence)));
         let mut taken: HashMap<&str, usize> = HashMap::new();
         for i in order {
-            let Some(rule) = model.rules.get(i) else { continue };
+            let Some(rule) = model.rules.get(i) else {
+                continue;
+            };
             let ports: Vec<&str> = service
                 .ports
                 .iter()
                 .map(|port| port.name.as_str())
                 .filter(|name| rule.port.as_deref().is_none_or(|wanted| wanted == *name))
                 .collect();
-            let by: Option<Vec<usize>> = ports.iter().map(|name| taken.get(name).copied()).collect();
+            let by: Option<Vec<usize>> =
+                ports.iter().map(|name| taken.get(name).copied()).collect();
             if let Some(by) = by.filter(|by| !by.is_empty()) {
                 let first = by.iter().min().copied().unwrap_or(0);
-                let name = model.rules.get(first).map(|rule| rule.name.as_str()).unwrap_or_default();
+                let name = model
+                    .rules
+                    .get(first)
+                    .map(|rule| rule.name.as_str())
+                    .unwrap_or_default();
                 let message = format!(
                     "`{}` never decides: `{name}` (rules[{first}]) comes before it and takes everything",
                     rule.name

@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// Entries of the kernel's map `SERVICES` (`mesh_common::maps`).
-const SERVICE_ENTRIES_MAX: usize = 32_768;
+pub(super) const SERVICE_ENTRIES_MAX: usize = 32_768;
 /// Entries of the kernel's map `OUT_RULES`.
-const OUT_RULES_MAX: usize = 65_536;
+pub(super) const OUT_RULES_MAX: usize = 65_536;
 
 pub(super) fn check(model: &Model, out: &mut Findings) {
     names(model, out);
@@ -36,7 +36,12 @@ fn names(model: &Model, out: &mut Findings) {
         if let Some(first) = seen.insert(service.key(), i) {
             let path = FieldPath::item("services", i).key("name");
             let message = format!("`{}` is the name of services[{first}] too", service.key());
-            out.error(Code::Duplicate, path, message, "a name that is unique inside its namespace");
+            out.error(
+                Code::Duplicate,
+                path,
+                message,
+                "a name that is unique inside its namespace",
+            );
         }
     }
 }
@@ -67,7 +72,12 @@ fn addresses(services: &[Service], out: &mut Findings) {
             let path = item.key("addresses").at(k);
             if let Some(why) = unusable(*address) {
                 let message = format!("`{address}` {why}");
-                out.error(Code::BadAddress, path, message, "an address that every workload can route");
+                out.error(
+                    Code::BadAddress,
+                    path,
+                    message,
+                    "an address that every workload can route",
+                );
                 continue;
             }
             if !own.insert(*address) {
@@ -80,8 +90,10 @@ fn addresses(services: &[Service], out: &mut Findings) {
                 let owner = *owners.entry((*address, port.number)).or_insert(i);
                 if owner != i && said.insert(owner) {
                     let other = services.get(owner).map(Service::key).unwrap_or_default();
-                    let message =
-                        format!("port {} of `{address}` belongs to `{other}` too", port.number);
+                    let message = format!(
+                        "port {} of `{address}` belongs to `{other}` too",
+                        port.number
+                    );
                     let expected = "an address and port for each service alone";
                     out.error(Code::Duplicate, path.clone(), message, expected);
                 }
@@ -112,9 +124,17 @@ fn hostnames(services: &[Service], out: &mut Findings) {
             }
         }
         if service.addresses.is_empty() {
-            let message = format!("`{}` has no address: nothing is captured for it", service.key());
+            let message = format!(
+                "`{}` has no address: nothing is captured for it",
+                service.key()
+            );
             let path = FieldPath::item("services", i).key("addresses");
-            out.warning(Code::NoEffect, path, message, "at least one virtual address");
+            out.warning(
+                Code::NoEffect,
+                path,
+                message,
+                "at least one virtual address",
+            );
         }
     }
 }
@@ -126,12 +146,22 @@ fn ports(service: &Service, item: &FieldPath, out: &mut Findings) {
         if port.number == 0 || port.target == 0 {
             let field = if port.number == 0 { "number" } else { "target" };
             let message = "port 0 can't be dialled".to_owned();
-            out.error(Code::OutOfRange, path.key(field), message, "a whole number from 1 to 65535");
+            out.error(
+                Code::OutOfRange,
+                path.key(field),
+                message,
+                "a whole number from 1 to 65535",
+            );
             continue;
         }
         if let Some(first) = by_number.insert(port.number, j) {
             let message = format!("port {} is ports[{first}] too", port.number);
-            out.error(Code::Duplicate, path.key("number"), message, "each number once");
+            out.error(
+                Code::Duplicate,
+                path.key("number"),
+                message,
+                "each number once",
+            );
         } else if let Some(first) = by_name.insert(port.name.as_str(), j) {
             let message = format!("`{}` is the name of ports[{first}] too", port.name);
             out.error(Code::Duplicate, path.key("name"), message, "each name once");
@@ -142,9 +172,18 @@ fn ports(service: &Service, item: &FieldPath, out: &mut Findings) {
 fn endpoints(service: &Service, item: &FieldPath, out: &mut Findings) {
     if service.endpoints.is_empty() {
         let message = format!("`{}` has no endpoints: it answers 503", service.key());
-        out.warning(Code::EmptyVersion, item.key("endpoints"), message, "at least one endpoint");
+        out.warning(
+            Code::EmptyVersion,
+            item.key("endpoints"),
+            message,
+            "at least one endpoint",
+        );
     }
-    let names: Vec<_> = service.ports.iter().map(|port| port.name.as_str()).collect();
+    let names: Vec<_> = service
+        .ports
+        .iter()
+        .map(|port| port.name.as_str())
+        .collect();
     let mut seen = HashMap::new();
     for (j, endpoint) in service.endpoints.iter().enumerate() {
         let path = item.key("endpoints").at(j);
@@ -161,23 +200,45 @@ fn endpoints(service: &Service, item: &FieldPath, out: &mut Findings) {
         }
         if let Some(first) = seen.insert((endpoint.address, &endpoint.ports), j) {
             let message = format!("`{}` is endpoints[{first}] too", endpoint.address);
-            out.error(Code::Duplicate, path.key("address"), message, "each endpoint once, with all its tags");
+            out.error(
+                Code::Duplicate,
+                path.key("address"),
+                message,
+                "each endpoint once, with all its tags",
+            );
         }
         if endpoint.weight > 1_000_000 {
             let message = format!("`{}` is out of range", endpoint.weight);
-            out.error(Code::OutOfRange, path.key("weight"), message, "0 to 1000000");
+            out.error(
+                Code::OutOfRange,
+                path.key("weight"),
+                message,
+                "0 to 1000000",
+            );
         }
         for (name, number) in &endpoint.ports {
             if *number == 0 {
                 let message = "port 0 can't be dialled".to_owned();
-                out.error(Code::OutOfRange, path.key("ports").key(name), message, "1 to 65535");
+                out.error(
+                    Code::OutOfRange,
+                    path.key("ports").key(name),
+                    message,
+                    "1 to 65535",
+                );
             }
             if !names.contains(&name.as_str()) {
                 let message = format!("`{}` has no port `{name}`", service.key());
                 let because = Some(item.key("ports"));
                 let at = path.key("ports").key(name);
                 let expected = one_of(name, &names);
-                out.push(Severity::Error, Code::UnknownPort, at, because, message, &expected);
+                out.push(
+                    Severity::Error,
+                    Code::UnknownPort,
+                    at,
+                    because,
+                    message,
+                    &expected,
+                );
             }
         }
     }
@@ -188,10 +249,19 @@ fn versions(service: &Service, item: &FieldPath, out: &mut Findings) {
         return;
     }
     for (name, tags) in &service.versions {
-        if !service.endpoints.iter().any(|endpoint| selects(tags, &endpoint.tags)) {
+        if !service
+            .endpoints
+            .iter()
+            .any(|endpoint| selects(tags, &endpoint.tags))
+        {
             let message = format!("no endpoint belongs to version `{name}`: its share answers 503");
             let path = item.key("versions").key(name);
-            out.warning(Code::EmptyVersion, path, message, "an endpoint that carries its tags");
+            out.warning(
+                Code::EmptyVersion,
+                path,
+                message,
+                "an endpoint that carries its tags",
+            );
         }
     }
 }
@@ -202,7 +272,12 @@ fn workloads(workloads: &[Workload], out: &mut Findings) {
         let item = FieldPath::item("workloads", i);
         if let Some(first) = names.insert(workload.key(), i) {
             let message = format!("`{}` is the name of workloads[{first}] too", workload.key());
-            out.error(Code::Duplicate, item.key("name"), message, "a name that is unique inside its namespace");
+            out.error(
+                Code::Duplicate,
+                item.key("name"),
+                message,
+                "a name that is unique inside its namespace",
+            );
         }
         if let Some(first) = places.insert(&workload.netns, i) {
             let (field, shown) = match &workload.netns {
@@ -210,7 +285,12 @@ fn workloads(workloads: &[Workload], out: &mut Findings) {
                 Netns::Pid(pid) => ("pid", pid.to_string()),
             };
             let message = format!("`{shown}` is the network namespace of workloads[{first}] too");
-            out.error(Code::Duplicate, item.key(field), message, "a network namespace for each workload alone");
+            out.error(
+                Code::Duplicate,
+                item.key(field),
+                message,
+                "a network namespace for each workload alone",
+            );
         }
     }
 }
@@ -218,21 +298,38 @@ fn workloads(workloads: &[Workload], out: &mut Findings) {
 fn outbound(rules: &[OutboundRule], out: &mut Findings) {
     let mut seen: HashMap<_, usize> = HashMap::new();
     for (i, rule) in rules.iter().enumerate() {
-        let ports: &[u16] = if rule.ports.is_empty() { &[0] } else { &rule.ports };
+        let ports: &[u16] = if rule.ports.is_empty() {
+            &[0]
+        } else {
+            &rule.ports
+        };
         for port in ports {
             if let Some(first) = seen.insert((rule.cidr, *port), i) {
                 let message = match port {
                     0 => format!("`{}` is decided by outbound[{first}] too", rule.cidr),
-                    port => format!("port {port} of `{}` is decided by outbound[{first}] too", rule.cidr),
+                    port => format!(
+                        "port {port} of `{}` is decided by outbound[{first}] too",
+                        rule.cidr
+                    ),
                 };
                 let path = FieldPath::item("outbound", i).key("cidr");
-                out.error(Code::Duplicate, path, message, "one decision for each range and port");
+                out.error(
+                    Code::Duplicate,
+                    path,
+                    message,
+                    "one decision for each range and port",
+                );
             }
         }
     }
     if seen.len() > OUT_RULES_MAX {
         let message = format!("there are {} pairs of range and port", seen.len());
         let expected = format!("at most {OUT_RULES_MAX}, what the kernel's map holds");
-        out.error(Code::BadCount, FieldPath::default().key("outbound"), message, &expected);
+        out.error(
+            Code::BadCount,
+            FieldPath::default().key("outbound"),
+            message,
+            &expected,
+        );
     }
 }

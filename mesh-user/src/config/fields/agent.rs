@@ -35,8 +35,18 @@ pub(crate) static AGENT: Object = Object {
             Absent::Default("0.0.0.0:15020", "the port that Istio uses for it"),
             "Where `/metrics`, `/livez` and `/readyz` are served; `off`: nowhere. Needs a restart.",
         ),
-        field("access-log", Shape::Object(&ACCESS_LOG), Absent::Means("every default"), "The access log."),
-        field("limits", Shape::Object(&LIMITS), Absent::Means("every default"), "Limits of the data path."),
+        field(
+            "access-log",
+            Shape::Object(&ACCESS_LOG),
+            Absent::Means("every default"),
+            "The access log.",
+        ),
+        field(
+            "limits",
+            Shape::Object(&LIMITS),
+            Absent::Means("every default"),
+            "Limits of the data path.",
+        ),
         field(
             "drain",
             Shape::Text(Text::Duration(Duration::ZERO, secs(3600))),
@@ -88,7 +98,10 @@ static LIMITS: Object = Object {
     fields: &[
         field(
             "head-bytes-max",
-            Shape::Size { min: 8192, max: 1 << 20 },
+            Shape::Size {
+                min: 8192,
+                max: 1 << 20,
+            },
             Absent::Default("64KiB", "Envoy's 60 KiB, rounded up"),
             "Largest request or response head. More: 431, or 502 for a response.",
         ),
@@ -100,20 +113,26 @@ static LIMITS: Object = Object {
         ),
         field(
             "target-bytes-max",
-            Shape::Size { min: 8000, max: 1 << 20 },
+            Shape::Size {
+                min: 8000,
+                max: 1 << 20,
+            },
             Absent::Default("16KiB", "RFC 9110 §4.1 asks for at least 8,000 bytes"),
             "Longest request target. Not more than `head-bytes-max`. More: 414.",
         ),
         field(
             "header-timeout",
             Shape::Text(Text::Duration(Duration::from_millis(100), secs(300))),
-            Absent::Default("10s", "a slow phone manages; a slow-loris does not hold a socket for long"),
+            Absent::Default(
+                "10s",
+                "a slow phone manages; a slow-loris does not hold a socket for long",
+            ),
             "A request head must be complete so long after its first byte.",
         ),
         field(
             "body-timeout",
             Shape::Text(Text::Duration(Duration::from_millis(100), secs(3600))),
-            Absent::Default("30s", "as nginx asks in `client_body_timeout`, halved"),
+            Absent::Default("30s", "half of nginx's `client_body_timeout`"),
             "A body must make progress in each such span.",
         ),
         field(
@@ -130,39 +149,66 @@ static LIMITS: Object = Object {
         ),
         field(
             "h2-streams-max",
-            Shape::Int { min: 1, max: 65_535 },
+            Shape::Int {
+                min: 1,
+                max: 65_535,
+            },
             Absent::Default("100", "RFC 9113 §6.5.2 advises not less"),
             "HTTP/2: concurrent streams of a connection.",
         ),
         field(
             "h2-reset-streams-max",
-            Shape::Int { min: 1, max: 10_000 },
-            Absent::Default("20", "as h2: far above what a well-behaved client resets at once"),
+            Shape::Int {
+                min: 1,
+                max: 10_000,
+            },
+            Absent::Default(
+                "20",
+                "as h2: far above what a well-behaved client resets at once",
+            ),
             "HTTP/2: streams that the peer opened and reset before they were accepted. More: GOAWAY \
              ENHANCE_YOUR_CALM («rapid reset», CVE-2023-44487).",
         ),
         field(
             "h2-frame-bytes-max",
-            Shape::Size { min: 16_384, max: 16_777_215 },
+            Shape::Size {
+                min: 16_384,
+                max: 16_777_215,
+            },
             Absent::Default("16KiB", "what every peer must take (RFC 9113 §4.2)"),
             "HTTP/2: largest frame.",
         ),
         field(
             "workload-connections-max",
-            Shape::Int { min: 1, max: 1_000_000 },
-            Absent::Default("10000", "one workload must not take every descriptor of the agent"),
+            Shape::Int {
+                min: 1,
+                max: 1_000_000,
+            },
+            Absent::Default(
+                "10000",
+                "one workload must not take every descriptor of the agent",
+            ),
             "Open connections of a workload.",
         ),
         field(
             "upstream-connections-max",
-            Shape::Int { min: 1, max: 65_535 },
-            Absent::Default("32768", "half of the map `PROXY_FLOWS`, so that its entry is never refused"),
+            Shape::Int {
+                min: 1,
+                max: 65_535,
+            },
+            Absent::Default(
+                "32768",
+                "half of the map `PROXY_FLOWS`, so that its entry is never refused",
+            ),
             "Upstream connections of the node, idle ones included. Below the 65,536 entries of \
              `PROXY_FLOWS`.",
         ),
         field(
             "upstream-idle-max",
-            Shape::Int { min: 0, max: 65_535 },
+            Shape::Int {
+                min: 0,
+                max: 65_535,
+            },
             Absent::Default("64", "what one core keeps busy"),
             "Idle upstream connections for each core, workload and endpoint. Not more than \
              `upstream-connections-max`.",
@@ -170,12 +216,18 @@ static LIMITS: Object = Object {
         field(
             "upstream-idle-timeout",
             Shape::Text(Text::Duration(MILLI, DAY)),
-            Absent::Default("1m", "below the 75 s of nginx and the keep-alive of most servers"),
+            Absent::Default(
+                "1m",
+                "below the 75 s of nginx and the keep-alive of most servers",
+            ),
             "An idle upstream connection is closed after this.",
         ),
         field(
             "replay-bytes-max",
-            Shape::Size { min: 0, max: 16 << 20 },
+            Shape::Size {
+                min: 0,
+                max: 16 << 20,
+            },
             Absent::Default("64KiB", "as Linkerd"),
             "Largest request body that is kept for a retry. 0: requests with a body are not retried.",
         ),

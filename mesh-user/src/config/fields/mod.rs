@@ -30,7 +30,12 @@ const DAY: Duration = Duration::from_secs(86_400);
 const MILLI: Duration = Duration::from_millis(1);
 
 const fn field(name: &'static str, shape: Shape, absent: Absent, doc: &'static str) -> Field {
-    Field { name, shape, absent, doc }
+    Field {
+        name,
+        shape,
+        absent,
+        doc,
+    }
 }
 
 const fn needed(name: &'static str, shape: Shape, doc: &'static str) -> Field {
@@ -41,17 +46,27 @@ const NAME: Shape = Shape::Text(Text::Name);
 const NAMESPACE: Field = field(
     "namespace",
     NAME,
-    Absent::Default("default", "what Kubernetes calls the namespace of those who have none"),
+    Absent::Default(
+        "default",
+        "what Kubernetes calls the namespace of those who have none",
+    ),
     "Its namespace.",
 );
 
 static TAG_VALUE: Shape = Shape::Text(Text::TagValue);
 /// Kubernetes objects rarely carry more than 20 labels.
-const TAGS: Shape = Shape::Map { key: Text::TagKey, of: &TAG_VALUE, max: 64 };
+const TAGS: Shape = Shape::Map {
+    key: Text::TagKey,
+    of: &TAG_VALUE,
+    max: 64,
+};
 
 /// A port of a service, by name or by number.
 static PORT_NAME: Shape = Shape::Text(Text::Name);
-static PORT_NUMBER: Shape = Shape::Int { min: 1, max: 65_535 };
+static PORT_NUMBER: Shape = Shape::Int {
+    min: 1,
+    max: 65_535,
+};
 const PORT_REF: Shape = Shape::Either(&PORT_NAME, &PORT_NUMBER);
 
 static SERVICE_ITEM: Shape = Shape::Object(&SERVICE);
@@ -72,7 +87,11 @@ pub(crate) static ROOT: Object = Object {
             Shape::Choice(&[(API_VERSION, "the only version so far")]),
             "Version of this language.",
         ),
-        needed("kind", Shape::Choice(&[(KIND, "this file")]), "What the file is."),
+        needed(
+            "kind",
+            Shape::Choice(&[(KIND, "this file")]),
+            "What the file is.",
+        ),
         field(
             "attach",
             Shape::list(&ATTACH_ITEM, 64),
@@ -94,7 +113,7 @@ pub(crate) static ROOT: Object = Object {
         ),
         field(
             "rules",
-            Shape::list(&RULE_ITEM, 200_000),
+            Shape::list(&RULE_ITEM, 100_000),
             Absent::Means("every endpoint serves"),
             "Which request goes to which version. By precedence, then in this order; the first \
              that matches decides. A port with rules of which none matches answers 404.",

@@ -9,7 +9,10 @@ static RATE_KEY: Shape = Shape::Text(Text::RateKey);
 static STATUS: Shape = Shape::Int { min: 400, max: 599 };
 static RETRY_ON: Shape = Shape::Choice(&[
     ("connect-failure", "the connection could not be made"),
-    ("refused-stream", "HTTP/2 REFUSED_STREAM, or a GOAWAY below the stream"),
+    (
+        "refused-stream",
+        "HTTP/2 REFUSED_STREAM, or a GOAWAY below the stream",
+    ),
     ("reset", "the connection broke before an answer"),
     ("gateway-error", "502, 503, 504"),
     ("server-error", "any 5xx, or no answer"),
@@ -19,9 +22,15 @@ static RETRY_ON: Shape = Shape::Choice(&[
 /// Zero turns a time-out off.
 const OFF_OR_DAY: Shape = Shape::Text(Text::Duration(Duration::ZERO, DAY));
 const SPAN: Shape = Shape::Text(Text::Duration(MILLI, DAY));
-const CAP: Shape = Shape::Int { min: 0, max: u32::MAX as i64 };
+const CAP: Shape = Shape::Int {
+    min: 0,
+    max: u32::MAX as i64,
+};
 /// A count after which an endpoint is sick: more than 10,000 is no detector.
-const COUNT: Shape = Shape::Int { min: 0, max: 10_000 };
+const COUNT: Shape = Shape::Int {
+    min: 0,
+    max: 10_000,
+};
 
 /// An entry of `policies`.
 pub(crate) static POLICY: Object = Object {
@@ -29,9 +38,23 @@ pub(crate) static POLICY: Object = Object {
     doc: "How requests of a service, or of one of its versions, are limited, balanced and repeated. \
           What a version's policy leaves out falls to the service's policy, then to the default.",
     fields: &[
-        needed("service", Shape::Text(Text::ServiceRef), "Its service: `name`, or `namespace/name`."),
-        field("version", NAME, Absent::Means("every version"), "Only this version."),
-        field("port", PORT_REF, Absent::Means("every port"), "Only this port, by name or number."),
+        needed(
+            "service",
+            Shape::Text(Text::ServiceRef),
+            "Its service: `name`, or `namespace/name`.",
+        ),
+        field(
+            "version",
+            NAME,
+            Absent::Means("every version"),
+            "Only this version.",
+        ),
+        field(
+            "port",
+            PORT_REF,
+            Absent::Means("every port"),
+            "Only this port, by name or number.",
+        ),
         field(
             "breaker",
             Shape::Object(&BREAKER),
@@ -40,7 +63,10 @@ pub(crate) static POLICY: Object = Object {
         ),
         field(
             "rate-limit",
-            Shape::OneOrMore { of: &RATE_LIMIT_ITEM, max: 16 },
+            Shape::OneOrMore {
+                of: &RATE_LIMIT_ITEM,
+                max: 16,
+            },
             Absent::Means("no limit"),
             "Rate limits, decided before anything is forwarded; a request must pass all of them, \
              else 429. A list, or the one without a list.",
@@ -48,15 +74,30 @@ pub(crate) static POLICY: Object = Object {
         field(
             "balance",
             Shape::Choice(&[
-                ("least-request", "of two random endpoints the one with fewer requests in flight"),
+                (
+                    "least-request",
+                    "of two random endpoints the one with fewer requests in flight",
+                ),
                 ("round-robin", "in turn"),
                 ("random", "at random"),
             ]),
-            Absent::Means("the service's policy, else `least-request`: it keeps away from slow endpoints"),
+            Absent::Means(
+                "the service's policy, else `least-request`: it keeps away from slow endpoints",
+            ),
             "How an endpoint is chosen inside a version.",
         ),
-        field("timeout", Shape::Object(&TIMEOUT), Absent::Means("every default"), "Time-outs."),
-        field("retries", Shape::Object(&RETRIES), Absent::Means("no retries"), "Retries."),
+        field(
+            "timeout",
+            Shape::Object(&TIMEOUT),
+            Absent::Means("every default"),
+            "Time-outs.",
+        ),
+        field(
+            "retries",
+            Shape::Object(&RETRIES),
+            Absent::Means("no retries"),
+            "Retries.",
+        ),
     ],
     groups: &[],
 };
@@ -66,10 +107,30 @@ static BREAKER: Object = Object {
     doc: "Caps for each version, exact over the whole node. Above: 503, which never counts against \
           an endpoint.",
     fields: &[
-        field("max-connections", CAP, Absent::Default("1024", "as Envoy"), "Connections."),
-        field("max-pending", CAP, Absent::Default("1024", "as Envoy"), "Requests that wait for a connection."),
-        field("max-requests", CAP, Absent::Default("1024", "as Envoy"), "Requests in flight."),
-        field("max-retries", CAP, Absent::Default("3", "as Envoy"), "Retries in flight."),
+        field(
+            "max-connections",
+            CAP,
+            Absent::Default("1024", "as Envoy"),
+            "Connections.",
+        ),
+        field(
+            "max-pending",
+            CAP,
+            Absent::Default("1024", "as Envoy"),
+            "Requests that wait for a connection.",
+        ),
+        field(
+            "max-requests",
+            CAP,
+            Absent::Default("1024", "as Envoy"),
+            "Requests in flight.",
+        ),
+        field(
+            "max-retries",
+            CAP,
+            Absent::Default("3", "as Envoy"),
+            "Retries in flight.",
+        ),
         field(
             "ejection",
             Shape::Object(&EJECTION),
@@ -90,14 +151,24 @@ static EJECTION: Object = Object {
             Absent::Default("5", "as Envoy"),
             "5xx answers in a row, connect failures and resets included.",
         ),
-        field("consecutive-gateway", COUNT, Absent::Default("0", "as Envoy: off"), "502, 503, 504 in a row."),
+        field(
+            "consecutive-gateway",
+            COUNT,
+            Absent::Default("0", "as Envoy: off"),
+            "502, 503, 504 in a row.",
+        ),
         field(
             "consecutive-local-origin",
             COUNT,
             Absent::Default("0", "off: they count as 5xx"),
             "Failures in a row that never reached an answer.",
         ),
-        field("interval", SPAN, Absent::Default("10s", "as Envoy"), "Time between sweeps, at which endpoints return."),
+        field(
+            "interval",
+            SPAN,
+            Absent::Default("10s", "as Envoy"),
+            "Time between sweeps, at which endpoints return.",
+        ),
         field(
             "base",
             SPAN,
@@ -146,10 +217,17 @@ static RATE_LIMIT: Object = Object {
              `source.identity`, `source.tag.KEY`, `destination`, `version`, `header.NAME`, `path`, \
              `method`.",
         ),
-        needed("rate", Shape::Text(Text::Rate), "Requests in a time: `100/s`, `60/m`, `1000/h`."),
+        needed(
+            "rate",
+            Shape::Text(Text::Rate),
+            "Requests in a time: `100/s`, `60/m`, `1000/h`.",
+        ),
         field(
             "burst",
-            Shape::Int { min: 1, max: 9_999_999_999 },
+            Shape::Int {
+                min: 1,
+                max: 9_999_999_999,
+            },
             Absent::Means("the number of `rate`"),
             "Size of the bucket, in requests.",
         ),
@@ -167,7 +245,12 @@ static TIMEOUT: Object = Object {
             Absent::Means("the service's policy, else 15s, as Envoy"),
             "The whole request, retries included, from the end of the client's request: 504.",
         ),
-        field("connect", SPAN, Absent::Means("the service's policy, else 5s, as Envoy"), "To connect to an endpoint."),
+        field(
+            "connect",
+            SPAN,
+            Absent::Means("the service's policy, else 5s, as Envoy"),
+            "To connect to an endpoint.",
+        ),
         field(
             "idle",
             OFF_OR_DAY,

@@ -7,7 +7,10 @@ static ADDRESS: Shape = Shape::Text(Text::Address);
 static PORT_ITEM: Shape = Shape::Object(&PORT);
 static VERSION_TAGS: Shape = TAGS;
 static ENDPOINT_ITEM: Shape = Shape::Object(&ENDPOINT);
-static PORT_NUMBER: Shape = Shape::Int { min: 1, max: 65_535 };
+static PORT_NUMBER: Shape = Shape::Int {
+    min: 1,
+    max: 65_535,
+};
 
 const IDENTITY: Field = field(
     "identity",
@@ -36,15 +39,33 @@ pub(crate) static SERVICE: Object = Object {
             Absent::Means("none: nothing can be captured for it"),
             "Virtual IPv4 and IPv6 addresses. An address and port belong to one service only.",
         ),
-        needed("ports", Shape::List { of: &PORT_ITEM, min: 1, max: 64, many_need: None }, "Its ports."),
+        needed(
+            "ports",
+            Shape::List {
+                of: &PORT_ITEM,
+                min: 1,
+                max: 64,
+                many_need: None,
+            },
+            "Its ports.",
+        ),
         field(
             "versions",
-            Shape::Map { key: Text::Name, of: &VERSION_TAGS, max: 256 },
+            Shape::Map {
+                key: Text::Name,
+                of: &VERSION_TAGS,
+                max: 256,
+            },
             Absent::Means("none"),
             "Versions: a name and the tags that an endpoint must carry to belong to it. No tags: \
              every endpoint. Versions may overlap.",
         ),
-        field("endpoints", Shape::list(&ENDPOINT_ITEM, 16_384), Absent::Means("none: 503"), "Who serves it."),
+        field(
+            "endpoints",
+            Shape::list(&ENDPOINT_ITEM, 16_384),
+            Absent::Means("none: 503"),
+            "Who serves it.",
+        ),
         field(
             "routable",
             Shape::Bool,
@@ -55,8 +76,14 @@ pub(crate) static SERVICE: Object = Object {
         field(
             "dial-from",
             Shape::Choice(&[
-                ("workload", "the client's namespace, with its address: NetworkPolicy stays true"),
-                ("node", "the agent's namespace: one pool for all workloads of the node"),
+                (
+                    "workload",
+                    "the client's namespace, with its address: NetworkPolicy stays true",
+                ),
+                (
+                    "node",
+                    "the agent's namespace: one pool for all workloads of the node",
+                ),
             ]),
             Absent::Default("workload", "endpoints see who asks"),
             "From where the proxy dials the endpoints.",
@@ -75,23 +102,42 @@ static PORT: Object = Object {
             Absent::Means("`PROTOCOL-NUMBER`, such as `http-80`"),
             "Its name, unique inside the service.",
         ),
-        needed("number", Shape::Int { min: 1, max: 65_535 }, "The number that clients dial."),
+        needed(
+            "number",
+            Shape::Int {
+                min: 1,
+                max: 65_535,
+            },
+            "The number that clients dial.",
+        ),
         field(
             "target",
-            Shape::Int { min: 1, max: 65_535 },
+            Shape::Int {
+                min: 1,
+                max: 65_535,
+            },
             Absent::Means("the same number"),
             "The number at the endpoints.",
         ),
         field(
             "protocol",
             Shape::Choice(&[
-                ("http", "HTTP/1.1, or HTTP/2 with prior knowledge, told apart by the first bytes"),
+                (
+                    "http",
+                    "HTTP/1.1, or HTTP/2 with prior knowledge, told apart by the first bytes",
+                ),
                 ("http2", "HTTP/2 with prior knowledge only"),
                 ("grpc", "gRPC: HTTP/2, refusals as gRPC statuses"),
                 ("tcp", "opaque bytes: never sniffed, never delayed"),
-                ("auto", "sniffed for HTTP for at most `detect-timeout`, then opaque"),
+                (
+                    "auto",
+                    "sniffed for HTTP for at most `detect-timeout`, then opaque",
+                ),
             ]),
-            Absent::Default("auto", "never wrong, at the cost of a wait for server-first protocols"),
+            Absent::Default(
+                "auto",
+                "never wrong, at the cost of a wait for server-first protocols",
+            ),
             "What is spoken on it.",
         ),
     ],
@@ -109,12 +155,26 @@ static ENDPOINT: Object = Object {
         ),
         field(
             "ports",
-            Shape::Map { key: Text::Name, of: &PORT_NUMBER, max: 64 },
+            Shape::Map {
+                key: Text::Name,
+                of: &PORT_NUMBER,
+                max: 64,
+            },
             Absent::Means("every port's `target`"),
             "Where a port of the service is found at this endpoint, by port name.",
         ),
-        field("tags", TAGS, Absent::Means("none"), "Its tags: they decide to which versions it belongs."),
-        field("locality", Shape::Text(Text::TagValue), Absent::Means("unknown"), "Its zone or region."),
+        field(
+            "tags",
+            TAGS,
+            Absent::Means("none"),
+            "Its tags: they decide to which versions it belongs.",
+        ),
+        field(
+            "locality",
+            Shape::Text(Text::TagValue),
+            Absent::Means("unknown"),
+            "Its zone or region.",
+        ),
         IDENTITY,
         field(
             "healthy",
@@ -124,7 +184,10 @@ static ENDPOINT: Object = Object {
         ),
         field(
             "weight",
-            Shape::Int { min: 0, max: 1_000_000 },
+            Shape::Int {
+                min: 0,
+                max: 1_000_000,
+            },
             Absent::Default("1", "all are equal"),
             "Its share among the endpoints of a version. 0: nothing.",
         ),
@@ -147,7 +210,10 @@ pub(crate) static WORKLOAD: Object = Object {
         ),
         field(
             "pid",
-            Shape::Int { min: 1, max: 4_194_304 },
+            Shape::Int {
+                min: 1,
+                max: 4_194_304,
+            },
             Absent::Means("`netns` says it"),
             "A process in its network namespace.",
         ),
@@ -157,7 +223,12 @@ pub(crate) static WORKLOAD: Object = Object {
             Absent::Means("unknown"),
             "Its cgroup below the cgroup2 mount. A name only: hooks attach at `attach`.",
         ),
-        field("tags", TAGS, Absent::Means("none"), "Its tags, for `source` in rules and limits."),
+        field(
+            "tags",
+            TAGS,
+            Absent::Means("none"),
+            "Its tags, for `source` in rules and limits.",
+        ),
         IDENTITY,
         field(
             "failure",
@@ -183,7 +254,11 @@ pub(crate) static OUTBOUND: Object = Object {
     name: "Outbound",
     doc: "An exception that the kernel decides. The longest range wins.",
     fields: &[
-        needed("cidr", Shape::Text(Text::Cidr), "Destinations: a range, or one address."),
+        needed(
+            "cidr",
+            Shape::Text(Text::Cidr),
+            "Destinations: a range, or one address.",
+        ),
         field(
             "ports",
             Shape::list(&PORT_NUMBER, 64),

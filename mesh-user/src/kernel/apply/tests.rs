@@ -7,11 +7,23 @@ fn addr(last: u8) -> Addr {
 }
 
 fn backend(last: u8) -> Backend {
-    Backend { addr: addr(last), port: 80, state: 1, version_id: 0 }
+    Backend {
+        addr: addr(last),
+        port: 80,
+        state: 1,
+        version_id: 0,
+    }
 }
 
 fn entry(service_id: u32, slots_off: u32, slots_len: u32) -> ServiceEntry {
-    ServiceEntry { service_id, decision: 1, slots_off, slots_len, flags: 0, _pad: 0 }
+    ServiceEntry {
+        service_id,
+        decision: 1,
+        slots_off,
+        slots_len,
+        flags: 0,
+        _pad: 0,
+    }
 }
 
 /// A table with one service for each list of endpoints.
@@ -38,7 +50,10 @@ fn unchanged_service_keeps_its_slots_and_endpoints() {
     assert_ne!(of(&first, 2).slots_off, of(&second, 2).slots_off);
     assert_eq!(second.backends.len(), 1, "only the new endpoint is written");
     let third = plan(&second.next, &table(&[vec![1, 2], vec![4]])).unwrap();
-    assert!(third.backends.is_empty() && third.new_slots.is_empty(), "nothing changed");
+    assert!(
+        third.backends.is_empty() && third.new_slots.is_empty(),
+        "nothing changed"
+    );
 }
 
 #[test]
@@ -46,12 +61,14 @@ fn tables_that_contradict_themselves_are_refused() {
     let bad = |change: fn(&mut KernelTable)| {
         let mut table = table(&[vec![1, 2]]);
         change(&mut table);
-        plan(&Installed::default(), &table).err().map(|error| error.to_string())
+        plan(&Installed::default(), &table)
+            .err()
+            .map(|error| error.to_string())
     };
     assert_eq!(bad(|_| {}), None);
     let change = |error: Option<String>| error.expect("refused");
     assert!(change(bad(|t| t.slots[0] = 7)).contains("no endpoint"));
-    assert!(change(bad(|t| drop(t.slots.pop()))).contains("slots 0+2 of 1"));
+    assert!(change(bad(|t| t.slots.truncate(1))).contains("slots 0+2 of 1"));
     assert!(change(bad(|t| set_first(t, |e| e.service_id = 0))).contains("service number 0"));
     assert!(change(bad(|t| set_first(t, |e| e.slots_off = u32::MAX))).contains("slots"));
 }
@@ -66,10 +83,18 @@ fn too_many_services_are_refused_by_map_name() {
     let capacity = get("SERVICES").capacity;
     for number in 0..=capacity {
         let ip = std::net::Ipv4Addr::from_bits(number);
-        table.services.insert((Addr::from_ip(ip.into()), 80), entry(1, 0, 0));
+        table
+            .services
+            .insert((Addr::from_ip(ip.into()), 80), entry(1, 0, 0));
     }
-    let error = plan(&Installed::default(), &table).err().expect("refused").to_string();
-    assert!(error.contains("SERVICES is full") && error.contains("32769"), "{error}");
+    let error = plan(&Installed::default(), &table)
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(
+        error.contains("SERVICES is full") && error.contains("32769"),
+        "{error}"
+    );
     table.services.pop_last();
     assert!(plan(&Installed::default(), &table).is_ok());
 }

@@ -46,23 +46,34 @@ impl Folders {
             tracing::warn!(%error, "no inotify: configuration changes are seen within 2 s");
         })
         .ok();
-        let mut folders =
-            Self { path: path.to_owned(), watcher, watched: BTreeMap::new(), signal };
+        let mut folders = Self {
+            path: path.to_owned(),
+            watcher,
+            watched: BTreeMap::new(),
+            signal,
+        };
         folders.refresh();
         folders
     }
 
     /// Brings the watches in line with where the file is now.
     pub(super) fn refresh(&mut self) {
-        let Some(watcher) = &mut self.watcher else { return };
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
         let target = std::fs::canonicalize(&self.path).ok();
         let files = [Some(self.path.as_path()), target.as_deref()];
-        self.signal.call(files.iter().flatten().filter_map(|file| file.file_name()));
+        self.signal
+            .call(files.iter().flatten().filter_map(|file| file.file_name()));
         let wanted = wanted(files.iter().flatten());
         if wanted == self.watched {
             return;
         }
-        for folder in self.watched.keys().filter(|folder| wanted.get(*folder) != self.watched.get(*folder)) {
+        for folder in self
+            .watched
+            .keys()
+            .filter(|folder| wanted.get(*folder) != self.watched.get(*folder))
+        {
             // Gone folders are forgotten by the kernel already.
             let _ = watcher.unwatch(folder);
         }
@@ -123,9 +134,14 @@ impl Signal {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         event.need_rescan()
             || event.paths.is_empty()
-            || event.paths.iter().filter_map(|path| path.file_name()).any(|name| {
-                names.iter().any(|ours| ours == name) || name.as_encoded_bytes().starts_with(b"..")
-            })
+            || event
+                .paths
+                .iter()
+                .filter_map(|path| path.file_name())
+                .any(|name| {
+                    names.iter().any(|ours| ours == name)
+                        || name.as_encoded_bytes().starts_with(b"..")
+                })
     }
 }
 

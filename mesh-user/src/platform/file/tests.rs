@@ -26,7 +26,8 @@ impl Folder {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("mesh-config-{}-{number}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("mesh-config-{}-{number}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
@@ -53,7 +54,10 @@ fn first_name(config: &Config) -> String {
 }
 
 async fn next(events: &mut mpsc::Receiver<FileEvent>) -> FileEvent {
-    timeout(ARRIVES_BY_POLL, events.recv()).await.expect("no event").expect("the watch ended")
+    timeout(ARRIVES_BY_POLL, events.recv())
+        .await
+        .expect("no event")
+        .expect("the watch ended")
 }
 
 async fn loaded(events: &mut mpsc::Receiver<FileEvent>) -> Config {
@@ -135,7 +139,11 @@ async fn file_symlink_swap_as_in_a_config_map_is_seen() {
     let start = Instant::now();
     replace(&folder.0.join("..two/mesh.yaml"), &service("three"));
     assert_eq!(first_name(&loaded(&mut events).await), "three");
-    assert!(start.elapsed() < POLL, "{:?}: only the poll saw it", start.elapsed());
+    assert!(
+        start.elapsed() < POLL,
+        "{:?}: only the poll saw it",
+        start.elapsed()
+    );
 }
 
 /// Without it: a typing slip turns the mesh off.
@@ -216,7 +224,9 @@ async fn file_in_an_exchanged_folder_is_seen() {
 async fn file_settings_that_need_a_restart_are_kept_and_named() {
     let folder = Folder::new();
     let text = |attach: &str, workers: u8, metrics: &str, drain: &str| {
-        format!("{HEAD}attach: [{attach}]\nagent: {{workers: {workers}, metrics: {metrics}, drain: {drain}}}\n")
+        format!(
+            "{HEAD}attach: [{attach}]\nagent: {{workers: {workers}, metrics: {metrics}, drain: {drain}}}\n"
+        )
     };
     let path = folder.file("mesh.yaml", &text("a", 1, "off", "1s"));
     let (source, started) = FileSource::open(&path).unwrap();
@@ -224,7 +234,10 @@ async fn file_settings_that_need_a_restart_are_kept_and_named() {
     let mut events = source.watch();
     replace(&path, &text("b", 2, "127.0.0.1:1", "2s"));
     let config = loaded(&mut events).await;
-    let kept = AgentConfig { drain: Duration::from_secs(2), ..started.agent };
+    let kept = AgentConfig {
+        drain: Duration::from_secs(2),
+        ..started.agent
+    };
     assert_eq!(config.agent, kept);
     let named = status.borrow().needs_restart.clone();
     assert_eq!(named, ["attach", "agent.workers", "agent.metrics"]);
@@ -259,7 +272,10 @@ async fn file_watch_ends_with_its_receiver() {
     let (source, _) = FileSource::open(&path).unwrap();
     let mut status = source.status();
     drop(source.watch());
-    let ended = timeout(ARRIVES_BY_POLL, async { while status.changed().await.is_ok() {} }).await;
+    let ended = timeout(ARRIVES_BY_POLL, async {
+        while status.changed().await.is_ok() {}
+    })
+    .await;
     assert!(ended.is_ok());
 }
 
@@ -269,7 +285,12 @@ async fn file_bad_at_start_is_refused_with_its_reasons() {
     let missing = FileSource::open(&folder.0.join("none.yaml")).unwrap_err();
     assert_eq!(missing.report().problems[0].code, config::Code::FileMissing);
     let bad = folder.file("bad.yaml", "kind: MeshConfig\n");
-    assert!(FileSource::open(&bad).unwrap_err().to_string().contains("apiVersion"));
+    assert!(
+        FileSource::open(&bad)
+            .unwrap_err()
+            .to_string()
+            .contains("apiVersion")
+    );
 }
 
 /// The contract of all platforms, over the file.
@@ -281,13 +302,25 @@ async fn file_platform_keeps_the_model_through_errors() {
     assert_eq!(source.name(), "file");
     let (feed, mut state) = feed();
     let running = tokio::spawn(source.run(feed));
-    let wait = timeout(ARRIVES_BY_POLL, state.wait_for(|state| state.model.is_some())).await;
+    let wait = timeout(
+        ARRIVES_BY_POLL,
+        state.wait_for(|state| state.model.is_some()),
+    )
+    .await;
     assert_eq!(wait.unwrap().unwrap().model.as_deref(), Some(&config.model));
     fs::remove_file(&path).unwrap();
-    let wait = timeout(ARRIVES_BY_POLL, state.wait_for(|state| state.stale.is_some())).await;
+    let wait = timeout(
+        ARRIVES_BY_POLL,
+        state.wait_for(|state| state.stale.is_some()),
+    )
+    .await;
     assert_eq!(wait.unwrap().unwrap().model.as_deref(), Some(&config.model));
     folder.file("mesh.yaml", &service("two"));
-    let wait = timeout(ARRIVES_BY_POLL, state.wait_for(|state| state.generation == 2)).await;
+    let wait = timeout(
+        ARRIVES_BY_POLL,
+        state.wait_for(|state| state.generation == 2),
+    )
+    .await;
     assert!(wait.unwrap().unwrap().stale.is_none());
     drop(state);
     assert!(timeout(ARRIVES_BY_POLL, running).await.is_ok());

@@ -1,1 +1,250 @@
+use super::{
+    super::{
+        NoObserver, VersionIx,
+        fixture::{
+            PORT, at_ms, compile, decide, get, model, policy, rule, secs, service, to, workload,
+        },
+        rng::Rng,
+        route::tests::draw::Draw,
+        snapshot::Outcome,
+    },
+    *,
+};
+use crate::model::{
+    BreakerPolicy, EjectionPolicy, Match, PathMatch, Policy, RateKey, RateLimitPolicy, SourceMatch,
+    ValueMatch,
+};
 
+fn of(snapshot: &Snapshot, ask: &super::super::fixture::Ask) -> Explanation {
+    let source = snapshot.source("default/client");
+    explain(
+        snapshot,
+        PORT,
+        source,
+        &ask.view(),
+        &Cursors::default(),
+        at_ms(1_000),
+    )
+}
+
+fn beta() -> crate::model::Rule {
+    let header = Match {
+        headers: vec![("x-user".into(), ValueMatch::Exact("beta".into()))],
+        ..Match::default()
+    };
+    let tester = Match {
+        path: Some(PathMatch::Prefix("/".into())),
+        source: Some(SourceMatch {
+            workload: Some("tester".into()),
+            ..SourceMatch::default()
+        }),
+        ..Match::default()
+    };
+    rule("beta", 10, vec![header, tester], vec![to("v2", 1)])
+}
+
+fn example(policies: Vec<Policy>) -> Snapshot {
+    let split = rule("split", 0, Vec::new(), vec![to("v1", 90), to("v2", 10)]);
+    let mut model = model(service(2, 1), vec![beta(), split], policies);
+    model.workloads = vec![workload("client", &[])];
+    compile(model)
+}
+
+#[test]
+fn explanation_names_every_rule_tried_and_the_shares() {
+    let snapshot = example(Vec::new());
+    let why = of(&snapshot, &get("/a"));
+    let tried: Vec<(&str, Option<&str>)> = why
+        .tried
+        .iter()
+        .map(|tried| (&*tried.rule, tried.failed.as_deref()))
+        .collect();
+    assert_eq!(
+        tried,
+        [
+            ("beta", Some("source workload \"tester\"")),
+            ("split", None)
+        ]
+    );
+    assert_eq!(why.rule.as_deref(), Some("split"));
+    let shares: Vec<(&str, f64)> = why
+        .targets
+        .iter()
+        .map(|target| (&*target.version, target.share))
+        .collect();
+    assert_eq!(shares, [("v1", 90.0), ("v2", 10.0)]);
+    assert_eq!(why.next.as_deref(), Some("v1"));
+    assert_eq!(why.source.as_deref(), Some("default/client"));
+    assert_eq!(
+        (why.path, why.path_reason.as_str()),
+        (Path::Proxy, "rule \"beta\" matches on HTTP")
+    );
+    assert_eq!(why.endpoints.len(), 2);
+    let to = ["10.0.1.1:8080", "10.0.1.2:8080"].map(|address| address.parse().unwrap());
+    assert_eq!(why.outcome, Fate::Forwarded { to: to.into() });
+
+    let beta = of(&snapshot, &get("/a").with("x-user", "beta"));
+    assert_eq!(
+        (beta.rule.as_deref(), beta.next.as_deref()),
+        (Some("beta"), Some("v2"))
+    );
+    assert_eq!(beta.tried.len(), 1);
+}
+
+#[test]
+fn explanation_moves_no_cursor_and_spends_no_token() {
+    let limit = RateLimitPolicy {
+        name: "one".into(),
+        key: vec![RateKey::SourceWorkload],
+        requests: 1,
+        per: secs(1_000),
+        burst: 1,
+    };
+    let snapshot = example(vec![Policy {
+        rate_limits: vec![limit],
+        ..policy()
+    }]);
+    let first = of(&snapshot, &get("/"));
+    for _ in 0..100 {
+        assert_eq!(of(&snapshot, &get("/")), first);
+    }
+    let expected = LimitState {
+        name: "one".into(),
+        key: "source.workload=default/client".into(),
+        left: 1,
+        admitted: true,
+    };
+    assert_eq!(first.limits, [expected]);
+
+    let source = snapshot.source("default/client");
+    let ask = get("/");
+    let plan = decide(&snapshot, source, &ask.view(), &mut Cursors::default()).unwrap();
+    let view = ask.view();
+    rate_limit::admit(
+        &snapshot,
+        &plan,
+        source,
+        Some(&view),
+        at_ms(1_000),
+        &mut NoObserver,
+    );
+    let refused = of(&snapshot, &get("/"));
+    assert_eq!(
+        (refused.limits[0].left, refused.limits[0].admitted),
+        (0, false)
+    );
+    assert_eq!(refused.outcome, fate(Reject::RateLimited));
+}
+
+fn fate(reject: Reject) -> Fate {
+    Fate::Refused {
+        reject,
+        status: reject.status(),
+        because: reject.explain(),
+    }
+}
+
+#[test]
+fn explanation_says_how_a_request_is_refused() {
+    let mut one = model(service(1, 0), vec![beta()], Vec::new());
+    let no_route = compile(one.clone());
+    let why = of(&no_route, &get("/"));
+    assert_eq!(
+        (why.outcome, why.next, why.targets.len()),
+        (fate(Reject::NoRoute), None, 0)
+    );
+    let empty = of(&no_route, &get("/").with("x-user", "beta"));
+    assert_eq!(empty.outcome, fate(Reject::NoEndpoint));
+
+    one.rules = vec![rule("off", 0, Vec::new(), vec![to("v1", 0)])];
+    let off = of(&compile(one), &get("/"));
+    assert_eq!(
+        (off.outcome, off.rule.as_deref()),
+        (fate(Reject::NoWeight), Some("off"))
+    );
+
+    let caps = BreakerPolicy {
+        max_requests: 1,
+        ..Default::default()
+    };
+    let ejection = EjectionPolicy {
+        consecutive_5xx: 1,
+        max_percent: 100,
+        ..Default::default()
+    };
+    let both = Policy {
+        breaker: Some(caps),
+        ejection: Some(ejection),
+        ..policy()
+    };
+    let full = compile(model(service(1, 0), Vec::new(), vec![both]));
+    let version = full.version(VersionIx(0));
+    let permit = version.breaker.request(&version.endpoints[0]).unwrap();
+    let why = of(&full, &get("/"));
+    assert_eq!(why.outcome, fate(Reject::OverflowRequests));
+    assert_eq!(
+        (why.gauges.unwrap().requests, why.caps.unwrap().max_requests),
+        (1, 1)
+    );
+    drop(permit);
+    full.record(
+        VersionIx(0),
+        &version.endpoints[0],
+        Outcome::Reset,
+        at_ms(1),
+    )
+    .unwrap();
+    let why = of(&full, &get("/"));
+    assert_eq!(why.outcome, fate(Reject::NoHealthyEndpoint));
+    assert_eq!(why.endpoints[0].state, "ejected");
+}
+
+#[test]
+fn explanation_of_an_opaque_connection_tries_the_same_rules() {
+    let snapshot = example(Vec::new());
+    let source = snapshot.source("default/client");
+    let why = explain_tcp(&snapshot, PORT, source, &Cursors::default(), at_ms(1));
+    assert_eq!(why.rule.as_deref(), Some("split"));
+    assert!(why.tried[0].failed.is_some());
+}
+
+#[test]
+fn explained_rule_is_the_one_that_decides_live() {
+    let seed = 0xe8;
+    let mut draw = Draw(Rng::new(seed));
+    let mut pairs = 0;
+    for case in 0..100 {
+        let model = draw.model();
+        let snapshot = compile(model.clone());
+        let mut cursors = Cursors::default();
+        for _ in 0..40 {
+            let ask = draw.ask();
+            let at = draw.0.below(4) as usize;
+            let workload = model.workloads.get(at);
+            let source = workload.and_then(|workload| snapshot.source(&workload.key()));
+            let why = explain(&snapshot, PORT, source, &ask.view(), &cursors, at_ms(1));
+            let live = decide(&snapshot, source, &ask.view(), &mut cursors);
+            let what = format!("seed {seed}, case {case}: {ask:?}");
+            match live {
+                Ok(plan) => {
+                    assert_eq!(why.rule_ix, plan.rule, "{what}");
+                    assert_eq!(
+                        why.next,
+                        Some(Arc::clone(&snapshot.version(plan.version).name)),
+                        "{what}"
+                    );
+                }
+                Err(reject) => assert_eq!(why.outcome, fate(reject), "{what}"),
+            }
+            pairs += 1;
+        }
+    }
+    assert!(pairs >= 2_000);
+}
+
+#[test]
+fn explanation_is_serializable() {
+    let value = serde_json::to_value(of(&example(Vec::new()), &get("/"))).unwrap();
+    assert_eq!(value["outcome"]["forwarded"]["to"][0], "10.0.1.1:8080");
+    assert_eq!(value["rule"], "split");
+}

@@ -70,12 +70,12 @@ impl Shape {
     }
 
     pub(super) fn time(&self, now: MonoNanos) -> u64 {
-        // At least 1: a word of 0 is an unused bucket.
-        (now.0
+        let since = now
+            .0
             .saturating_sub(self.epoch.0)
-            .min(u64::MAX >> (FRACTION_BITS + 2))
-            << FRACTION_BITS)
-            .max(1)
+            .min(u64::MAX >> (FRACTION_BITS + 2));
+        // From 1 on: a word of 0 is an unused bucket.
+        (since << FRACTION_BITS) + 1
     }
 
     /// Seconds that an empty bucket takes to fill, at least 1.

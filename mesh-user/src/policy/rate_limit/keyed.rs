@@ -40,8 +40,9 @@ struct Place {
 #[derive(Debug)]
 struct Shard {
     places: Box<[Place]>,
-    /// For keys that find no place.
-    spare: AtomicU64,
+    /// For keys that find no place: one for each [`REACH`] of places, so that a crowd in one
+    /// part costs the others nothing.
+    spares: [AtomicU64; PLACES / REACH],
     /// Held while a key gets its place, and while the spare bucket is used.
     lock: Mutex<()>,
 }
@@ -76,7 +77,7 @@ impl Buckets {
     fn shard(&self, key: u64) -> &Shard {
         self.shards[(key >> 58) as usize % SHARDS].get_or_init(|| Shard {
             places: (0..PLACES).map(|_| Place::default()).collect(),
-            spare: AtomicU64::new(0),
+            spares: std::array::from_fn(|_| AtomicU64::new(0)),
             lock: Mutex::new(()),
         })
     }
@@ -91,7 +92,7 @@ impl Buckets {
         // Without a place it would get what the spare bucket has left, as one of its own or not.
         let word = own.filter(|word| *word != MOVING);
         shape.peek(
-            word.unwrap_or_else(|| shard.spare.load(Ordering::Acquire)),
+            word.unwrap_or_else(|| shard.spare(key).load(Ordering::Acquire)),
             time,
         )
     }
@@ -110,7 +111,7 @@ impl Buckets {
         }
         let word = match shard.settle(key, time) {
             Some(place) => &place.word,
-            None => &shard.spare,
+            None => shard.spare(key),
         };
         Taken {
             word,
@@ -135,6 +136,10 @@ impl Buckets {
 impl Shard {
     fn hold(&self) -> MutexGuard<'_, ()> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spare(&self, key: u64) -> &AtomicU64 {
+        &self.spares[key as usize % PLACES / REACH]
     }
 
     fn reach(&self, key: u64) -> impl Iterator<Item = &Place> {
@@ -169,7 +174,7 @@ impl Shard {
 
     /// Gives a place to a key: an unused one, or one whose bucket is full. The lock is held.
     fn settle(&self, key: u64, time: u64) -> Option<&Place> {
-        let level = self.spare.load(Ordering::Acquire).max(time);
+        let level = self.spare(key).load(Ordering::Acquire).max(time);
         self.reach(key).find(|place| {
             let word = place.word.load(Ordering::Acquire);
             // Strictly before: the new word is then later than any the place ever had.

@@ -1,1 +1,325 @@
+use std::collections::HashMap;
 
+use super::{
+    super::fixture::{compile, endpoint, model, port, recompile, rule, service, tags, to},
+    *,
+};
+use crate::{
+    clock::MonoNanos,
+    model::{Match, Model, OutboundRule, Protocol, Select, Target},
+};
+
+/// How many slots each address has, at the service's first address and port 80.
+fn shares(table: &KernelTable, address: &str) -> HashMap<SocketAddr, u32> {
+    let entry = table.services[&(Addr::from_ip(address.parse().unwrap()), 80)];
+    let mut shares = HashMap::new();
+    for slot in entry.slots_off..entry.slots_off + entry.slots_len {
+        let backend = table.backends[table.slots[slot as usize] as usize];
+        assert_eq!(backend.state, 1);
+        *shares
+            .entry(backend.addr.with_port(backend.port))
+            .or_default() += 1;
+    }
+    shares
+}
+
+fn web(table: &KernelTable) -> HashMap<SocketAddr, u32> {
+    shares(table, "10.96.0.1")
+}
+
+fn at(address: &str) -> SocketAddr {
+    format!("{address}:8080").parse().unwrap()
+}
+
+#[test]
+fn order_is_weighted_interleaved_and_exact() {
+    assert_eq!(interleave(&[1, 1], 1_024), [0, 1]);
+    assert_eq!(interleave(&[2, 1], 1_024), [0, 1, 0]);
+    assert_eq!(interleave(&[900_000, 100_000], 1_024).len(), 10);
+    assert_eq!(interleave(&[5, 0, 5], 1_024), [0, 2]);
+    assert_eq!(interleave(&[], 1_024), [0_u32; 0]);
+    assert_eq!(interleave(&[0, 0], 1_024), [0_u32; 0]);
+    // Never two of the smaller one in a row.
+    let order = interleave(&[90, 10], 1_024);
+    assert_eq!(order.len(), 10);
+    let order = interleave(&[7, 3], 1_024);
+    assert!(order.windows(2).all(|pair| pair != [1, 1]), "{order:?}");
+}
+
+#[test]
+fn shares_that_fit_no_short_list_are_within_a_tenth_of_a_point() {
+    for weights in [
+        &[1_000_000, 1][..],
+        &[999_983, 17, 1],
+        &[333_333, 333_334, 333_331],
+        &[1; 900],
+    ] {
+        let weights: Vec<u128> = weights.iter().map(|weight| *weight as u128).collect();
+        let order = interleave(&weights, SLOTS_MAX);
+        assert!(order.len() <= SLOTS_MAX);
+        let sum: u128 = weights.iter().sum();
+        for (which, weight) in weights.iter().enumerate() {
+            let count = order.iter().filter(|at| **at as usize == which).count();
+            let off = count as f64 / order.len() as f64 - *weight as f64 / sum as f64;
+            assert!(off.abs() < 0.001, "{which}: {off}");
+        }
+    }
+}
+
+#[test]
+fn table_names_every_address_of_both_families_and_decides() {
+    let snapshot = compile(model(service(2, 0), Vec::new(), Vec::new()));
+    let table = snapshot.kernel_table();
+    assert_eq!(table.services.len(), 2);
+    for entry in table.services.values() {
+        assert_eq!((entry.decision, entry.flags), (DECIDE_PASS, FLAG_ROUTABLE));
+        assert_eq!(entry.service_id, 1);
+    }
+    let name = &table.names[&1];
+    assert_eq!(
+        (name.service.as_str(), name.port, name.path),
+        ("default/web", 80, Path::Pass)
+    );
+    assert_eq!(
+        web(&table),
+        [(at("10.0.1.1"), 1), (at("10.0.1.2"), 1)].into()
+    );
+}
+
+#[test]
+fn unroutable_service_without_rules_is_served_by_the_proxy() {
+    let mut unroutable = service(1, 0);
+    unroutable.routable = false;
+    let table = compile(model(unroutable, Vec::new(), Vec::new())).kernel_table();
+    assert!(
+        table
+            .services
+            .values()
+            .all(|e| (e.decision, e.flags) == (DECIDE_PROXY, 0))
+    );
+    assert_eq!(web(&table).len(), 1);
+}
+
+#[test]
+fn slots_follow_the_first_rule_without_conditions() {
+    let conditional = Match {
+        methods: vec!["GET".into()],
+        ..Match::default()
+    };
+    let rules = vec![
+        rule("narrow", 10, vec![conditional], vec![to("v2", 1)]),
+        rule("default", 0, Vec::new(), vec![to("v1", 90), to("v2", 10)]),
+    ];
+    let snapshot = compile(model(service(3, 1), rules, Vec::new()));
+    // 90 % over three, 10 % on one: 30 slots in all.
+    let expected = [
+        (at("10.0.1.1"), 3),
+        (at("10.0.1.2"), 3),
+        (at("10.0.1.3"), 3),
+        (at("10.0.2.1"), 1),
+    ];
+    assert_eq!(web(&snapshot.kernel_table()), expected.into());
+}
+
+#[test]
+fn slots_without_such_a_rule_are_all_endpoints_by_weight() {
+    let conditional = Match {
+        methods: vec!["GET".into()],
+        ..Match::default()
+    };
+    let mut web_service = service(2, 1);
+    web_service.endpoints[0].weight = 3;
+    web_service.endpoints[1].weight = 0;
+    let rules = vec![rule("narrow", 10, vec![conditional], vec![to("v2", 1)])];
+    let snapshot = compile(model(web_service, rules, Vec::new()));
+    let expected = [(at("10.0.1.1"), 3), (at("10.0.2.1"), 1)];
+    assert_eq!(web(&snapshot.kernel_table()), expected.into());
+}
+
+#[test]
+fn unready_endpoints_and_empty_versions_have_no_slots() {
+    let mut web_service = service(2, 0);
+    web_service.endpoints[0].healthy = false;
+    let rules = vec![rule(
+        "default",
+        0,
+        Vec::new(),
+        vec![to("v1", 50), to("v2", 50)],
+    )];
+    let table = compile(model(web_service, rules, Vec::new())).kernel_table();
+    assert_eq!(web(&table), [(at("10.0.1.2"), 1)].into());
+
+    let nobody = compile(model(service(0, 0), Vec::new(), Vec::new())).kernel_table();
+    assert!(nobody.services.values().all(|entry| entry.slots_len == 0));
+}
+
+#[test]
+fn endpoint_in_two_targets_has_the_sum_of_both_shares() {
+    let all = Target {
+        select: Select::All,
+        weight: 1,
+    };
+    let rules = vec![rule("default", 0, Vec::new(), vec![to("v1", 1), all])];
+    let table = compile(model(service(1, 1), rules, Vec::new())).kernel_table();
+    assert_eq!(
+        web(&table),
+        [(at("10.0.1.1"), 3), (at("10.0.2.1"), 1)].into()
+    );
+}
+
+/// `n` services, of one endpoint each.
+fn many(names: &[usize]) -> Model {
+    let services = names.iter().map(|n| {
+        let mut one = service(0, 0);
+        one.name = format!("s{n}");
+        one.addresses = vec![format!("10.96.1.{n}").parse().unwrap()];
+        one.endpoints = vec![endpoint(&format!("10.1.0.{n}"), "v1")];
+        one
+    });
+    Model {
+        services: services.collect(),
+        ..Model::default()
+    }
+}
+
+#[test]
+fn numbers_stay_and_freed_ones_rest_for_one_snapshot() {
+    let first = compile(many(&[1, 2, 3]));
+    let a = first.kernel_table();
+    let second = recompile(many(&[3, 4, 1]), &first, MonoNanos(1));
+    let b = second.kernel_table();
+    let entry = |table: &KernelTable, n: usize| {
+        table.services[&(Addr::from_ip(format!("10.96.1.{n}").parse().unwrap()), 80)]
+    };
+    for kept in [1, 3] {
+        assert_eq!(entry(&a, kept), entry(&b, kept));
+        let slot = entry(&a, kept).slots_off as usize;
+        assert_eq!(a.slots[slot], b.slots[slot]);
+        assert_eq!(
+            a.backends[a.slots[slot] as usize],
+            b.backends[b.slots[slot] as usize]
+        );
+    }
+    // What service 2 had is nobody's in this snapshot: the maps are written one by one.
+    let old = entry(&a, 2);
+    let old_backend = a.slots[old.slots_off as usize] as usize;
+    assert_eq!(b.backends[old_backend].state, 0);
+    assert_ne!(entry(&b, 4).slots_off, old.slots_off);
+    // In the one after it is free.
+    let third = recompile(many(&[3, 4, 1, 5]), &second, MonoNanos(2));
+    let c = third.kernel_table();
+    assert_eq!(entry(&c, 5).slots_off, old.slots_off);
+    assert_eq!(
+        c.slots[entry(&c, 5).slots_off as usize] as usize,
+        old_backend
+    );
+}
+
+#[test]
+fn table_is_the_same_for_the_same_model_and_survives_many_reloads() {
+    let mut snapshot = compile(many(&[1, 2, 3]));
+    assert_eq!(
+        snapshot.kernel_table(),
+        compile(many(&[1, 2, 3])).kernel_table()
+    );
+    for n in 0..200 {
+        let services: Vec<usize> = (1..4 + n % 7).collect();
+        snapshot = recompile(many(&services), &snapshot, MonoNanos(1));
+        let table = snapshot.kernel_table();
+        assert!(
+            table.backends.len() < 40 && table.slots.len() < 40,
+            "numbers leak"
+        );
+        for service in &services {
+            let shares = shares(&table, &format!("10.96.1.{service}"));
+            let expected: SocketAddr = format!("10.1.0.{service}:8080").parse().unwrap();
+            assert_eq!(shares, [(expected, 1)].into());
+        }
+    }
+}
+
+#[test]
+fn slots_that_do_not_fit_are_left_out_and_said() {
+    let key = |n: u32| -> PortKey { (format!("s{n}").into(), 80) };
+    let capacity = maps::get("SLOTS").capacity;
+    let wanted = [(key(1), capacity - 10), (key(2), 11), (key(3), 10)];
+    let given = ranges(&BTreeMap::new(), &wanted);
+    assert_eq!(given.get(&key(1)), Some(&(0, capacity - 10)));
+    assert_eq!(given.get(&key(2)), None);
+    assert_eq!(given.get(&key(3)), Some(&(capacity - 10, 10)));
+}
+
+#[test]
+fn ranges_never_overlap_old_or_new_ones() {
+    let key = |n: u32| -> PortKey { (format!("s{n}").into(), 80) };
+    let mut rng = super::super::rng::Rng::new(3);
+    let mut before = BTreeMap::new();
+    for _ in 0..200 {
+        let wanted: Vec<(PortKey, u32)> = (0..20)
+            .map(|n| (key(n), rng.below(20), rng.below(3)))
+            .filter(|(.., dice)| *dice > 0)
+            .map(|(name, count, _)| (name, count))
+            .collect();
+        let after = ranges(&before, &wanted);
+        assert_eq!(after.len(), wanted.len());
+        let overlap = |a: (u32, u32), b: (u32, u32)| a.0 < b.0 + b.1 && b.0 < a.0 + a.1;
+        for (name, range) in &after {
+            let others = after.iter().chain(&before).filter(|(other, had)| {
+                *other != name || (*had != range && before.get(name) == Some(*had))
+            });
+            for (other, had) in others.filter(|(_, had)| had.1 > 0 && range.1 > 0) {
+                assert!(
+                    !overlap(*range, *had),
+                    "{name:?} {range:?} {other:?} {had:?}"
+                );
+            }
+        }
+        before = after;
+    }
+}
+
+#[test]
+fn outbound_rules_are_prefixes_over_128_bits() {
+    let model = Model {
+        outbound: vec![
+            OutboundRule {
+                cidr: "10.0.0.0/8".parse().unwrap(),
+                ports: vec![80, 443],
+                action: OutboundAction::Deny,
+            },
+            OutboundRule {
+                cidr: "fd00::/16".parse().unwrap(),
+                ports: Vec::new(),
+                action: OutboundAction::Pass,
+            },
+        ],
+        ..Model::default()
+    };
+    let v4 = Addr::from_ip("10.0.0.0".parse().unwrap());
+    let v6 = Addr::from_ip("fd00::".parse().unwrap());
+    assert_eq!(
+        compile(model).kernel_table().outbound,
+        [
+            (v4, 104, 80, maps::OUT_DENY),
+            (v4, 104, 443, maps::OUT_DENY),
+            (v6, 16, 0, maps::OUT_PASS)
+        ]
+    );
+}
+
+#[test]
+fn ports_of_one_service_have_numbers_and_backends_of_their_own() {
+    let mut two = service(1, 0);
+    two.ports.push(port("admin", 81, Protocol::Tcp));
+    two.endpoints[0].ports.insert("admin".into(), 9_090);
+    two.endpoints[0].tags = tags(&[]);
+    let table = compile(model(two, Vec::new(), Vec::new())).kernel_table();
+    assert_eq!(table.names.keys().copied().collect::<Vec<_>>(), [1, 2]);
+    let entry = table.services[&(Addr::from_ip("10.96.0.1".parse().unwrap()), 81)];
+    assert_eq!(entry.service_id, 2);
+    let backend = table.backends[table.slots[entry.slots_off as usize] as usize];
+    assert_eq!(
+        backend.addr.with_port(backend.port),
+        "10.0.1.1:9090".parse().unwrap()
+    );
+}

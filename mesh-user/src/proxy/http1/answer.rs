@@ -12,7 +12,11 @@ use crate::{
 pub(super) fn limit_lines(verdict: &Verdict) -> Vec<u8> {
     let mut lines = Vec::new();
     if !verdict.asked.is_empty() {
-        push_field(&mut lines, "ratelimit-policy", verdict.policy_field().as_bytes());
+        push_field(
+            &mut lines,
+            "ratelimit-policy",
+            verdict.policy_field().as_bytes(),
+        );
         push_field(&mut lines, "ratelimit", verdict.limit_field().as_bytes());
     }
     lines
@@ -68,7 +72,11 @@ pub(super) fn refusal(
     }
     if reject == Reject::ConnectRefused {
         // RFC 9110, section 15.5.6: a 405 lists what is allowed.
-        push_field(out, "allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+        push_field(
+            out,
+            "allow",
+            b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+        );
     }
     if let Some(seconds) = verdict.retry_after_s() {
         push_field(out, "retry-after", seconds.to_string().as_bytes());
@@ -82,7 +90,11 @@ pub(super) fn refusal(
 pub(super) fn last_hop(out: &mut Vec<u8>, method: &str, after: After) -> u16 {
     let status = if method == "OPTIONS" { 200 } else { 405 };
     start(out, status);
-    push_field(out, "allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+    push_field(
+        out,
+        "allow",
+        b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+    );
     push_field(out, "content-length", b"0");
     finish(out, after, "", false);
     status

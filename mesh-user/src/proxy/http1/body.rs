@@ -33,12 +33,17 @@ impl Body {
     pub(super) fn step(&mut self, input: &[u8]) -> Result<Step, Malformed> {
         match self {
             Self::Length(left) => {
-                let forward = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                let forward = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(input.len());
                 *left -= forward as u64;
                 Ok(Step { skip: 0, forward })
             }
             Self::Chunked(chunked) => chunked.step(input),
-            Self::UntilClose => Ok(Step { skip: 0, forward: input.len() }),
+            Self::UntilClose => Ok(Step {
+                skip: 0,
+                forward: input.len(),
+            }),
         }
     }
 }

@@ -22,12 +22,22 @@ pub(super) struct Malformed;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     /// Digits of a size, how many so far.
-    Size { digits: u32, size: u64 },
+    Size {
+        digits: u32,
+        size: u64,
+    },
     /// White space after the size, before `;` (RFC 9112 calls it bad, tolerates it): refused.
-    Extension { size: u64, bytes: u32 },
+    Extension {
+        size: u64,
+        bytes: u32,
+    },
     /// The line feed that ends the size line.
-    SizeEnd { size: u64 },
-    Data { left: u64 },
+    SizeEnd {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
     /// At the start of a trailer line.
@@ -82,9 +92,15 @@ impl Chunked {
         let mut at = 0;
         while at < input.len() && !self.is_done() {
             if let At::Data { left } = self.at {
-                let run = usize::try_from(left).unwrap_or(usize::MAX).min(input.len() - at);
+                let run = usize::try_from(left)
+                    .unwrap_or(usize::MAX)
+                    .min(input.len() - at);
                 let left = left - run as u64;
-                self.at = if left == 0 { At::DataCr } else { At::Data { left } };
+                self.at = if left == 0 {
+                    At::DataCr
+                } else {
+                    At::Data { left }
+                };
                 at += run;
                 step.forward += run;
                 if self.data_only {
@@ -93,7 +109,11 @@ impl Chunked {
             } else {
                 self.framing(input[at])?;
                 at += 1;
-                if self.data_only { step.skip += 1 } else { step.forward += 1 }
+                if self.data_only {
+                    step.skip += 1
+                } else {
+                    step.forward += 1
+                }
             }
         }
         Ok(step)
@@ -106,7 +126,10 @@ impl Chunked {
                     return Err(Malformed);
                 }
                 let digit = char::from(byte).to_digit(16).ok_or(Malformed)?;
-                At::Size { digits: digits + 1, size: size * 16 + u64::from(digit) }
+                At::Size {
+                    digits: digits + 1,
+                    size: size * 16 + u64::from(digit),
+                }
             }
             (At::Size { digits: 1.., size }, b'\r') => At::SizeEnd { size },
             (At::Size { digits: 1.., size }, b';') => At::Extension { size, bytes: 1 },
@@ -116,7 +139,10 @@ impl Chunked {
                 if bytes == EXTENSION_BYTES_MAX || self.extensions > EXTENSIONS_BYTES_MAX {
                     return Err(Malformed);
                 }
-                At::Extension { size, bytes: bytes + 1 }
+                At::Extension {
+                    size,
+                    bytes: bytes + 1,
+                }
             }
             (At::SizeEnd { size: 0 }, b'\n') => At::Trailer,
             (At::SizeEnd { size }, b'\n') => At::Data { left: size },
@@ -143,7 +169,11 @@ impl Chunked {
 
     fn trailer(&mut self, next: At) -> Result<At, Malformed> {
         self.trailer_bytes += 1;
-        if self.trailer_bytes > TRAILER_BYTES_MAX { Err(Malformed) } else { Ok(next) }
+        if self.trailer_bytes > TRAILER_BYTES_MAX {
+            Err(Malformed)
+        } else {
+            Ok(next)
+        }
     }
 }
 
@@ -153,7 +183,11 @@ mod tests {
 
     /// Feeds `input` in pieces of `piece` bytes: what was forwarded, and whether it ended, at
     /// which byte.
-    fn run(input: &[u8], piece: usize, data_only: bool) -> Result<(Vec<u8>, Option<usize>), Malformed> {
+    fn run(
+        input: &[u8],
+        piece: usize,
+        data_only: bool,
+    ) -> Result<(Vec<u8>, Option<usize>), Malformed> {
         let mut chunked = Chunked::new(data_only);
         let (mut out, mut at) = (Vec::new(), 0);
         while at < input.len() && !chunked.is_done() {
@@ -188,10 +222,20 @@ mod tests {
 
     #[test]
     fn chunked_limits_at_and_above() {
-        let extension = |bytes: usize| format!("1{}\r\nx\r\n0\r\n\r\n", format!(";{}", "e".repeat(bytes - 1)));
+        let extension = |bytes: usize| {
+            format!(
+                "1{}\r\nx\r\n0\r\n\r\n",
+                format!(";{}", "e".repeat(bytes - 1))
+            )
+        };
         assert!(run(extension(256).as_bytes(), 7, false).is_ok());
         assert_eq!(run(extension(257).as_bytes(), 7, false), Err(Malformed));
-        let many = |chunks: usize| format!("{}0\r\n\r\n", format!("1;{}\r\nx\r\n", "e".repeat(128)).repeat(chunks));
+        let many = |chunks: usize| {
+            format!(
+                "{}0\r\n\r\n",
+                format!("1;{}\r\nx\r\n", "e".repeat(128)).repeat(chunks)
+            )
+        };
         assert!(run(many(128).as_bytes(), 1000, false).is_ok());
         assert_eq!(run(many(129).as_bytes(), 1000, false), Err(Malformed));
         let trailers = |fields: usize| format!("0\r\n{}\r\n", "a: b\r\n".repeat(fields));

@@ -23,7 +23,11 @@ pub(super) struct Lines<'a> {
 impl<'a> Lines<'a> {
     /// Starts with the byte at `from`.
     pub(super) fn new(head: &'a [u8], out: &'a mut Vec<u8>, from: usize) -> Self {
-        Self { head, out, run: from }
+        Self {
+            head,
+            out,
+            run: from,
+        }
     }
 
     /// Where the byte at `at` of the head will stand in `out`.

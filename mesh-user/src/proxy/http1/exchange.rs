@@ -201,10 +201,10 @@ impl<'a> Exchange<'a> {
         self.sent > 0
     }
 
-    /// Whether an answer of our own would still be understood: no final head, and no half of an
-    /// interim one, has gone out.
+    /// Whether an answer of our own would still be understood: nothing of the final head, and no
+    /// half of an interim one, has gone out.
     pub(super) fn can_answer(&self) -> bool {
-        self.response.is_none() && (self.out_sent == 0 || self.out_sent == self.out.len())
+        self.out_sent == 0 || (self.response.is_none() && self.out_sent == self.out.len())
     }
 
     /// Whether the endpoint's connection may carry another request.
@@ -212,7 +212,9 @@ impl<'a> Exchange<'a> {
         self.request_done
             && self.response_done
             && up.buf.is_empty()
-            && self.response.is_some_and(|response| response.keeps_upstream)
+            && self
+                .response
+                .is_some_and(|response| response.keeps_upstream)
     }
 
     /// Goes on until the exchange ends. `retry` is asked once, for the final status, whether to
@@ -224,19 +226,26 @@ impl<'a> Exchange<'a> {
         sending: &mut Sending,
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
-        retry: &mut dyn FnMut(u16) -> bool,
+        retry: &mut dyn FnMut(u16, bool) -> bool,
     ) -> Poll<End> {
         self.moved = false;
         if let Some(end) = self.poll_request(cx, wires, sending) {
             // Once the answer is out, nothing that befalls the rest of the request changes it.
-            return Poll::Ready(if self.response_done { End::Complete } else { end });
+            return Poll::Ready(if self.response_done {
+                End::Complete
+            } else {
+                end
+            });
         }
         if !self.response_done
-            && let Some(end) = self.poll_response(cx, wires, keep_alive, extra, retry)
+            && let Some(end) =
+                self.poll_response(cx, wires, keep_alive, extra, sending.replayable, retry)
         {
             return Poll::Ready(end);
         }
-        let closes = self.response.is_some_and(|response| !response.keeps_upstream);
+        let closes = self
+            .response
+            .is_some_and(|response| !response.keeps_upstream);
         if self.response_done && (self.request_done || self.request_broken || closes) {
             return Poll::Ready(End::Complete);
         }
@@ -313,7 +322,9 @@ impl<'a> Exchange<'a> {
     /// Accounts for bytes that were written to the endpoint.
     fn sent_bytes(&mut self, count: usize, wires: &mut Wires<'_>, sending: &mut Sending) {
         self.moved = true;
-        let prefix = (self.head.len() + self.kept).saturating_sub(self.sent).min(count);
+        let prefix = (self.head.len() + self.kept)
+            .saturating_sub(self.sent)
+            .min(count);
         self.sent += prefix;
         let body = count - prefix;
         if body > 0 {
@@ -328,10 +339,11 @@ impl<'a> Exchange<'a> {
         wires: &mut Wires<'_>,
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
-        retry: &mut dyn FnMut(u16) -> bool,
+        replayable: bool,
+        retry: &mut dyn FnMut(u16, bool) -> bool,
     ) -> Option<End> {
         loop {
-            if let Err(end) = self.take_answer(wires, keep_alive, extra, retry) {
+            if let Err(end) = self.take_answer(wires, keep_alive, extra, replayable, retry) {
                 return Some(end);
             }
             let first = &self.out[self.out_sent..];
@@ -369,7 +381,10 @@ impl<'a> Exchange<'a> {
             match poll_fill(&mut wires.up.stream, cx, &mut wires.up.buf) {
                 Poll::Pending => return None,
                 Poll::Ready(Ok(0)) => match self.response {
-                    Some(Response { body: Body::UntilClose, .. }) => {
+                    Some(Response {
+                        body: Body::UntilClose,
+                        ..
+                    }) => {
                         self.response_done = true;
                         return None;
                     }
@@ -380,7 +395,9 @@ impl<'a> Exchange<'a> {
                     self.answered = true;
                 }
                 Poll::Ready(Err(error)) => {
-                    return Some(End::UpstreamGone { reset: is_reset(&error) });
+                    return Some(End::UpstreamGone {
+                        reset: is_reset(&error),
+                    });
                 }
             }
         }
@@ -392,22 +409,34 @@ impl<'a> Exchange<'a> {
         wires: &mut Wires<'_>,
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
-        retry: &mut dyn FnMut(u16) -> bool,
+        replayable: bool,
+        retry: &mut dyn FnMut(u16, bool) -> bool,
     ) -> Result<(), End> {
         while self.response.is_none() && !wires.up.buf.is_empty() {
             let bytes = wires.up.buf.bytes();
+            // What is no HTTP at all may never end: told by its first bytes.
+            const START: &[u8] = b"HTTP/1.";
+            let start = bytes.len().min(START.len());
+            if bytes[..start] != START[..start] {
+                return Err(End::UpstreamMalformed);
+            }
             let head_max = self.limits.head_bytes_max;
             let found = self.scan.advance(bytes, head_max, head_max);
-            let Some(length) = found.map_err(|_| End::UpstreamMalformed)? else { return Ok(()) };
+            let Some(length) = found.map_err(|_| End::UpstreamMalformed)? else {
+                return Ok(());
+            };
             if self.out_sent == self.out.len() {
                 self.out.clear();
                 self.out_sent = 0;
             }
             let written = self.out.len();
-            let how = Write { request: self.request, keep_alive: keep_alive(), extra };
-            let response =
-                response::rewrite(&bytes[..length], self.limits, &mut self.out, how)
-                    .map_err(|_: Reject| End::UpstreamMalformed)?;
+            let how = Write {
+                request: self.request,
+                keep_alive: keep_alive(),
+                extra,
+            };
+            let response = response::rewrite(&bytes[..length], self.limits, &mut self.out, how)
+                .map_err(|_: Reject| End::UpstreamMalformed)?;
             wires.up.buf.consume(length);
             self.scan = Scan::default();
             if response.is_interim() {
@@ -420,7 +449,7 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             self.answered_at = Some(clock::now());
-            if !self.responding && retry(response.status) {
+            if !self.responding && retry(response.status, replayable) {
                 return Err(End::Retry(response.status));
             }
             self.responding = true;
@@ -454,8 +483,9 @@ impl<'a> Exchange<'a> {
         if self.moved && (!self.request_done || self.response.is_some()) {
             self.last = clock::now();
         }
-        let request =
-            sending.complete.map_or(NEVER, |complete| deadline(complete, self.spans.request));
+        let request = sending
+            .complete
+            .map_or(NEVER, |complete| deadline(complete, self.spans.request));
         let per_try = if self.response.is_none() && self.request_done {
             deadline(self.started, self.spans.per_try)
         } else {

@@ -94,7 +94,10 @@ impl Connection {
 }
 
 fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|byte| *byte == b',').map(trim).filter(|option| !option.is_empty())
+    value
+        .split(|byte| *byte == b',')
+        .map(trim)
+        .filter(|option| !option.is_empty())
 }
 
 /// Whether a `Connection` field lists `name`, and may.
@@ -104,7 +107,10 @@ pub(super) fn is_listed(fields: &[Header<'_>], name: &str) -> bool {
         .filter(|field| Field::of(field.name) == Field::Connection)
         .flat_map(|field| options(field.value))
         .any(|option| option.eq_ignore_ascii_case(name.as_bytes()));
-    listed && !KEPT.iter().any(|kept| name.as_bytes().eq_ignore_ascii_case(kept))
+    listed
+        && !KEPT
+            .iter()
+            .any(|kept| name.as_bytes().eq_ignore_ascii_case(kept))
 }
 
 /// Whether an `Upgrade` field offers something that passes through: protocol names (RFC 9110,
@@ -112,7 +118,10 @@ pub(super) fn is_listed(fields: &[Header<'_>], name: &str) -> bool {
 pub(super) fn upgrade_passes(value: &[u8]) -> bool {
     let mut any = false;
     for protocol in options(value) {
-        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or(protocol);
+        let name = protocol
+            .split(|byte| *byte == b'/')
+            .next()
+            .unwrap_or(protocol);
         if !is_token(name) || name.eq_ignore_ascii_case(b"h2c") {
             return false;
         }
@@ -122,19 +131,39 @@ pub(super) fn upgrade_passes(value: &[u8]) -> bool {
 }
 
 /// Whether it is `host [":" port]` (RFC 9110, section 4.2.1): not empty, no user information.
-pub(super) fn is_authority(value: &[u8]) -> bool {
+pub(in crate::proxy) fn is_authority(value: &[u8]) -> bool {
     let (host_ok, rest) = if let Some(literal) = value.strip_prefix(b"[") {
-        let Some(end) = literal.iter().position(|byte| *byte == b']') else { return false };
-        let ok = literal[..end].iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
+        let Some(end) = literal.iter().position(|byte| *byte == b']') else {
+            return false;
+        };
+        let ok = literal[..end]
+            .iter()
+            .all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
         (ok && end > 1, &literal[end + 1..])
     } else {
-        let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
+        let end = value
+            .iter()
+            .position(|byte| *byte == b':')
+            .unwrap_or(value.len());
         let ok = value[..end].iter().all(|byte| {
             byte.is_ascii_alphanumeric()
                 || matches!(
                     byte,
-                    b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')'
-                        | b'*' | b'+' | b',' | b';' | b'='
+                    b'-' | b'.'
+                        | b'_'
+                        | b'~'
+                        | b'%'
+                        | b'!'
+                        | b'$'
+                        | b'&'
+                        | b'\''
+                        | b'('
+                        | b')'
+                        | b'*'
+                        | b'+'
+                        | b','
+                        | b';'
+                        | b'='
                 )
         });
         (ok && end > 0, &value[end..])
@@ -170,13 +199,21 @@ mod tests {
         connection.field(b"UPGRADE,x-foo");
         assert_eq!(
             connection,
-            Connection { close: false, keep_alive: true, upgrade: true, lists: true }
+            Connection {
+                close: false,
+                keep_alive: true,
+                upgrade: true,
+                lists: true
+            }
         );
     }
 
     #[test]
     fn listed_field_is_removed_unless_it_frames_or_routes() {
-        let header = Header { name: "Connection", value: b"close, X-Foo, Host, Authorization" };
+        let header = Header {
+            name: "Connection",
+            value: b"close, X-Foo, Host, Authorization",
+        };
         assert!(is_listed(&[header], "x-foo"));
         assert!(!is_listed(&[header], "x-bar"));
         assert!(!is_listed(&[header], "host"));
@@ -185,10 +222,22 @@ mod tests {
 
     #[test]
     fn authority_takes_hosts_and_ports_only() {
-        for good in ["a", "a.b:80", "a:", "[::1]", "[::1]:80", "10.0.0.1:8080", "a_b", "xn--a"] {
+        for good in [
+            "a",
+            "a.b:80",
+            "a:",
+            "[::1]",
+            "[::1]:80",
+            "10.0.0.1:8080",
+            "a_b",
+            "xn--a",
+        ] {
             assert!(is_authority(good.as_bytes()), "{good}");
         }
-        for bad in ["", ":80", "a:b", "a:123456", "u@a", "a/b", "a b", "[::1", "[]", "[::1]x", "a,b c", "a\tb", "a?b", "[g]"] {
+        for bad in [
+            "", ":80", "a:b", "a:123456", "u@a", "a/b", "a b", "[::1", "[]", "[::1]x", "a,b c",
+            "a\tb", "a?b", "[g]",
+        ] {
             assert!(!is_authority(bad.as_bytes()), "{bad}");
         }
     }

@@ -46,8 +46,14 @@ pub(super) fn decimal(value: &[u8]) -> Option<u64> {
 /// `value` without white space (space and tab) around it.
 pub(super) fn trim(value: &[u8]) -> &[u8] {
     let ows = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let start = value.iter().position(|byte| !ows(byte)).unwrap_or(value.len());
-    let end = value.iter().rposition(|byte| !ows(byte)).map_or(start, |last| last + 1);
+    let start = value
+        .iter()
+        .position(|byte| !ows(byte))
+        .unwrap_or(value.len());
+    let end = value
+        .iter()
+        .rposition(|byte| !ows(byte))
+        .map_or(start, |last| last + 1);
     &value[start..end]
 }
 
@@ -61,8 +67,20 @@ pub(super) const fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
             byte,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_'
-                | b'`' | b'|' | b'~'
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
         )
 }
 
@@ -87,9 +105,18 @@ impl Framing {
                 continue;
             }
             // Codings with parameters are tokens with something behind them.
-            let name = coding.split(|byte| *byte == b';').next().map_or(coding, trim);
-            let known: [&[u8]; 6] =
-                [b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"];
+            let name = coding
+                .split(|byte| *byte == b';')
+                .next()
+                .map_or(coding, trim);
+            let known: [&[u8]; 6] = [
+                b"gzip",
+                b"x-gzip",
+                b"deflate",
+                b"compress",
+                b"x-compress",
+                b"identity",
+            ];
             if !is_token(name) || name.eq_ignore_ascii_case(b"chunked") {
                 self.codings_bad = true;
             } else if known.iter().any(|known| name.eq_ignore_ascii_case(known)) {
@@ -117,7 +144,11 @@ impl Framing {
         if self.unknown || (self.known_other && self.chunked_last) {
             return Err(Reject::UnknownCoding);
         }
-        if self.chunked_last { Ok(Length::Chunked) } else { Err(Reject::BadRequest) }
+        if self.chunked_last {
+            Ok(Length::Chunked)
+        } else {
+            Err(Reject::BadRequest)
+        }
     }
 
     /// The verdict for an answer that may have a body.
@@ -144,7 +175,17 @@ mod tests {
         assert_eq!(decimal(b"0"), Some(0));
         assert_eq!(decimal(b"0042"), Some(42));
         assert_eq!(decimal(b"9223372036854775807"), Some(LENGTH_MAX));
-        for bad in ["", "+1", "-1", "1 1", "0x1", "1,1", "1.0", "99999999999999999999", "\u{b2}"] {
+        for bad in [
+            "",
+            "+1",
+            "-1",
+            "1 1",
+            "0x1",
+            "1,1",
+            "1.0",
+            "99999999999999999999",
+            "\u{b2}",
+        ] {
             assert_eq!(decimal(bad.as_bytes()), None, "{bad}");
         }
     }
@@ -156,7 +197,10 @@ mod tests {
             framing.content_length(text.as_bytes());
             framing.request(false)
         };
-        assert_eq!(verdict("9223372036854775807"), Ok(Length::Bytes(LENGTH_MAX)));
+        assert_eq!(
+            verdict("9223372036854775807"),
+            Ok(Length::Bytes(LENGTH_MAX))
+        );
         assert_eq!(verdict("9223372036854775808"), Err(Reject::BadRequest));
     }
 }

@@ -17,4 +17,5 @@ mod response;
 mod scan;
 mod serve;
 
+pub(super) use fields::is_authority;
 pub(super) use serve::serve;

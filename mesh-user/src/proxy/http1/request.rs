@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::Limits,
     policy::{Reject, RequestView, rng::Rng},
-    proxy::record::Spans,
+    proxy::{id::push_request_id, record::Spans},
 };
 
 /// Fields for which no memory is allocated: above Envoy's default limit of 100.
@@ -96,7 +96,14 @@ pub(super) fn parse<R>(
     else {
         return Err(Reject::BadRequest);
     };
-    with(&check(head, method, target, version == 0, request.headers, limits)?)
+    with(&check(
+        head,
+        method,
+        target,
+        version == 0,
+        request.headers,
+        limits,
+    )?)
 }
 
 /// A version that we do not speak, or a line that is no request line.
@@ -105,7 +112,9 @@ fn bad_version(head: &[u8]) -> Reject {
     let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or(line);
     match version {
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+            if major.is_ascii_digit()
+                && minor.is_ascii_digit()
+                && !matches!((major, minor), (b'1', b'0' | b'1')) =>
         {
             Reject::UnknownVersion
         }
@@ -142,9 +151,9 @@ fn check<'a, 'b>(
         max_forwards: None,
         length: Length::Unstated,
         raw_target: target,
-        first_line_end: fields
-            .first()
-            .map_or(head.len() - 2, |first| offset_in(head, first.name.as_bytes())),
+        first_line_end: fields.first().map_or(head.len() - 2, |first| {
+            offset_in(head, first.name.as_bytes())
+        }),
     };
     for field in fields {
         match Field::of(field.name) {
@@ -187,7 +196,10 @@ fn check<'a, 'b>(
 /// The four forms of RFC 9112, section 3.2; authority form is CONNECT's and was refused.
 fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject> {
     // httparse lets bytes above 0x7f through; RFC 3986 knows none, and no fragment either.
-    if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+    if !target
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'#')
+    {
         return Err(Reject::BadRequest);
     }
     let split = |rest: &'b str| match rest.split_once('?') {
@@ -196,13 +208,27 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
     };
     if target.starts_with('/') {
         let (path, query) = split(target);
-        return Ok(Target { path, query, authority: None, verbatim: true });
+        return Ok(Target {
+            path,
+            query,
+            authority: None,
+            verbatim: true,
+        });
     }
     if target == "*" && method == "OPTIONS" {
-        return Ok(Target { path: "*", query: None, authority: None, verbatim: true });
+        return Ok(Target {
+            path: "*",
+            query: None,
+            authority: None,
+            verbatim: true,
+        });
     }
-    let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
-    let rest = scheme.map(|scheme| &target[scheme.len()..]).ok_or(Reject::BadRequest)?;
+    let scheme = target
+        .get(..7)
+        .filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    let rest = scheme
+        .map(|scheme| &target[scheme.len()..])
+        .ok_or(Reject::BadRequest)?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, rest) = rest.split_at(end);
     if !is_authority(authority.as_bytes()) {
@@ -216,7 +242,12 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
         ("", _, _) => "/",
         _ => path,
     };
-    Ok(Target { path, query, authority: Some(authority), verbatim: false })
+    Ok(Target {
+        path,
+        query,
+        authority: Some(authority),
+        verbatim: false,
+    })
 }
 
 impl Parsed<'_, '_> {
@@ -355,22 +386,6 @@ impl Parsed<'_, '_> {
             spans.authority = from..from + authority.len();
         }
     }
-}
-
-/// Appends a random UUID (RFC 9562, version 4).
-fn push_request_id(out: &mut Vec<u8>, rng: &mut Rng) -> std::ops::Range<usize> {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let from = out.len();
-    let high = (rng.next_u64() & !0xf000) | 0x4000;
-    let low = (rng.next_u64() & !(0b11 << 62)) | (0b10 << 62);
-    for (index, byte) in high.to_be_bytes().iter().chain(&low.to_be_bytes()).enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
-            out.push(b'-');
-        }
-        out.push(HEX[usize::from(byte >> 4)]);
-        out.push(HEX[usize::from(byte & 15)]);
-    }
-    from..out.len()
 }
 
 #[cfg(test)]

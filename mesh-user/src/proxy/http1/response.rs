@@ -144,9 +144,9 @@ fn write(
     length: Length,
 ) {
     out.reserve(head.len() + how.extra.len() + 64);
-    let first = fields
-        .first()
-        .map_or(head.len() - 2, |field| offset_in(head, field.name.as_bytes()));
+    let first = fields.first().map_or(head.len() - 2, |field| {
+        offset_in(head, field.name.as_bytes())
+    });
     // RFC 9110, section 2.5: our own version. `HTTP/1.x` is eight bytes.
     out.extend_from_slice(b"HTTP/1.1");
     out.extend_from_slice(&head[8..first]);
@@ -162,7 +162,11 @@ fn write(
                 let may = !matches!(response.status, 100..200 | 204);
                 !std::mem::replace(&mut length_written, true) && may
             }
-            Field::Other | Field::Host | Field::Expect | Field::RequestId | Field::UserAgent
+            Field::Other
+            | Field::Host
+            | Field::Expect
+            | Field::RequestId
+            | Field::UserAgent
             | Field::MaxForwards => !connection.lists || !is_listed(fields, field.name),
             Field::Upgrade => response.status == 101,
             Field::Connection

@@ -75,28 +75,48 @@ mod tests {
 
     #[test]
     fn scan_head_size_at_its_limit_and_above() {
-        assert_eq!(Scan::default().advance(HEAD, HEAD.len(), 1000), Ok(Some(HEAD.len())));
+        assert_eq!(
+            Scan::default().advance(HEAD, HEAD.len(), 1000),
+            Ok(Some(HEAD.len()))
+        );
         assert_eq!(
             Scan::default().advance(HEAD, HEAD.len() - 1, 1000),
             Err(Reject::HeadTooLarge)
         );
         let endless = [b'a'; 100];
         assert_eq!(Scan::default().advance(&endless[..99], 100, 1000), Ok(None));
-        assert_eq!(Scan::default().advance(&endless, 100, 1000), Err(Reject::HeadTooLarge));
+        assert_eq!(
+            Scan::default().advance(&endless, 100, 1000),
+            Err(Reject::HeadTooLarge)
+        );
     }
 
     #[test]
     fn scan_start_line_at_its_limit_and_above() {
         let line = "GET / HTTP/1.1".len();
         assert!(Scan::default().advance(HEAD, 1000, line).is_ok());
-        assert_eq!(Scan::default().advance(HEAD, 1000, line - 1), Err(Reject::TargetTooLong));
-        assert_eq!(Scan::default().advance(&[b'a'; 20], 1000, 17), Err(Reject::TargetTooLong));
+        assert_eq!(
+            Scan::default().advance(HEAD, 1000, line - 1),
+            Err(Reject::TargetTooLong)
+        );
+        assert_eq!(
+            Scan::default().advance(&[b'a'; 20], 1000, 17),
+            Err(Reject::TargetTooLong)
+        );
     }
 
     #[test]
     fn scan_bare_line_feed_is_refused_at_once() {
-        for bad in [&b"\n"[..], b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\na: b\n", b"GET /\r\n\n"] {
-            assert_eq!(Scan::default().advance(bad, 1000, 1000), Err(Reject::BadRequest));
+        for bad in [
+            &b"\n"[..],
+            b"GET / HTTP/1.1\n",
+            b"GET / HTTP/1.1\r\na: b\n",
+            b"GET /\r\n\n",
+        ] {
+            assert_eq!(
+                Scan::default().advance(bad, 1000, 1000),
+                Err(Reject::BadRequest)
+            );
         }
     }
 }

@@ -19,11 +19,7 @@ use super::{
 use crate::{
     clock::{self, MonoNanos},
     policy::{
-        Reject, balance,
-        rate_limit::Verdict,
-        retry::Failure,
-        route::Plan,
-        snapshot::Outcome,
+        Reject, balance, rate_limit::Verdict, retry::Failure, route::Plan, snapshot::Outcome,
     },
     proxy::{
         attempt::{self, Refused},
@@ -33,6 +29,7 @@ use crate::{
         http2,
         io::{poll_fill, poll_write_two, reset_on_close, shut_write},
         record::{ConnectionLog, RequestLog},
+        retry::{Attempts, retry_after},
         tcp::{CopyEnd, Side, copy},
         timer::{Timer, deadline},
         upstream::{NoConnection, Target, Upstream, connect_queued, put_back},
@@ -96,7 +93,14 @@ pub(in crate::proxy) async fn serve(
         return Box::pin(http2::serve(conn, place, stream, buf, timer)).await;
     }
     let log = ConnectionLog::open(Rc::clone(&conn), Spoken::Http1);
-    let mut session = Session { conn, place, stream, buf, timer, log };
+    let mut session = Session {
+        conn,
+        place,
+        stream,
+        buf,
+        timer,
+        log,
+    };
     let next = session.run(first).await;
     session.end(next).await;
 }
@@ -128,7 +132,13 @@ struct NextHead {
 
 impl NextHead {
     const fn new(first: bool) -> Self {
-        Self { scan: Scan { at: 0, line: 0 }, began: None, idle_since: None, first, may_skip: true }
+        Self {
+            scan: Scan { at: 0, line: 0 },
+            began: None,
+            idle_since: None,
+            first,
+            may_skip: true,
+        }
     }
 
     fn poll(
@@ -150,12 +160,19 @@ impl NextHead {
             if !buf.is_empty() && !undecided {
                 let began = *self.began.get_or_insert_with(clock::now);
                 conn.idle.set(false);
-                match if self.first { detect::declared_http(buf.bytes()) } else { Guess::Http1 } {
+                match if self.first {
+                    detect::declared_http(buf.bytes())
+                } else {
+                    Guess::Http1
+                } {
                     Guess::Http2 => return Poll::Ready(Err(NoHead::Http2)),
                     Guess::More => {}
                     _ => {
                         self.first = false;
-                        match self.scan.advance(buf.bytes(), limits.head_bytes_max, line_max) {
+                        match self
+                            .scan
+                            .advance(buf.bytes(), limits.head_bytes_max, line_max)
+                        {
                             Ok(Some(length)) => return Poll::Ready(Ok((length, began))),
                             Ok(None) => {}
                             Err(reject) => {
@@ -229,7 +246,13 @@ impl Session {
             }
             let mut wait = NextHead::new(false);
             head = poll_fn(|cx| {
-                wait.poll(cx, &self.conn, &mut self.stream, &mut self.buf, &mut self.timer)
+                wait.poll(
+                    cx,
+                    &self.conn,
+                    &mut self.stream,
+                    &mut self.buf,
+                    &mut self.timer,
+                )
             })
             .await;
         }
@@ -266,17 +289,26 @@ impl Session {
 
     fn request_log(&mut self, began: MonoNanos) -> RequestLog {
         let conn = Rc::clone(&self.conn);
-        let snapshot =
-            self.place.refresh(&conn.core, conn.destination, &conn.workload.key);
+        let snapshot = self
+            .place
+            .refresh(&conn.core, conn.destination, &conn.workload.key);
         self.log.requests += 1;
         let source = self.place.source;
-        RequestLog::new(conn, snapshot, source, Spoken::Http1, HeadBuf::take(), began)
+        RequestLog::new(
+            conn,
+            snapshot,
+            source,
+            Spoken::Http1,
+            HeadBuf::take(),
+            began,
+        )
     }
 
     /// Refuses a head that could not be read.
     async fn refuse_head(&mut self, reject: Reject, began: MonoNanos) -> Next {
         let mut log = self.request_log(began);
-        self.refuse(&mut log, None, reject, &Verdict::default(), true).await
+        self.refuse(&mut log, None, reject, &Verdict::default(), true)
+            .await
     }
 
     /// Sends a refusal. `close`: the framing of what follows is not to be trusted.
@@ -297,7 +329,11 @@ impl Session {
             && request.is_some_and(|request| request.keep_alive);
         let http10 = request.is_some_and(|request| request.http10);
         let is_head = request.is_some_and(|request| request.is_head);
-        let after = if open { After::Open { http10 } } else { After::Close };
+        let after = if open {
+            After::Open { http10 }
+        } else {
+            After::Close
+        };
         let mut out = HeadBuf::take();
         answer::refusal(&mut out, reject, verdict, after, is_head);
         log.status = reject.status();
@@ -332,8 +368,11 @@ impl Session {
         let conn = &self.conn;
         let core = &conn.core;
         let parsed = request::parse(&self.buf.bytes()[..length], core.limits(), |parsed| {
-            let destination =
-                if parsed.has_authority() { String::new() } else { conn.destination.to_string() };
+            let destination = if parsed.has_authority() {
+                String::new()
+            } else {
+                conn.destination.to_string()
+            };
             let mut rng = core.rng.borrow_mut();
             let request = parsed.write(&mut log.head, &mut log.spans, &destination, &mut rng);
             drop(rng);
@@ -342,20 +381,31 @@ impl Session {
             }
             let fields = Fields(parsed.fields);
             let view = parsed.view(&fields, &destination);
-            Ok(match attempt::admit(conn, &log.snapshot, &self.place, &view, log.started) {
-                Ok(admitted) => Ok((request, admitted)),
-                Err(refused) => Err(Here::Refused(Some(request), refused)),
-            })
+            Ok(
+                match attempt::admit(conn, &log.snapshot, &self.place, &view, log.started) {
+                    Ok(admitted) => Ok((request, admitted)),
+                    Err(refused) => Err(Here::Refused(Some(request), refused)),
+                },
+            )
         });
         self.buf.consume(length);
         match parsed {
-            Ok(Ok((request, admitted))) => {
-                Ok(Going { request, plan: admitted.plan, verdict: admitted.verdict })
-            }
+            Ok(Ok((request, admitted))) => Ok(Going {
+                request,
+                plan: admitted.plan,
+                verdict: admitted.verdict,
+            }),
             Ok(Err(here)) => Err(here),
             Err(reject) => {
                 let verdict = Verdict::default();
-                Err(Here::Refused(None, Refused { plan: None, reject, verdict }))
+                Err(Here::Refused(
+                    None,
+                    Refused {
+                        plan: None,
+                        reject,
+                        verdict,
+                    },
+                ))
             }
         }
     }
@@ -367,16 +417,28 @@ impl Session {
             Err(Here::LastHop(request)) => {
                 let open = request.keep_alive && self.takes_rest(&request);
                 let http10 = request.http10;
-                let after = if open { After::Open { http10 } } else { After::Close };
+                let after = if open {
+                    After::Open { http10 }
+                } else {
+                    After::Close
+                };
                 let mut out = HeadBuf::take();
                 log.status = answer::last_hop(&mut out, log.method(), after);
                 self.send(&mut log, &out, open).await
             }
-            Err(Here::Refused(request, Refused { plan, reject, verdict })) => {
+            Err(Here::Refused(
+                request,
+                Refused {
+                    plan,
+                    reject,
+                    verdict,
+                },
+            )) => {
                 log.rule = plan.and_then(|plan| plan.rule);
                 log.version = plan.map(|plan| plan.version);
                 let close = !request.is_some_and(|request| self.takes_rest(&request));
-                self.refuse(&mut log, request.as_ref(), reject, &verdict, close).await
+                self.refuse(&mut log, request.as_ref(), reject, &verdict, close)
+                    .await
             }
         }
     }
@@ -400,7 +462,11 @@ impl Session {
 
     /// Attempts until an answer went out, or none will come.
     async fn forward(&mut self, going: Going, mut log: RequestLog) -> Next {
-        let Going { request, plan, verdict } = going;
+        let Going {
+            request,
+            plan,
+            verdict,
+        } = going;
         log.rule = plan.rule;
         log.version = Some(plan.version);
         let snapshot: Snap = Rc::clone(&log.snapshot);
@@ -410,11 +476,19 @@ impl Session {
             None => 0,
         };
         let mut sending = Sending::new(request.body, keep_max, log.started);
-        let mut attempts = Attempts { count: 0, tried: Vec::new(), stale: false, permit: None };
+        let mut attempts = Attempts::default();
         let extra = answer::limit_lines(&verdict);
         loop {
-            let turn =
-                self.attempt(&request, plan, &mut sending, &mut attempts, &extra, &mut log).await;
+            let turn = self
+                .attempt(
+                    &request,
+                    plan,
+                    &mut sending,
+                    &mut attempts,
+                    &extra,
+                    &mut log,
+                )
+                .await;
             match turn {
                 Turn::Next(next) => {
                     log.bytes_in = sending.bytes;
@@ -433,7 +507,9 @@ impl Session {
                     log.bytes_in = sending.bytes;
                     sending.drop_ready(&mut self.buf);
                     let close = !(sending.is_taken() || self.drop_body(&mut sending.body));
-                    return self.refuse(&mut log, Some(&request), reject, &verdict, close).await;
+                    return self
+                        .refuse(&mut log, Some(&request), reject, &verdict, close)
+                        .await;
                 }
             }
         }
@@ -443,7 +519,9 @@ impl Session {
     async fn pause(&mut self, pause: Duration, sending: &Sending, limit: Duration) -> bool {
         let end = clock::now().after(pause);
         // The request time-out covers the pause; the next attempt finds that it has passed.
-        let end = sending.complete.map_or(end, |complete| end.min(deadline(complete, limit)));
+        let end = sending
+            .complete
+            .map_or(end, |complete| end.min(deadline(complete, limit)));
         poll_fn(|cx| {
             if self.client_is_gone(cx) {
                 return Poll::Ready(false);
@@ -488,7 +566,10 @@ impl Session {
         .await
     }
 
-    #[expect(clippy::too_many_lines, reason = "one attempt from its choice to its record")]
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one attempt from its choice to its record"
+    )]
     async fn attempt(
         &mut self,
         request: &Request,
@@ -502,9 +583,16 @@ impl Session {
         let core = &conn.core;
         let snapshot: Snap = Rc::clone(&log.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
-        let now = if attempts.count == 0 { log.started } else { clock::now() };
+        let now = if attempts.count == 0 {
+            log.started
+        } else {
+            clock::now()
+        };
         attempts.count += 1;
-        let until = deadline(sending.complete.unwrap_or(log.started), version.request_timeout);
+        let until = deadline(
+            sending.complete.unwrap_or(log.started),
+            version.request_timeout,
+        );
         if now >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
@@ -526,13 +614,15 @@ impl Session {
         };
         let target = Target::new(&snapshot, plan.version, &endpoint, &conn.workload);
         let record =
-            |outcome, at| attempt::record(&snapshot, plan.version, &endpoint, outcome, at);
+            |outcome, at| attempt::record(core, &snapshot, plan.version, &endpoint, outcome, at);
         let mut upstream = match self.connect(&target, attempts.stale, until).await {
             Ok(upstream) => upstream,
             Err(None) => return Turn::gone(log),
             Err(Some(failed)) => {
                 drop(permit);
-                let Some(outcome) = failed.outcome() else { return Turn::Refuse(failed.reject()) };
+                let Some(outcome) = failed.outcome() else {
+                    return Turn::Refuse(failed.reject());
+                };
                 record(outcome, clock::now());
                 attempts.tried.push(endpoint.id);
                 return self
@@ -546,13 +636,17 @@ impl Session {
             per_try: version.retry.per_try().unwrap_or_default(),
             idle: version.idle_timeout,
         };
-        let started = if log.attempts > 1 || !upstream.reused { clock::now() } else { now };
+        let started = if log.attempts > 1 || !upstream.reused {
+            clock::now()
+        } else {
+            now
+        };
         let mut exchange =
             Exchange::new(request, &log.head, sending, core.limits(), spans, started);
         let keep_alive = || request.keep_alive && !core.draining.get();
-        let (method, replayable) = (log.method(), sending.replayable);
+        let method = log.method();
         let mut wait = None;
-        let mut choose = |status: u16| {
+        let mut choose = |status: u16, replayable: bool| {
             let failure = Failure::Status(status);
             wait = retry_after(version, attempts, method, failure, replayable, core);
             wait.is_some()
@@ -564,10 +658,8 @@ impl Session {
                 up: &mut upstream,
                 timer: &mut self.timer,
             };
-            poll_fn(|cx| {
-                exchange.poll(cx, &mut wires, sending, &keep_alive, extra, &mut choose)
-            })
-            .await
+            poll_fn(|cx| exchange.poll(cx, &mut wires, sending, &keep_alive, extra, &mut choose))
+                .await
         };
         let ended = clock::now();
         let answered = exchange.response.map(|response| response.status);
@@ -577,7 +669,9 @@ impl Session {
         let can_answer = exchange.can_answer();
         let any_byte = exchange.answered;
         let reusable = exchange.upstream_is_reusable(&upstream);
-        let delimited = exchange.response.is_some_and(|response| response.is_delimited);
+        let delimited = exchange
+            .response
+            .is_some_and(|response| response.is_delimited);
         drop(exchange);
         log.ended = Some(ended);
         log.upstream = upstream_time.or(log.upstream);
@@ -617,8 +711,11 @@ impl Session {
             }
             End::BadBody | End::BodyTimeout => {
                 record(answered.map_or(Outcome::Abandoned, Outcome::Status), ended);
-                let reject =
-                    if end == End::BadBody { Reject::BadRequest } else { Reject::BodyTimeout };
+                let reject = if end == End::BadBody {
+                    Reject::BadRequest
+                } else {
+                    Reject::BodyTimeout
+                };
                 Turn::fail(log, reject, can_answer)
             }
             End::RequestTimeout | End::TryTimeout | End::IdleTimeout => {
@@ -631,7 +728,7 @@ impl Session {
                 again.unwrap_or_else(|| Turn::fail(log, Reject::UpstreamTimeout, can_answer))
             }
             End::UpstreamMalformed => {
-                record(answered.map_or(Outcome::Reset, Outcome::Status), ended);
+                record(Outcome::Reset, ended);
                 Turn::fail(log, Reject::UpstreamMalformed, can_answer)
             }
             End::UpstreamGone { reset } => {
@@ -648,12 +745,19 @@ impl Session {
                 attempts.tried.push(endpoint.id);
                 let again = (!responding)
                     .then(|| {
-                        let failure = if was_sent { Failure::Reset } else { Failure::Connect };
+                        let failure = if was_sent {
+                            Failure::Reset
+                        } else {
+                            Failure::Connect
+                        };
                         self.again(log, plan, attempts, failure, sending)
                     })
                     .flatten();
-                let reject =
-                    if reset { Reject::UpstreamReset } else { Reject::UpstreamClosed };
+                let reject = if reset {
+                    Reject::UpstreamReset
+                } else {
+                    Reject::UpstreamClosed
+                };
                 again.unwrap_or_else(|| Turn::fail(log, reject, can_answer))
             }
         }
@@ -670,16 +774,29 @@ impl Session {
     ) -> Option<Turn> {
         let version = &log.snapshot.versions[plan.version.0 as usize];
         let replayable = sending.replayable;
-        retry_after(version, attempts, log.method(), failure, replayable, &self.conn.core)
-            .map(Turn::Again)
+        retry_after(
+            version,
+            attempts,
+            log.method(),
+            failure,
+            replayable,
+            &self.conn.core,
+        )
+        .map(Turn::Again)
     }
 
     /// After 101: opaque bytes, no HTTP time-outs but the idle one.
     async fn upgraded(&mut self, mut up: Upstream, idle: Duration, log: &mut RequestLog) -> Next {
         let mut bytes = (0, 0);
         let end = copy(
-            Side { stream: &mut self.stream, buf: &mut self.buf },
-            Side { stream: &mut up.stream, buf: &mut up.buf },
+            Side {
+                stream: &mut self.stream,
+                buf: &mut self.buf,
+            },
+            Side {
+                stream: &mut up.stream,
+                buf: &mut up.buf,
+            },
             &mut self.timer,
             idle,
             &mut bytes,
@@ -696,18 +813,6 @@ impl Session {
         };
         Next::Gone
     }
-}
-
-/// What the attempts of one request share.
-struct Attempts {
-    /// How many were made.
-    count: u32,
-    /// Endpoints that failed.
-    tried: Vec<u64>,
-    /// An idle connection turned out to be dead: the next one is made anew.
-    stale: bool,
-    /// The right to retry, once a retry was made.
-    permit: Option<crate::policy::breaker::RetryPermit>,
 }
 
 /// What follows an attempt.
@@ -734,25 +839,10 @@ impl Turn {
     }
 }
 
-/// Asks the policy, then the breaker, whether to retry, and after which pause.
-fn retry_after(
-    version: &crate::policy::snapshot::VersionPlan,
-    attempts: &mut Attempts,
-    method: &str,
-    failure: Failure,
-    replayable: bool,
-    core: &crate::proxy::core::Core,
-) -> Option<Duration> {
-    version.retry.policy.as_ref()?;
-    let mut rng = core.rng.borrow_mut();
-    let pause = version.retry.again(method, failure, attempts.count, replayable, &mut rng)?;
-    if attempts.permit.is_none() {
-        attempts.permit = Some(version.breaker.retry()?);
-    }
-    Some(pause)
-}
-
 /// RFC 9110, section 9.2.2.
 fn is_idempotent(method: &str) -> bool {
-    matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
+    matches!(
+        method,
+        "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
+    )
 }

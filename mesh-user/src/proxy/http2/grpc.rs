@@ -17,7 +17,9 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 /// `grpc-status` of trailers, or of a head without a body. Codes above 16 mean UNKNOWN.
 pub(super) fn status(headers: &HeaderMap) -> Option<u8> {
     let text = headers.get("grpc-status")?.to_str().ok()?;
-    text.parse::<u8>().ok().map(|code| if code > 16 { 2 } else { code })
+    text.parse::<u8>()
+        .ok()
+        .map(|code| if code > 16 { 2 } else { code })
 }
 
 /// The HTTP status that says the same, for the endpoint's record (Envoy's mapping).

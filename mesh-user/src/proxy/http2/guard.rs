@@ -27,6 +27,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 
 /// The peer sends more than it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +73,19 @@ pub(super) struct Guard {
     earning: u64,
     control: Bucket,
     resets: Bucket,
+    /// Since when a header block has been incomplete.
+    headers_since: Option<MonoNanos>,
 }
 
 impl Guard {
     /// `preface`: how many bytes come before the first frame.
     pub(super) fn new(preface: usize, now: MonoNanos) -> Self {
-        let bucket = |max, per_s| Bucket { level: max, max, per_s, at: now };
+        let bucket = |max, per_s| Bucket {
+            level: max,
+            max,
+            per_s,
+            at: now,
+        };
         Self {
             preface,
             header: [0; HEADER_BYTES],
@@ -86,12 +94,18 @@ impl Guard {
             earning: 0,
             control: bucket(CONTROL_MAX, CONTROL_PER_S),
             resets: bucket(RESETS_MAX, RESETS_PER_S),
+            headers_since: None,
         }
     }
 
     /// Notes bytes that were sent to the peer: it may acknowledge them.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.earn(bytes as u64);
+    }
+
+    /// Since when a header block has been incomplete.
+    pub(super) const fn headers_since(&self) -> Option<MonoNanos> {
+        self.headers_since
     }
 
     fn earn(&mut self, bytes: u64) {
@@ -108,6 +122,7 @@ impl Guard {
         let preface = self.preface.min(bytes.len());
         self.preface -= preface;
         bytes = &bytes[preface..];
+        let mut verdict = Ok(());
         while !bytes.is_empty() {
             if self.payload_left > 0 {
                 let skip = self.payload_left.min(bytes.len());
@@ -121,16 +136,21 @@ impl Guard {
             bytes = &bytes[part..];
             if self.header_len == HEADER_BYTES {
                 self.header_len = 0;
-                self.frame(now)?;
+                verdict = verdict.and(self.frame(now));
             }
         }
-        Ok(())
+        verdict
     }
 
     fn frame(&mut self, now: MonoNanos) -> Result<(), Flood> {
         let [a, b, c, kind, flags, ..] = self.header;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         self.payload_left = length;
+        match kind {
+            HEADERS if flags & END_HEADERS == 0 => self.headers_since = Some(now),
+            HEADERS | CONTINUATION if flags & END_HEADERS != 0 => self.headers_since = None,
+            _ => {}
+        }
         match kind {
             DATA if length > 0 => {
                 self.earn(length as u64);
@@ -166,14 +186,20 @@ mod tests {
     }
 
     fn allowed(guard: &mut Guard, frame: &[u8], now: MonoNanos) -> u64 {
-        (0..100_000).take_while(|_| guard.received(frame, now).is_ok()).count() as u64
+        (0..100_000)
+            .take_while(|_| guard.received(frame, now).is_ok())
+            .count() as u64
     }
 
     #[test]
     fn control_frames_at_their_limit_and_above() {
         for (kind, length) in [(4, 0), (6, 8), (2, 5), (8, 4), (0, 0), (0xbb, 3), (9, 0)] {
             let mut guard = Guard::new(0, T0);
-            assert_eq!(allowed(&mut guard, &frame(kind, 0, length), T0), CONTROL_MAX, "{kind}");
+            assert_eq!(
+                allowed(&mut guard, &frame(kind, 0, length), T0),
+                CONTROL_MAX,
+                "{kind}"
+            );
         }
         let mut guard = Guard::new(0, T0);
         assert_eq!(allowed(&mut guard, &frame(3, 0, 4), T0), RESETS_MAX);
@@ -205,6 +231,17 @@ mod tests {
             guard.received(&[*byte], T0).unwrap();
         }
         assert_eq!(guard.received(&frame(6, 0, 8), T0), Err(Flood));
+    }
+
+    #[test]
+    fn header_block_is_timed_from_its_start_to_its_end() {
+        let mut guard = Guard::new(0, T0);
+        guard.received(&frame(1, 0, 10), T0).unwrap();
+        let later = T0.after(Duration::from_secs(1));
+        guard.received(&frame(9, 0, 10), later).unwrap();
+        assert_eq!(guard.headers_since(), Some(T0));
+        guard.received(&frame(9, END_HEADERS, 10), later).unwrap();
+        assert_eq!(guard.headers_since(), None);
     }
 
     #[test]

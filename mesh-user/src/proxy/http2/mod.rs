@@ -8,11 +8,14 @@
 //! [`guard`], which counts frames that cost work and carry nothing.
 
 pub(super) mod client;
+mod flow;
 mod grpc;
 mod guard;
+mod head;
 mod refuse;
 mod serve;
 mod settings;
+mod stream;
 mod wire;
 
 pub(super) use serve::serve;

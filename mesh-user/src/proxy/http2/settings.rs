@@ -17,7 +17,11 @@ const HEADER_TABLE_BYTES: u32 = 4096;
 /// The connection's window: all streams can fill theirs, so that one that is not read does not
 /// stop the others.
 fn connection_window(limits: &Limits) -> u32 {
-    limits.h2_streams_max.max(1).saturating_mul(STREAM_WINDOW_BYTES).min(i32::MAX as u32)
+    limits
+        .h2_streams_max
+        .max(1)
+        .saturating_mul(STREAM_WINDOW_BYTES)
+        .min(i32::MAX as u32)
 }
 
 /// HTTP/2 counts 32 bytes of overhead for each field (RFC 9113, section 6.5.2).

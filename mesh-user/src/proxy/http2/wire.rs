@@ -15,8 +15,8 @@ use tokio::{
 
 use super::guard::Guard;
 use crate::{
-    clock,
-    proxy::{buffer::Buf, io::reset_on_close},
+    clock::{self, MonoNanos},
+    proxy::buffer::Buf,
 };
 
 /// A socket with its counter.
@@ -25,27 +25,40 @@ pub(super) struct Wire {
     stream: TcpStream,
     read: Buf,
     guard: Guard,
-    /// Set when the peer floods: nothing more is read.
-    flooded: Rc<Cell<bool>>,
+    watch: Rc<Watch>,
+}
+
+/// What whoever drives the connection has to look at after each turn.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// The peer floods: nothing more is read.
+    pub(super) flooded: Cell<bool>,
+    /// Since when a header block has been incomplete.
+    pub(super) headers_since: Cell<Option<MonoNanos>>,
 }
 
 impl Wire {
     /// `preface`: how many bytes come before the first frame.
     pub(super) fn new(stream: TcpStream, read: Buf, preface: usize) -> Self {
         let guard = Guard::new(preface, clock::now());
-        Self { stream, read, guard, flooded: Rc::default() }
+        Self {
+            stream,
+            read,
+            guard,
+            watch: Rc::default(),
+        }
     }
 
-    /// Tells whether the peer floods.
-    pub(super) fn flooded(&self) -> Rc<Cell<bool>> {
-        Rc::clone(&self.flooded)
+    /// Tells how the peer behaves.
+    pub(super) fn watch(&self) -> Rc<Watch> {
+        Rc::clone(&self.watch)
     }
 
     fn count(&mut self, bytes: &[u8]) {
         if self.guard.received(bytes, clock::now()).is_err() {
-            self.flooded.set(true);
-            reset_on_close(&self.stream);
+            self.watch.flooded.set(true);
         }
+        self.watch.headers_since.set(self.guard.headers_since());
     }
 }
 
@@ -56,7 +69,7 @@ impl AsyncRead for Wire {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.flooded.get() {
+        if this.watch.flooded.get() {
             // Whoever drives the connection looks at the flag after each turn, and ends it.
             return Poll::Pending;
         }

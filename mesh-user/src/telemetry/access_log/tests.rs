@@ -47,7 +47,7 @@ fn line(text: &str) -> impl Fn(&mut Vec<u8>) {
 fn lines_of_many_threads_arrive_whole_and_once() {
     let folder = Folder::new("threads");
     let log = AccessLog::start(&folder.settings("log")).expect("a log");
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for thread in 0..4 {
             let log = &log;
             scope.spawn(move || {
@@ -84,7 +84,7 @@ fn line_is_written_without_a_flush() {
     let deadline = Instant::now() + Duration::from_secs(10);
     while folder.read("log") != "alone\n" {
         assert!(Instant::now() < deadline, "a lone line never arrived");
-        std::thread::yield_now();
+        thread::yield_now();
     }
 }
 

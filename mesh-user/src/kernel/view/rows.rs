@@ -1,0 +1,120 @@
+//! Rows of the tables that the command line prints.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+/// A row of `mesh bpf workloads list`: an enrolled workload.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkloadRow {
+    /// Number.
+    pub pod_id: u32,
+    /// `namespace/name` where the agent left its name, else `?`.
+    pub workload: String,
+    /// Cookie of its network namespace; 0 when it is not live.
+    pub netns: u64,
+    /// `mark` or `off`.
+    pub mode: String,
+    /// `open` or `closed`.
+    pub failure: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A row of `mesh bpf redirect list`: what a connect to this address does.
+#[derive(Clone, Debug, Serialize)]
+pub struct RedirectRow {
+    /// Number of the workload.
+    pub pod_id: u32,
+    /// `namespace/name`.
+    pub workload: String,
+    /// `out`.
+    pub direction: String,
+    /// Listener shard.
+    pub shard: u16,
+    /// Cookie of the listener's socket, as the kernel gives it.
+    pub listener: u64,
+    /// Whether capture is on now: agent alive, not paused.
+    pub state: String,
+}
+
+/// A row of `mesh bpf services list`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceRow {
+    /// Virtual address and port.
+    pub address: SocketAddr,
+    /// Service number.
+    pub service_id: u32,
+    /// `pass`, `kernel` or `proxy`.
+    pub decision: String,
+    /// Endpoints of the kernel's last split with their share of the slots.
+    pub backends: Vec<(SocketAddr, u32)>,
+    /// Whether the platform routes the address.
+    pub routable: bool,
+}
+
+/// A row of `mesh bpf conns list`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConnRow {
+    /// `out` (workload to proxy or direct) or `up` (proxy to endpoint).
+    pub leg: String,
+    /// Number of the workload.
+    pub pod_id: u32,
+    /// `namespace/name`.
+    pub workload: String,
+    /// Connecting side.
+    pub source: SocketAddr,
+    /// Where the packets go.
+    pub destination: SocketAddr,
+    /// What the application asked for (`out` only).
+    pub asked: Option<SocketAddr>,
+    /// `pass`, `kernel`, `proxy`; `-` for `up`.
+    pub verdict: String,
+    /// `connecting` or `established`.
+    pub state: String,
+    /// Seconds since connect.
+    pub age_s: f64,
+    /// Thread group of the process (`out` only).
+    pub tgid: u32,
+}
+
+/// A row of `mesh bpf stats list`: a reason counter.
+#[derive(Clone, Debug, Serialize)]
+pub struct StatRow {
+    /// The reason's label.
+    pub reason: String,
+    /// Sum over the CPUs.
+    pub count: u64,
+    /// Whether it refuses.
+    pub refusal: bool,
+}
+
+/// A map's fill, for `mesh check` and `mesh_bpf_map_entries`.
+#[derive(Clone, Debug, Serialize)]
+pub struct MapRow {
+    /// Name.
+    pub map: String,
+    /// Entries now; none where it can't be counted.
+    pub entries: Option<u64>,
+    /// Capacity.
+    pub capacity: u64,
+}
+
+/// A row of `mesh bpf progs`: a pinned link.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProgRow {
+    /// Pin's file name.
+    pub pin: String,
+    /// Program name.
+    pub program: String,
+    /// Program type.
+    pub kind: String,
+    /// Program id.
+    pub prog_id: u32,
+    /// Link id.
+    pub link_id: u32,
+    /// Where it is attached: cgroup id or path, or namespace inode.
+    pub attached: String,
+    /// Verified instructions.
+    pub verified_insns: u32,
+}
