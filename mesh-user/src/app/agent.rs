@@ -156,6 +156,7 @@ impl NodeAgent {
             control.kernel.apply(&old_table)?;
             return Err(error);
         }
+        new.enforce();
         self.snapshot.store(Arc::clone(&new));
         let Control {
             kernel, enrolments, ..
