@@ -128,6 +128,7 @@ fn start(
         agent: Arc::clone(&agent) as Arc<dyn crate::admin::Agent>,
         telemetry,
     })?;
+    agent.tick(now);
     agent
         .put_in_force(config, now)
         .context("can't put the configuration in force")?;
