@@ -271,6 +271,12 @@ impl NodeAgent {
         lock(&self.report).links = Links { looked: now, missing, count: rows.len() };
     }
 
+    /// How long a stop waits, by the configuration in force.
+    pub(super) fn drain_limit(&self) -> Duration {
+        let control = lock(&self.control);
+        control.in_force.as_ref().map_or(self.settings.drain, |config| config.agent.drain)
+    }
+
     pub(super) fn set_draining(&self) {
         lock(&self.report).draining = true;
     }
