@@ -82,7 +82,11 @@ struct Links {
 
 impl Default for Links {
     fn default() -> Self {
-        Self { looked: MonoNanos(0), missing: HOOKS.to_vec(), count: 0 }
+        Self {
+            looked: MonoNanos(0),
+            missing: HOOKS.to_vec(),
+            count: 0,
+        }
     }
 }
 
@@ -262,19 +266,31 @@ impl NodeAgent {
         if looked != MonoNanos(0) && now.since(looked) < LINKS_LOOK {
             return;
         }
-        let rows = View::open(&self.instance).map(|view| view.progs()).unwrap_or_default();
+        let rows = View::open(&self.instance)
+            .map(|view| view.progs())
+            .unwrap_or_default();
         let stands = |hook: &str| rows.iter().any(|row| row.program == hook);
         let missing: Vec<_> = HOOKS.iter().copied().filter(|hook| !stands(hook)).collect();
         if !missing.is_empty() {
-            tracing::error!(?missing, "links are gone: restart the agent to attach them again");
+            tracing::error!(
+                ?missing,
+                "links are gone: restart the agent to attach them again"
+            );
         }
-        lock(&self.report).links = Links { looked: now, missing, count: rows.len() };
+        lock(&self.report).links = Links {
+            looked: now,
+            missing,
+            count: rows.len(),
+        };
     }
 
     /// How long a stop waits, by the configuration in force.
     pub(super) fn drain_limit(&self) -> Duration {
         let control = lock(&self.control);
-        control.in_force.as_ref().map_or(self.settings.drain, |config| config.agent.drain)
+        control
+            .in_force
+            .as_ref()
+            .map_or(self.settings.drain, |config| config.agent.drain)
     }
 
     pub(super) fn set_draining(&self) {
