@@ -38,7 +38,9 @@ servers, and the same rules: `x-user: beta` to v2 (one request in ten has it), o
 v1 and 10 % to v2, caps and ejection, a rate limit that every request is counted against and none
 reaches. That the rules are in force is checked before each measurement; an answer other than 200,
 or none, ends the run. Logs are off. nginx, HAProxy and Envoy listen on the node, and the client
-dials them; mesh is not dialled: the client dials the service's virtual address.
+dials them; mesh is not dialled: the client dials the service's virtual address. «mesh dialled» is
+the same proxy behind a listener in the client's namespace that the client dials: the same way, but
+no eBPF, no mark and no route. The difference of the whole path's CPU is what interception costs.
 
 - CPU of the proxy: run time of all its threads, network work in the kernel included. CPU of the
   whole path: the same of client, servers, proxy and the kernel's network threads.

@@ -8,6 +8,7 @@ mod cores;
 mod cpu;
 mod leg;
 mod machine;
+mod plain;
 mod results;
 mod scenario;
 mod stage;
@@ -43,6 +44,8 @@ enum Part {
     Echo(echo::EchoArgs),
     #[command(hide = true)]
     Load(load::LoadArgs),
+    #[command(hide = true)]
+    Plain(plain::PlainArgs),
 }
 
 #[derive(clap::Args)]
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
     let result = match cli.part {
         Some(Part::Echo(args)) => echo::run_echo(&args),
         Some(Part::Load(args)) => load::run_load(&args),
+        Some(Part::Plain(args)) => plain::run(&args),
         None => bench(&cli.args),
     };
     match result {

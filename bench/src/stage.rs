@@ -35,7 +35,8 @@ pub(crate) struct Stage {
     pub(crate) cores: Cores,
     /// For configuration files; removed at the end.
     pub(crate) dir: PathBuf,
-    own: PathBuf,
+    /// This very program.
+    pub(crate) own: PathBuf,
 }
 
 /// A process that is killed when it is dropped.

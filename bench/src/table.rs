@@ -11,6 +11,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
+    /// What interception costs, as sentences.
+    below: String,
 }
 
 impl Table {
@@ -20,7 +22,7 @@ impl Table {
         let others: Vec<Leg> = legs
             .iter()
             .copied()
-            .filter(|leg| *leg != Leg::Mesh)
+            .filter(|leg| !matches!(leg, Leg::Mesh | Leg::Plain))
             .collect();
         let compare = legs.contains(&Leg::Mesh);
         if compare {
@@ -47,7 +49,10 @@ impl Table {
             }
             rows.push(row);
         }
-        Self { rows }
+        Self {
+            rows,
+            below: interception(results),
+        }
     }
 
     /// For a terminal.
@@ -73,7 +78,7 @@ impl Table {
             }
             text.push('\n');
         }
-        text
+        text + &self.below
     }
 
     /// For a page.
@@ -85,8 +90,33 @@ impl Table {
                 let _ = writeln!(text, "|---|{}", "--:|".repeat(row.len() - 1));
             }
         }
+        if !self.below.is_empty() {
+            let _ = write!(text, "\n{}", self.below);
+        }
         text
     }
+}
+
+/// The whole path's CPU with interception, less that of the same proxy dialled.
+fn interception(results: &Results) -> String {
+    let mut text = String::new();
+    for (metric, what) in [
+        (Metric::PathPerRequest, "request"),
+        (Metric::PathPerConnection, "connection"),
+    ] {
+        let (with, without) = (
+            results.median(Leg::Mesh, metric),
+            results.median(Leg::Plain, metric),
+        );
+        if let (Some(with), Some(without)) = (with, without) {
+            let cost = with - without;
+            let _ = writeln!(
+                text,
+                "Interception costs {cost:.2} us of the path's CPU per {what}."
+            );
+        }
+    }
+    text
 }
 
 /// Three digits that mean something.

@@ -12,9 +12,44 @@ use crate::stage::{Running, SERVER_PORT, Stage};
 /// Nobody routes it: without the mesh it leads nowhere.
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const PORT: u16 = 80;
+/// Where the proxy listens when it is dialled.
+const PLAIN_PORT: u16 = 15_080;
 
+/// The agent with interception.
 pub(super) fn start(stage: &Stage, program: &Path) -> Result<(SocketAddr, Running)> {
-    let config = format!(
+    let to = SocketAddr::from((VIP, PORT));
+    let path = stage.write("mesh.yaml", &config(stage, to))?;
+    let args = ["--instance", "bench", "run", "--config", &path];
+    Ok((to, stage.proxy("mesh", program, &args)?))
+}
+
+/// The same proxy, dialled in the client's own namespace: the same way over `lo`, no interception.
+pub(super) fn start_plain(stage: &Stage) -> Result<(SocketAddr, Running)> {
+    let to = SocketAddr::from((stage.client.v4, PLAIN_PORT));
+    let path = stage.write("plain.yaml", &config(stage, to))?;
+    let netns = format!("--net={}", stage.client.netns.display());
+    let own = stage.own.display().to_string();
+    let listen = format!("--listen={to}");
+    let args = [
+        &netns,
+        &own,
+        "plain",
+        "--config",
+        &path,
+        &listen,
+        "--workload",
+        "default/client",
+    ];
+    // In the node's cgroup, so that its time is not counted among the pods'.
+    Ok((
+        to,
+        stage.proxy("mesh dialled", Path::new("nsenter"), &args)?,
+    ))
+}
+
+/// One service at this address, with all rules.
+fn config(stage: &Stage, at: SocketAddr) -> String {
+    format!(
         "apiVersion: mesh/v1alpha1
 kind: MeshConfig
 attach: [{attach}]
@@ -25,8 +60,8 @@ agent:
 services:
   - name: web
     hostnames: [web]
-    addresses: [{VIP}]
-    ports: [{{name: http, number: {PORT}, target: {SERVER_PORT}, protocol: http}}]
+    addresses: [{ip}]
+    ports: [{{name: http, number: {port}, target: {SERVER_PORT}, protocol: http}}]
     versions: {{v1: {{version: v1}}, v2: {{version: v2}}}}
     endpoints:
       - {{address: {v1}, tags: {{version: v1}}}}
@@ -53,14 +88,9 @@ workloads:
         netns = stage.client.netns.display(),
         v1 = stage.v1.v4,
         v2 = stage.v2.v4,
-    );
-    let path = stage.write("mesh.yaml", &config)?;
-    let proxy = stage.proxy(
-        "mesh",
-        program,
-        &["--instance", "bench", "run", "--config", &path],
-    )?;
-    Ok((SocketAddr::from((VIP, PORT)), proxy))
+        ip = at.ip(),
+        port = at.port(),
+    )
 }
 
 /// The bed's cgroup of pods, as the configuration names it: below the mount.

@@ -30,6 +30,8 @@ pub(crate) enum Leg {
     Direct,
     /// The client dials the service's virtual address.
     Mesh,
+    /// The client dials mesh's proxy without interception, in its own namespace.
+    Plain,
     /// The client dials nginx on the node.
     Nginx,
     /// The client dials HAProxy on the node.
@@ -39,9 +41,10 @@ pub(crate) enum Leg {
 }
 
 impl Leg {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Direct,
         Self::Mesh,
+        Self::Plain,
         Self::Nginx,
         Self::Haproxy,
         Self::Envoy,
@@ -51,6 +54,7 @@ impl Leg {
         match self {
             Self::Direct => "direct",
             Self::Mesh => "mesh",
+            Self::Plain => "mesh dialled",
             Self::Nginx => "nginx",
             Self::Haproxy => "HAProxy",
             Self::Envoy => "Envoy",
@@ -71,7 +75,7 @@ impl Tools {
         let mut tools = Self::default();
         for leg in legs {
             let (path, version) = match leg {
-                Leg::Direct => continue,
+                Leg::Direct | Leg::Plain => continue,
                 Leg::Mesh => (mesh, "--version"),
                 Leg::Nginx => (Path::new("/usr/sbin/nginx"), "-v"),
                 Leg::Haproxy => (Path::new("/usr/sbin/haproxy"), "-v"),
@@ -127,6 +131,7 @@ pub(crate) fn start(stage: &Stage, tools: &Tools, leg: Leg) -> Result<Started> {
             return Ok(Started { to, proxy: None });
         }
         Leg::Mesh => mesh::start(stage, tools.path(leg)?)?,
+        Leg::Plain => mesh::start_plain(stage)?,
         Leg::Nginx => nginx::start(stage, tools.path(leg)?)?,
         Leg::Haproxy => haproxy::start(stage, tools.path(leg)?)?,
         Leg::Envoy => envoy::start(stage, tools.path(leg)?)?,
