@@ -44,6 +44,9 @@ pub struct AskArgs {
     /// A new connection for each request instead of one for all.
     #[arg(long)]
     pub close: bool,
+    /// A new connection after so many requests; 0: never.
+    #[arg(long, default_value_t = 0, conflicts_with = "close")]
+    pub requests_per_connection: u32,
     /// Pause between requests, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub pause_ms: u64,
@@ -141,6 +144,8 @@ struct Asker<'a> {
     args: &'a AskArgs,
     request: Vec<u8>,
     connection: Option<Connection>,
+    /// Requests since the last deliberate new connection.
+    carried: u32,
 }
 
 impl<'a> Asker<'a> {
@@ -149,6 +154,7 @@ impl<'a> Asker<'a> {
             args,
             request: request_bytes(args)?,
             connection: None,
+            carried: 0,
         })
     }
 
@@ -167,8 +173,11 @@ impl<'a> Asker<'a> {
                 }
             }
             times.saturating_record(start.elapsed().as_micros() as u64);
-            if self.args.close {
+            self.carried += 1;
+            let enough = self.args.requests_per_connection;
+            if self.args.close || (enough > 0 && self.carried >= enough) {
                 self.connection = None;
+                self.carried = 0;
             }
             if self.args.pause_ms > 0 {
                 std::thread::sleep(Duration::from_millis(self.args.pause_ms));
@@ -400,6 +409,7 @@ mod tests {
             host: None,
             body: String::new(),
             close: false,
+            requests_per_connection: 0,
             pause_ms: 0,
             timeout_ms: 2000,
             report_ms: None,

@@ -60,7 +60,11 @@ fn run(mut scene: Scene, own: &mut std::collections::BTreeSet<String>) -> anyhow
 }
 
 fn start_load(scene: &Scene) -> anyhow::Result<(Child, Receiver<Answers>)> {
-    let mut child = scene.flood(&scene.client, REPORT_MS, &["--pause-ms", PAUSE_MS])?;
+    let mut child = scene.flood(
+        &scene.client,
+        REPORT_MS,
+        &["--pause-ms", PAUSE_MS, "--requests-per-connection", "100"],
+    )?;
     let output = child.stdout.take().context("the load has no output")?;
     let (sender, receiver) = channel();
     std::thread::Builder::new()

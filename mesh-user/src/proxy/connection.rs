@@ -77,7 +77,39 @@ pub(super) async fn serve(
         return;
     }
     set_nodelay(&stream);
-    Box::pin(detect(conn, place, stream)).await;
+    let mut timer = Timer::new(opened);
+    let (mut stream, mut buf) = (stream, Buf::default());
+    let guess = detect(&conn, &place, &mut stream, &mut buf, &mut timer).await;
+    // Boxed each: a connection holds the state of its own engine, not of the largest.
+    match guess {
+        Guess::Http1 => Box::pin(http1::serve(conn, place, stream, buf, timer)).await,
+        Guess::Http2 => Box::pin(http2::serve(conn, place, stream, buf, timer)).await,
+        Guess::Opaque | Guess::More => {
+            Box::pin(tcp::serve(conn, place, stream, buf, timer)).await;
+        }
+    }
+}
+
+async fn detect(
+    conn: &Conn,
+    place: &Place,
+    stream: &mut TcpStream,
+    buf: &mut Buf,
+    timer: &mut Timer,
+) -> Guess {
+    let protocol = place.port.map(|port| {
+        let (snapshot, _) = conn.core.snapshot();
+        let plan = snapshot.ports.get(port.0 as usize);
+        plan.map_or(Protocol::Tcp, |plan| plan.protocol)
+    });
+    match protocol {
+        // The HTTP/1 engine waits for the first bytes anyway, and hands over when they are the
+        // preface of HTTP/2.
+        Some(Protocol::Http) => Guess::Http1,
+        Some(Protocol::Http2 | Protocol::Grpc) => Guess::Http2,
+        Some(Protocol::Auto) => first_bytes(conn, stream, buf, timer).await,
+        Some(Protocol::Tcp) | None => Guess::Opaque,
+    }
 }
 
 /// Ends a connection that can't be served, with a reset and its record.
@@ -85,31 +117,6 @@ pub(super) fn refuse(conn: Rc<Conn>, stream: &TcpStream, reject: Reject) {
     let mut log = ConnectionLog::open(conn, Spoken::Tcp);
     log.reject = Some(reject);
     reset_on_close(stream);
-}
-
-async fn detect(conn: Rc<Conn>, place: Place, mut stream: TcpStream) {
-    let protocol = place.port.map(|port| {
-        let (snapshot, _) = conn.core.snapshot();
-        snapshot
-            .ports
-            .get(port.0 as usize)
-            .map_or(Protocol::Tcp, |plan| plan.protocol)
-    });
-    let mut timer = Timer::new(conn.opened);
-    let mut buf = Buf::default();
-    let guess = match protocol {
-        // The HTTP/1 engine waits for the first bytes anyway, and hands over when they are the
-        // preface of HTTP/2.
-        Some(Protocol::Http) => Guess::Http1,
-        Some(Protocol::Http2 | Protocol::Grpc) => Guess::Http2,
-        Some(Protocol::Auto) => first_bytes(&conn, &mut stream, &mut buf, &mut timer).await,
-        Some(Protocol::Tcp) | None => Guess::Opaque,
-    };
-    match guess {
-        Guess::Http1 => http1::serve(conn, place, stream, buf, timer).await,
-        Guess::Http2 => http2::serve(conn, place, stream, buf, timer).await,
-        Guess::Opaque | Guess::More => tcp::serve(conn, place, stream, buf, &mut timer).await,
-    }
 }
 
 /// Reads until the protocol of an unknown port is told, at most for the detection time-out: the

@@ -363,7 +363,7 @@ pub(crate) fn nobody() -> SocketAddr {
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
     socket.bind(&any.into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
-    std::mem::forget(socket);
+    Box::leak(Box::new(socket));
     address
 }
 
