@@ -53,7 +53,9 @@ fn rows(side: &str) -> Vec<Row> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .map(|line| {
             let columns: Vec<&str> = line.splitn(4, " | ").collect();
-            let [side, expect, name, bytes] = columns[..] else { panic!("columns: {line}") };
+            let [side, expect, name, bytes] = columns[..] else {
+                panic!("columns: {line}")
+            };
             let (bytes, result) = bytes.split_once(" => ").unwrap_or((bytes, ""));
             Row {
                 side: side.into(),
@@ -65,7 +67,11 @@ fn rows(side: &str) -> Vec<Row> {
         })
         .filter(|row| row.side == side)
         .collect();
-    assert!(rows.len() >= 30, "the table has been cut to {} rows of {side}", rows.len());
+    assert!(
+        rows.len() >= 30,
+        "the table has been cut to {} rows of {side}",
+        rows.len()
+    );
     rows
 }
 
@@ -100,7 +106,11 @@ fn requests_of_the_table_are_handled_as_it_says() {
             } else {
                 text.ends_with(b"\r\n\r\n")
             };
-            if ended && reader.stream.write_all(b"HTTP/1.1 299 Ok\r\ncontent-length: 0\r\n\r\n").is_err()
+            if ended
+                && reader
+                    .stream
+                    .write_all(b"HTTP/1.1 299 Ok\r\ncontent-length: 0\r\n\r\n")
+                    .is_err()
             {
                 return;
             }
@@ -150,7 +160,12 @@ fn requests_of_the_table_are_handled_as_it_says() {
             ));
         }
     }
-    assert!(failures.is_empty(), "{} rows:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} rows:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 #[test]
@@ -180,7 +195,11 @@ fn answers_of_the_table_are_handled_as_it_says() {
         reply.lock().unwrap().clone_from(&row.bytes);
         *closes.lock().unwrap() = (0, false);
         let mut client = Reader::new(mesh.connect());
-        let method = if row.name.starts_with("HEAD") { "HEAD" } else { "GET" };
+        let method = if row.name.starts_with("HEAD") {
+            "HEAD"
+        } else {
+            "GET"
+        };
         let path = if row.expect == "cut" { "/cut" } else { "/" };
         let request = format!("{method} {path} HTTP/1.1\r\nhost: a\r\n\r\n");
         client.send(&request);
@@ -225,5 +244,10 @@ fn answers_of_the_table_are_handled_as_it_says() {
             failures.push(format!("{}: wanted {}, got {seen}", row.name, row.expect));
         }
     }
-    assert!(failures.is_empty(), "{} rows:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} rows:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }

@@ -4,7 +4,7 @@ mod proxy_support;
 
 use std::{
     io::Write,
-    net::Shutdown,
+    net::{Shutdown, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,7 +16,7 @@ use std::{
 use mesh_user::model::{Protocol, RetryPolicy};
 use proxy_support::*;
 
-fn one(address: std::net::SocketAddr) -> Plan {
+fn one(address: SocketAddr) -> Plan {
     Plan::new(Protocol::Http).endpoint(address, "v1")
 }
 
@@ -149,7 +149,9 @@ fn refusals_say_their_name_and_keep_the_connection() {
         assert_eq!(answer.field("x-mesh-reject").as_deref(), name, "{to}");
         assert_eq!(answer.field("connection"), None, "{to}");
     }
-    eventually("one line for each request", || mesh.records("request").len() == 5);
+    eventually("one line for each request", || {
+        mesh.records("request").len() == 5
+    });
 }
 
 #[test]
@@ -158,7 +160,10 @@ fn connection_that_nobody_accepts_is_refused_by_name() {
     let mut client = Reader::new(mesh.connect());
     let answer = client.send(GET).message().unwrap();
     assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("connect_failed"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("connect_failed")
+    );
     // The connection lives on.
     assert_eq!(client.send(GET).message().unwrap().status(), 503);
 }
@@ -181,12 +186,19 @@ fn connection_closed_before_an_answer_is_retried_when_reused_and_idempotent_only
     let mesh = Mesh::start(one(up));
     let mut client = Reader::new(mesh.connect());
     assert_eq!(client.send(GET).message().unwrap().status(), 200);
-    assert_eq!(client.send(GET).message().unwrap().status(), 200, "tried again");
+    assert_eq!(
+        client.send(GET).message().unwrap().status(),
+        200,
+        "tried again"
+    );
     assert_eq!(deliveries.load(Ordering::SeqCst), 3);
     let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi";
     let answer = client.send(post).message().unwrap();
     assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("upstream_closed"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("upstream_closed")
+    );
     assert_eq!(deliveries.load(Ordering::SeqCst), 4, "delivered once");
 }
 
@@ -207,7 +219,10 @@ fn post_reset_after_its_first_body_byte_is_delivered_once() {
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi");
     let answer = client.message().unwrap();
     assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("upstream_reset"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("upstream_reset")
+    );
     assert_eq!(deliveries.load(Ordering::SeqCst), 1);
 }
 
@@ -221,9 +236,14 @@ fn retry_goes_to_another_endpoint_with_the_whole_body() {
     });
     let good = http_with(|request, _| {
         let body = request.text();
-        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
     });
-    let plan = Plan::new(Protocol::Http).endpoint(bad, "v1").endpoint(good, "v1");
+    let plan = Plan::new(Protocol::Http)
+        .endpoint(bad, "v1")
+        .endpoint(good, "v1");
     let mesh = Mesh::start(retrying(plan, |_| {}));
     for _ in 0..10 {
         let mut client = Reader::new(mesh.connect());
@@ -244,8 +264,16 @@ fn retry_on_status_stops_at_its_number_and_passes_the_last_answer() {
     let mesh = Mesh::start(retrying(one(up), |_| {}));
     let answer = Reader::new(mesh.connect()).send(GET).message().unwrap();
     assert_eq!((answer.status(), answer.text().as_str()), (503, "busy"));
-    assert_eq!(answer.field("x-mesh-reject"), None, "the endpoint's own answer");
-    assert_eq!(seen.load(Ordering::SeqCst), 3, "attempts: 2 means three deliveries");
+    assert_eq!(
+        answer.field("x-mesh-reject"),
+        None,
+        "the endpoint's own answer"
+    );
+    assert_eq!(
+        seen.load(Ordering::SeqCst),
+        3,
+        "attempts: 2 means three deliveries"
+    );
 }
 
 #[test]
@@ -256,11 +284,15 @@ fn body_larger_than_is_kept_is_not_sent_again() {
         count.fetch_add(1, Ordering::SeqCst);
         "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_owned()
     });
-    let mesh = Mesh::with(retrying(one(up), |_| {}), 1, |limits| limits.replay_bytes_max = 1000);
+    let mesh = Mesh::with(retrying(one(up), |_| {}), 1, |limits| {
+        limits.replay_bytes_max = 1000
+    });
     for (length, deliveries) in [(1000, 3), (1001, 1)] {
         seen.store(0, Ordering::SeqCst);
         let mut client = Reader::new(mesh.connect());
-        client.send(format!("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"));
+        client.send(format!(
+            "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+        ));
         client.send(vec![b'x'; length]);
         assert_eq!(client.message().unwrap().status(), 503);
         assert_eq!(seen.load(Ordering::SeqCst), deliveries, "{length}");
@@ -281,9 +313,7 @@ fn early_answer_reaches_a_client_that_is_still_sending() {
     let mut client = Reader::new(mesh.connect());
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000000\r\n\r\n");
     let mut writer = client.stream.try_clone().unwrap();
-    let sender = thread::spawn(move || {
-        while writer.write_all(&[b'x'; 65536]).is_ok() {}
-    });
+    let sender = thread::spawn(move || while writer.write_all(&[b'x'; 65536]).is_ok() {});
     let answer = client.message().unwrap();
     assert_eq!((answer.status(), answer.text().as_str()), (413, "no"));
     let _closed_already = client.stream.shutdown(Shutdown::Both);
@@ -332,7 +362,10 @@ fn continue_and_early_hints_pass_but_not_to_http10() {
     client.send(GET);
     assert_eq!(client.head().unwrap().status(), 100);
     let hints = client.head().unwrap();
-    assert_eq!((hints.status(), hints.field("link").as_deref()), (103, Some("</a>")));
+    assert_eq!(
+        (hints.status(), hints.field("link").as_deref()),
+        (103, Some("</a>"))
+    );
     assert_eq!(client.message().unwrap().text(), "ok");
     let mut old = Reader::new(mesh.connect());
     old.send("GET / HTTP/1.0\r\n\r\n");
@@ -382,7 +415,10 @@ fn bodyless_answers_leave_the_connection_usable() {
     ] {
         client.send(format!("{method} / HTTP/1.1\r\nhost: a\r\n\r\n"));
         let head = client.head().unwrap();
-        assert_eq!((head.status(), head.field("content-length").as_deref()), (status, length));
+        assert_eq!(
+            (head.status(), head.field("content-length").as_deref()),
+            (status, length)
+        );
     }
 }
 
@@ -424,7 +460,9 @@ fn answer_until_close_is_passed_and_marked() {
     let up = endpoint(|stream| {
         let mut reader = Reader::new(stream);
         reader.head().unwrap();
-        reader.send("HTTP/1.1 200 OK\r\n\r\npart one, ").send("part two");
+        reader
+            .send("HTTP/1.1 200 OK\r\n\r\npart one, ")
+            .send("part two");
     });
     let mesh = Mesh::start(one(up));
     let mut client = Reader::new(mesh.connect());
@@ -480,4 +518,88 @@ fn trailers_pass() {
     let head = client.head().unwrap();
     assert_eq!(head.field("trailer").as_deref(), Some("x-t"));
     assert_eq!(client.bytes(ANSWER.len()), ANSWER);
+}
+
+#[test]
+fn both_families_reach_the_service_through_one_listener() {
+    let mut plan = one(http("ok"));
+    plan.dual = true;
+    let mesh = Mesh::start(plan);
+    let port = mesh.address.port();
+    for (ip, shown) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
+        let address = SocketAddr::new(ip.parse().unwrap(), port);
+        let mut client = Reader::new(connect(address));
+        assert_eq!(client.send(GET).message().unwrap().text(), "ok", "{ip}");
+        eventually("the record", || {
+            // IPv4 is IPv4, though the socket says ::ffff:127.0.0.1.
+            mesh.records("request")
+                .iter()
+                .any(|line| line.to_string().contains(shown))
+        });
+    }
+    assert!(
+        mesh.records("request")
+            .iter()
+            .all(|line| !line.to_string().contains("::ffff:"))
+    );
+}
+
+#[test]
+fn last_hop_of_max_forwards_answers_itself() {
+    let mesh = Mesh::start(one(nobody()));
+    let mut client = Reader::new(mesh.connect());
+    client.send("OPTIONS / HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\n\r\n");
+    let answer = client.message().unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.field("allow").is_some());
+    client.send("TRACE / HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\ncookie: secret\r\n\r\n");
+    let answer = client.message().unwrap();
+    assert_eq!(answer.status(), 405);
+    assert!(!answer.text().contains("secret"));
+}
+
+/// FNV-1a: enough to tell a lost, doubled or moved byte.
+fn hash(state: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(state, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+fn piece(index: usize) -> Vec<u8> {
+    (0..65_536)
+        .map(|at| ((at * 7 + index * 13) % 251) as u8)
+        .collect()
+}
+
+#[test]
+fn hundred_mebibytes_pass_unchanged_up_and_down() {
+    const PIECES: usize = 1600;
+    let want = (0..PIECES).fold(0, |state, index| hash(state, &piece(index)));
+    let up = endpoint(move |stream| {
+        let mut reader = Reader::new(stream);
+        let head = reader.head().unwrap();
+        let mut state = 0;
+        if head.field("content-length").is_some() {
+            for _ in 0..PIECES {
+                state = hash(state, &reader.bytes(65_536));
+            }
+        }
+        let length = PIECES * 65_536;
+        reader.send(format!(
+            "HTTP/1.1 200 OK\r\nseen: {state}\r\ncontent-length: {length}\r\n\r\n"
+        ));
+        (0..PIECES).for_each(|index| drop(reader.send(piece(index))));
+        let _end = reader.all();
+    });
+    let mesh = Mesh::start(one(up));
+    let mut client = Reader::new(mesh.connect());
+    let length = PIECES * 65_536;
+    client.send(format!(
+        "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+    ));
+    (0..PIECES).for_each(|index| drop(client.send(piece(index))));
+    let head = client.head().unwrap();
+    assert_eq!(head.field("seen"), Some(want.to_string()), "up");
+    let got = (0..PIECES).fold(0, |state, _| hash(state, &client.bytes(65_536)));
+    assert_eq!(got, want, "down");
 }

@@ -8,7 +8,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
     sync::{Arc, atomic::AtomicU32},
     thread,
@@ -70,6 +70,8 @@ pub(crate) struct Plan {
     pub(crate) model: Model,
     /// Instead of the listener's address.
     pub(crate) addresses: Vec<SocketAddr>,
+    /// Listen on both families with one socket.
+    pub(crate) dual: bool,
 }
 
 impl Plan {
@@ -94,8 +96,12 @@ impl Plan {
             dial_from: DialFrom::Workload,
         };
         Self {
-            model: Model { services: vec![service], ..Model::default() },
+            model: Model {
+                services: vec![service],
+                ..Model::default()
+            },
             addresses: Vec::new(),
+            dual: false,
         }
     }
 
@@ -203,6 +209,9 @@ fn listener(address: SocketAddr) -> TcpListener {
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.set_reuse_port(true).unwrap();
+    if address.is_ipv6() {
+        socket.set_only_v6(false).unwrap();
+    }
     socket.bind(&address.into()).unwrap();
     socket.listen(4096).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -215,7 +224,13 @@ impl Mesh {
     }
 
     pub(crate) fn with(plan: Plan, workers: usize, change: impl FnOnce(&mut Limits)) -> Self {
-        Self::build(plan, workers, change, Arc::new(NoOrigins), Arc::new(HereSockets))
+        Self::build(
+            plan,
+            workers,
+            change,
+            Arc::new(NoOrigins),
+            Arc::new(HereSockets),
+        )
     }
 
     pub(crate) fn with_sockets(plan: Plan, sockets: Arc<dyn SocketSource>) -> Self {
@@ -240,7 +255,12 @@ impl Mesh {
     ) -> Self {
         let mut limits = Limits::default();
         change(&mut limits);
-        let first = listener(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let any = if plan.dual {
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
+        } else {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+        };
+        let first = listener(any);
         let address = first.local_addr().unwrap();
         let log = tempfile_path::LogFile::new();
         let telemetry = Telemetry::new(&AccessLog {
@@ -306,7 +326,10 @@ impl Mesh {
 
     /// The access-log lines so far of one kind: `request` or `connection`.
     pub(crate) fn records(&self, kind: &str) -> Vec<serde_json::Value> {
-        self.log().into_iter().filter(|line| line["mesh.record"] == kind).collect()
+        self.log()
+            .into_iter()
+            .filter(|line| line["mesh.record"] == kind)
+            .collect()
     }
 
     /// The value of the first series of `/metrics` whose line contains all of `parts`.
@@ -322,7 +345,11 @@ impl Mesh {
 fn compile(mut plan: Plan, address: SocketAddr, previous: Option<&Snapshot>) -> Snapshot {
     let address = plan.addresses.first().copied().unwrap_or(address);
     let service = &mut plan.model.services[0];
-    service.addresses = vec![address.ip()];
+    service.addresses = if plan.dual {
+        vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+    } else {
+        vec![address.ip()]
+    };
     service.ports[0].number = address.port();
     let snapshot = Snapshot::compile(Arc::new(plan.model), previous, clock::now());
     snapshot.enforce();
@@ -351,7 +378,7 @@ pub(crate) fn nobody() -> SocketAddr {
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
     socket.bind(&any.into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
-    std::mem::forget(socket);
+    Box::leak(Box::new(socket));
     address
 }
 
@@ -463,7 +490,9 @@ impl Reader {
 
     /// So many bytes, or what came until the end, an error, or two seconds of silence.
     pub(crate) fn at_most(&mut self, count: usize) -> Vec<u8> {
-        self.stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        self.stream
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
         while self.rest.len() < count && self.more().unwrap_or(false) {}
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
         self.rest.drain(..count.min(self.rest.len())).collect()
