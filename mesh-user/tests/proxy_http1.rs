@@ -588,7 +588,9 @@ fn hundred_mebibytes_pass_unchanged_up_and_down() {
         reader.send(format!(
             "HTTP/1.1 200 OK\r\nseen: {state}\r\ncontent-length: {length}\r\n\r\n"
         ));
-        (0..PIECES).for_each(|index| drop(reader.send(piece(index))));
+        for index in 0..PIECES {
+            reader.send(piece(index));
+        }
         let _end = reader.all();
     });
     let mesh = Mesh::start(one(up));
@@ -597,7 +599,9 @@ fn hundred_mebibytes_pass_unchanged_up_and_down() {
     client.send(format!(
         "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
     ));
-    (0..PIECES).for_each(|index| drop(client.send(piece(index))));
+    for index in 0..PIECES {
+        client.send(piece(index));
+    }
     let head = client.head().unwrap();
     assert_eq!(head.field("seen"), Some(want.to_string()), "up");
     let got = (0..PIECES).fold(0, |state, _| hash(state, &client.bytes(65_536)));
