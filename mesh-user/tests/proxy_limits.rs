@@ -678,7 +678,7 @@ fn panic_ends_its_connection_only_and_is_counted() {
         mesh.metric(&["task_panics_total{", "connection"]),
         Some(1.0)
     );
-    assert_eq!(gauges(&mesh).requests, 0, "its permits are given back");
+    eventually("its permits are given back", || gauges(&mesh).requests == 0);
     eventually("recorded all the same", || {
         mesh.records("request").len() == 3
     });
@@ -710,4 +710,22 @@ fn many_clients_at_once_get_their_own_answers() {
         }
     });
     eventually("a record each", || mesh.records("request").len() == 32 * 50);
+}
+
+#[test]
+fn idle_connections_cost_little() {
+    const COUNT: usize = 1000;
+    let mesh = Mesh::start(one(http("ok")));
+    let serve = || {
+        let mut client = Reader::new(mesh.connect());
+        assert_eq!(client.send(GET).message().unwrap().status(), 200);
+        client.stream
+    };
+    // The first ones fill the stores.
+    let _warm: Vec<_> = (0..50).map(|_| serve()).collect();
+    let before = resident();
+    let idle: Vec<_> = (0..COUNT).map(|_| serve()).collect();
+    let each = resident().saturating_sub(before) / idle.len();
+    println!("{each} bytes for an idle connection, its client included");
+    assert!(each < 16 << 10, "{each} bytes");
 }
