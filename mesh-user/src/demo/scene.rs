@@ -334,8 +334,11 @@ impl Scene {
         self.bed.spawn_in(from, command)
     }
 
-    /// Starts the agent and waits until it is ready and both clients are captured.
-    pub fn start_agent(&mut self) -> anyhow::Result<()> {
+    /// Starts the agent and waits for nothing.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn spawn_agent(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(&self.binary);
         command.arg("run").arg("--config").arg(self.config_path());
         command.args(["--instance", self.instance.name()]);
@@ -344,6 +347,15 @@ impl Scene {
             .stdout(Stdio::null())
             .stderr(self.log("agent")?);
         self.agent = Some(self.bed.spawn_node(command)?);
+        Ok(())
+    }
+
+    /// Starts the agent and waits until it is ready and both clients are captured.
+    ///
+    /// # Errors
+    /// It could not be started, or was not ready within 10 s.
+    pub fn start_agent(&mut self) -> anyhow::Result<()> {
+        self.spawn_agent()?;
         let ready = wait_until(READY, || {
             self.mesh(&["status", "-o", "json"]).is_ok_and(|output| {
                 let status: serde_json::Value =

@@ -159,3 +159,22 @@ pub(crate) fn kernel_count(scene: &Scene, reason: &str) -> u64 {
     let row = items.iter().find(|row| row["reason"] == reason).expect("the counter");
     row["count"].as_u64().expect("a number")
 }
+
+/// Waits until this many workloads are captured.
+pub(crate) fn live(scene: &Scene, count: usize) {
+    let mut last = None;
+    let done = mesh_user::testbed::wait_until(std::time::Duration::from_secs(10), || {
+        last = scene.status().ok();
+        last.as_ref().is_some_and(|status| {
+            let live = mesh_user::admin::WorkloadState::Live;
+            status.workloads.iter().filter(|workload| workload.state == live).count() == count
+        })
+    });
+    assert!(done, "{count} workloads are not live: {last:?}");
+}
+
+/// Waits at most 10 s.
+pub(crate) fn eventually(what: &str, ready: impl FnMut() -> bool) {
+    let done = mesh_user::testbed::wait_until(std::time::Duration::from_secs(10), ready);
+    assert!(done, "not within 10 s: {what}");
+}
