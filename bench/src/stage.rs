@@ -189,7 +189,7 @@ impl Stage {
     pub(crate) fn log_tail(&self, name: &str) -> String {
         let text = fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(8)..].join("\n  ")
+        lines[lines.len().saturating_sub(30)..].join("\n  ")
     }
 }
 

@@ -20,7 +20,7 @@ kind: MeshConfig
 attach: [{attach}]
 agent:
   workers: 1
-  metrics: none
+  metrics: off
   access-log: {{filter: off}}
 services:
   - name: web
@@ -49,7 +49,7 @@ policies:
 workloads:
   - {{name: client, netns: {netns}, tags: {{app: client}}}}
 ",
-        attach = stage.bed.pods_cgroup().display(),
+        attach = below_mount(&stage.bed.pods_cgroup()),
         netns = stage.client.netns.display(),
         v1 = stage.v1.v4,
         v2 = stage.v2.v4,
@@ -61,4 +61,16 @@ workloads:
         &["--instance", "bench", "run", "--config", &path],
     )?;
     Ok((SocketAddr::from((VIP, PORT)), proxy))
+}
+
+/// The bed's cgroup of pods, as the configuration names it: below the mount.
+fn below_mount(pods: &Path) -> String {
+    // `mb-NAME/pods`, as the test bed makes it.
+    let parts: Vec<_> = pods.components().rev().take(2).collect();
+    parts
+        .iter()
+        .rev()
+        .map(|part| part.as_os_str().to_string_lossy())
+        .collect::<Vec<_>>()
+        .join("/")
 }

@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -19,6 +19,16 @@ use crate::{
     proxy::Workers,
     telemetry::Telemetry,
 };
+
+/// Hooks without which nothing is captured.
+const HOOKS: &[&str] = &["connect4", "connect6", "flow_ops"];
+
+/// How often the pinned links are looked at: somebody may have removed one.
+const LINKS_LOOK: Duration = Duration::from_secs(10);
+
+/// A worker that did not turn for so long makes the agent «not alive»: well above the second after
+/// which the kernel stops capturing, for a restart cuts every connection.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// Events that are logged in each tick (250 ms). The rest stays in the ring buffer for the next one,
 /// or is counted as `event_lost`.
@@ -43,6 +53,8 @@ pub(super) struct NodeAgent {
 
 #[derive(Debug)]
 struct Control {
+    /// The configuration in force.
+    in_force: Option<Config>,
     kernel: Kernel,
     enrolments: Enrolments,
     swept: MonoNanos,
@@ -56,6 +68,22 @@ struct Reported {
     workloads: Vec<crate::admin::WorkloadStatus>,
     paused: bool,
     draining: bool,
+    /// What the look at the pinned links found.
+    links: Links,
+}
+
+/// The hooks that must stand for anything to be captured.
+#[derive(Debug)]
+struct Links {
+    looked: MonoNanos,
+    missing: Vec<&'static str>,
+    count: usize,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self { looked: MonoNanos(0), missing: HOOKS.to_vec(), count: 0 }
+    }
 }
 
 /// The settings that differ and only take effect at a start.
@@ -118,6 +146,7 @@ impl NodeAgent {
             telemetry,
             snapshot: ArcSwap::from_pointee(Snapshot::empty()),
             control: Mutex::new(Control {
+                in_force: None,
                 kernel,
                 enrolments: Enrolments::default(),
                 swept: MonoNanos(0),
@@ -135,6 +164,13 @@ impl NodeAgent {
     /// know: the kernel forgets what goes, the workers swap, the kernel learns what comes.
     pub(super) fn put_in_force(&self, config: &Config, now: MonoNanos) -> Result<u64, KernelError> {
         let mut control = lock(&self.control);
+        if control.in_force.as_ref() == Some(config) {
+            // The watcher and `mesh reload` both saw the same change, or a bad edit was undone.
+            let mut report = lock(&self.report);
+            report.last_success = Some(SystemTime::now());
+            report.last_error = None;
+            return Ok(self.snapshot.load().generation);
+        }
         let old = self.snapshot.load_full();
         let new = Arc::new(Snapshot::compile(
             Arc::new(config.model.clone()),
@@ -156,7 +192,9 @@ impl NodeAgent {
             control.kernel.apply(&old_table)?;
             return Err(error);
         }
+        new.enforce();
         self.snapshot.store(Arc::clone(&new));
+        control.in_force = Some(config.clone());
         let Control {
             kernel, enrolments, ..
         } = &mut *control;
@@ -202,7 +240,9 @@ impl NodeAgent {
             kernel,
             enrolments,
             swept,
+            ..
         } = &mut *control;
+        self.look_at_links(now);
         log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
         lock(&self.report).workloads = enrolments.status();
@@ -215,6 +255,26 @@ impl NodeAgent {
             self.telemetry
                 .retire(&|key| snapshot.source(key).is_some(), now);
         }
+    }
+
+    fn look_at_links(&self, now: MonoNanos) {
+        let looked = lock(&self.report).links.looked;
+        if looked != MonoNanos(0) && now.since(looked) < LINKS_LOOK {
+            return;
+        }
+        let rows = View::open(&self.instance).map(|view| view.progs()).unwrap_or_default();
+        let stands = |hook: &str| rows.iter().any(|row| row.program == hook);
+        let missing: Vec<_> = HOOKS.iter().copied().filter(|hook| !stands(hook)).collect();
+        if !missing.is_empty() {
+            tracing::error!(?missing, "links are gone: restart the agent to attach them again");
+        }
+        lock(&self.report).links = Links { looked: now, missing, count: rows.len() };
+    }
+
+    /// How long a stop waits, by the configuration in force.
+    pub(super) fn drain_limit(&self) -> Duration {
+        let control = lock(&self.control);
+        control.in_force.as_ref().map_or(self.settings.drain, |config| config.agent.drain)
     }
 
     pub(super) fn set_draining(&self) {
@@ -239,8 +299,11 @@ impl Agent for NodeAgent {
             conditions: vec![
                 Condition {
                     name: "programs".into(),
-                    ok: true,
-                    detail: "attached and pinned".into(),
+                    ok: report.links.missing.is_empty(),
+                    detail: match report.links.missing.as_slice() {
+                        [] => format!("{} links attached and pinned", report.links.count),
+                        missing => format!("not attached: {}", missing.join(", ")),
+                    },
                 },
                 Condition {
                     name: "model".into(),
@@ -269,6 +332,14 @@ impl Agent for NodeAgent {
             redirect: !report.paused,
             restart_needed: report.restart_needed.clone(),
         }
+    }
+
+    fn live(&self) -> Result<(), String> {
+        let still = clock::now().since(self.workers.oldest_tick());
+        if still < STUCK {
+            return Ok(());
+        }
+        Err(format!("a worker stands still since {} s", still.as_secs()))
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {

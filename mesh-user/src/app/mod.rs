@@ -81,7 +81,7 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
         .build()
         .context("can't make the control runtime")?;
     runtime.block_on(control(&running.agent, source, &telemetry))?;
-    running.stop(config.agent.drain);
+    running.stop();
     Ok(())
 }
 
@@ -130,6 +130,7 @@ fn start(
         agent: Arc::clone(&agent) as Arc<dyn crate::admin::Agent>,
         telemetry,
     })?;
+    agent.tick(now);
     agent
         .put_in_force(config, now)
         .context("can't put the configuration in force")?;
@@ -188,8 +189,9 @@ async fn control(
 
 impl Running {
     /// Sends new connections to the failure mode at once, lets those in flight end, then goes.
-    fn stop(self, limit: Duration) {
+    fn stop(self) {
         self.agent.set_draining();
+        let limit = self.agent.drain_limit();
         tracing::info!(limit_s = limit.as_secs_f64(), "draining");
         // A heartbeat of 0 is stale: the connect hook stops capturing before a listener closes,
         // so that no connection is left in a listener's queue.

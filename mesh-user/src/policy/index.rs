@@ -13,7 +13,7 @@ use super::{
     HeaderView, RequestView, SourceIx,
     hash::{Fold, IdMap, join, of},
     matcher::{Entry, PathCond, SourceSet},
-    value::{Decoded, ValueCond, each_joined, host_of, parameter},
+    value::{Decoded, ValueCond, host_of, parameter},
 };
 
 /// Header names, and query names, of which the exact values are indexed: each costs a look-up in
@@ -48,8 +48,9 @@ pub(super) struct Index {
     paths: bool,
     /// Bit n: there are prefixes of n elements.
     depths: u64,
-    headers: Vec<Box<str>>,
-    query: Vec<Box<str>>,
+    /// Names, with what their values' hashes are joined to.
+    headers: Vec<(Box<str>, u64)>,
+    query: Vec<(Box<str>, u64)>,
     authority: bool,
     /// By source: the sets that have it and have a list.
     sets_of: Vec<Vec<u32>>,
@@ -92,10 +93,12 @@ impl Key {
 impl Index {
     pub(super) fn new(entries: &[Entry], sets: &[SourceSet], sources: usize) -> Self {
         let mut index = Self {
-            headers: common_names(entries.iter().map(|entry| &*entry.headers), |name| {
-                !name.eq_ignore_ascii_case("set-cookie")
-            }),
-            query: common_names(entries.iter().map(|entry| &*entry.query), |_| true),
+            headers: common_names(
+                HEADER,
+                entries.iter().map(|entry| &*entry.headers),
+                |name| !name.eq_ignore_ascii_case("set-cookie"),
+            ),
+            query: common_names(QUERY, entries.iter().map(|entry| &*entry.query), |_| true),
             ..Self::default()
         };
         let keys: Vec<Vec<Key>> = entries.iter().map(|entry| index.keys(entry)).collect();
@@ -152,16 +155,27 @@ impl Index {
         if let Some(ValueCond::Exact(host)) = &entry.authority {
             keys.push(Key::Authority(authority(host)));
         }
-        for (name, cond) in &entry.headers {
-            if let (ValueCond::Exact(value), true) = (cond, self.headers.contains(name)) {
-                keys.push(Key::Header(named(HEADER, name, of(VALUE, value))));
-            }
-        }
-        for (name, cond) in &entry.query {
-            if let (ValueCond::Exact(value), true) = (cond, self.query.contains(name)) {
-                keys.push(Key::Query(named(QUERY, name, of(VALUE, value))));
-            }
-        }
+        let named = |names: &[(Box<str>, u64)], (name, cond): &(Box<str>, ValueCond)| {
+            let ValueCond::Exact(value) = cond else {
+                return None;
+            };
+            let (_, seed) = names.iter().find(|(known, _)| known == name)?;
+            Some(join(*seed, of(VALUE, value)))
+        };
+        keys.extend(
+            entry
+                .headers
+                .iter()
+                .filter_map(|c| named(&self.headers, c))
+                .map(Key::Header),
+        );
+        keys.extend(
+            entry
+                .query
+                .iter()
+                .filter_map(|c| named(&self.query, c))
+                .map(Key::Query),
+        );
         if let Some(PathCond::Prefix(prefix)) = &entry.path {
             keys.extend(prefix_key(prefix));
         }
@@ -189,16 +203,16 @@ impl Index {
         if self.authority {
             look(authority(host_of(request.authority).as_bytes()));
         }
-        for name in &self.headers {
+        for (name, seed) in &self.headers {
             if let Some(value) = header_hash(request.headers, name) {
-                look(named(HEADER, name, value));
+                look(join(*seed, value));
             }
         }
-        for name in &self.query {
+        for (name, seed) in &self.query {
             if let Some(value) = parameter(request.query, name) {
                 let mut fold = Fold::new(VALUE);
                 Decoded(value.as_bytes()).for_each(|byte| fold.byte(byte));
-                look(named(QUERY, name, fold.finish()));
+                look(join(*seed, fold.finish()));
             }
         }
         if self.depths != 0 {
@@ -255,9 +269,10 @@ impl Index {
 
 /// The names that most alternatives ask for an exact value, at most [`NAMES_MAX`].
 fn common_names<'a>(
+    kind: u64,
     conditions: impl Iterator<Item = &'a [(Box<str>, ValueCond)]>,
     may: impl Fn(&str) -> bool,
-) -> Vec<Box<str>> {
+) -> Vec<(Box<str>, u64)> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for (name, cond) in conditions.flatten() {
         if matches!(cond, ValueCond::Exact(_)) && may(name) {
@@ -269,12 +284,8 @@ fn common_names<'a>(
     names
         .into_iter()
         .take(NAMES_MAX)
-        .map(|(name, _)| name.into())
+        .map(|(name, _)| (name.into(), of(kind, name.as_bytes())))
         .collect()
-}
-
-fn named(kind: u64, name: &str, value: u64) -> u64 {
-    join(of(kind, name.as_bytes()), value)
 }
 
 fn authority(host: &[u8]) -> u64 {
@@ -286,9 +297,13 @@ fn authority(host: &[u8]) -> u64 {
 
 /// The hash of a field's joined value; none when there is no such field.
 fn header_hash(headers: &impl HeaderView, name: &str) -> Option<u64> {
-    headers.values(name).next()?;
+    let mut values = headers.values(name);
     let mut fold = Fold::new(VALUE);
-    each_joined(headers, name, |part| fold.write(part));
+    fold.write(values.next()?);
+    for value in values {
+        fold.write(b", ");
+        fold.write(value);
+    }
     Some(fold.finish())
 }
 

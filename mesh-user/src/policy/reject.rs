@@ -265,5 +265,41 @@ impl Reject {
     }
 }
 
+/// `docs/REJECTS.md`: every name with everything that follows from it.
+pub fn reference_markdown() -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from(
+        "# Refusals\n\nGenerated from the code; a test compares, `MESH_BLESS=1 cargo test` rewrites.\n\n\
+         ## By the proxy\n\nThe name stands in the answer's `x-mesh-reject`, in the access log, in \
+         `mesh_rejects_total{reason}` and in `mesh explain`. Flags are Envoy's. Status 0: no answer \
+         is possible. A gRPC request gets HTTP 200 with the gRPC status. Overload answers carry \
+         `x-mesh-overloaded: true` and never count against an endpoint.\n\n\
+         | name | status | gRPC | flag | overload | why |\n|---|---|---|---|---|---|\n",
+    );
+    for reject in Reject::ALL {
+        let overload = if reject.is_overload() { "yes" } else { "" };
+        // Writing to a String can't fail.
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} | {} | {overload} | {} |",
+            reject.label(),
+            reject.status(),
+            reject.grpc_status(),
+            reject.flag(),
+            reject.explain()
+        );
+    }
+    text.push_str(
+        "\n## By the kernel\n\nThe reason stands in `mesh bpf stats list` and in \
+         `mesh_bpf_redirects_total{reason}`. A refused connect fails at once with ECONNREFUSED.\n\n\
+         | reason | refuses |\n|---|---|\n",
+    );
+    for reason in mesh_common::reason::Reason::ALL {
+        let refuses = if reason.is_refusal() { "yes" } else { "" };
+        let _ = writeln!(text, "| `{}` | {refuses} |", reason.label());
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! Metrics and access log: one record per request, one per connection, each emitted exactly once.
 //!
 //! Workers call [`Telemetry::request`] and [`Telemetry::connection`] from `Drop`. Numbers go to
-//! cells that belong to the calling thread ([`local`]), lines to a buffer that belongs to it
-//! ([`access_log`]): no worker ever waits for another, for a scrape, or for a disk.
+//! cells that belong to the calling thread (`local`), lines to a buffer that belongs to it
+//! (`access_log`): no worker ever waits for another, for a scrape, or for a disk.
 
 mod access_log;
 mod docs;

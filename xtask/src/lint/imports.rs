@@ -49,6 +49,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "demo",
         &[
+            "admin",
             "clock",
             "config",
             "kernel",

@@ -2,7 +2,7 @@
 //!
 //! One runtime per thread, each with its own listening socket (`SO_REUSEPORT`), so that a server is
 //! never what a measurement measures. Serves, on addresses of its own each: HTTP/1.1 and HTTP/2
-//! with prior knowledge ([`service`] lists the paths), TCP that sends back what it gets, and TCP
+//! with prior knowledge (`service` lists the paths), TCP that sends back what it gets, and TCP
 //! where the server speaks first.
 //!
 //! Absent on purpose: TLS, and any limit on what a client may ask for beyond the bounds below. It

@@ -27,7 +27,7 @@ pub use report::Report;
 /// Arguments of `mesh demo load`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct LoadArgs {
-    /// What to ask: http://HOST[:PORT][/PATH]; with --tcp, HOST:PORT.
+    /// What to ask: `http://HOST[:PORT][/PATH]`; with --tcp, `HOST:PORT`.
     pub target: String,
     /// Connect here, whatever the target's host says.
     #[arg(long, value_name = "ADDR:PORT")]

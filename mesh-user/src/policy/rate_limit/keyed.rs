@@ -119,6 +119,12 @@ impl Buckets {
         }
     }
 
+    /// Whether the key has a place of its own.
+    #[cfg(test)]
+    pub(super) fn has(&self, key: u64) -> bool {
+        self.shard(key).find(key).is_some()
+    }
+
     /// Places that hold a bucket that isn't full.
     #[cfg(test)]
     pub(super) fn in_use(&self, time: u64) -> usize {

@@ -201,6 +201,22 @@ fn position_survives_a_reload_that_leaves_the_weights() {
 }
 
 #[test]
+fn position_starts_anew_when_weights_or_versions_change() {
+    let before = compile(weighted(&[3, 1]));
+    let id = |snapshot: &Snapshot| snapshot.rules[0].split.id;
+    let next = |model: Model| id(&recompile(model, &before, MonoNanos(1)));
+    assert_eq!(next(weighted(&[3, 1])), id(&before));
+    assert_ne!(next(weighted(&[3, 2])), id(&before));
+    assert_ne!(next(weighted(&[3, 1, 0])), id(&before));
+    let mut other_version = weighted(&[3, 1]);
+    other_version.rules[0].route[1] = to("v3", 1);
+    assert_ne!(next(other_version), id(&before));
+    let mut other_name = weighted(&[3, 1]);
+    other_name.rules[0].name = "renamed".to_owned();
+    assert_ne!(next(other_name), id(&before));
+}
+
+#[test]
 fn cursors_of_vanished_rules_are_dropped() {
     let mut cursors = Cursors::default();
     let mut snapshot = compile(weighted(&[1, 1]));

@@ -222,12 +222,7 @@ mod tests {
 
     #[test]
     fn chunked_limits_at_and_above() {
-        let extension = |bytes: usize| {
-            format!(
-                "1{}\r\nx\r\n0\r\n\r\n",
-                format!(";{}", "e".repeat(bytes - 1))
-            )
-        };
+        let extension = |bytes: usize| format!("1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(bytes - 1));
         assert!(run(extension(256).as_bytes(), 7, false).is_ok());
         assert_eq!(run(extension(257).as_bytes(), 7, false), Err(Malformed));
         let many = |chunks: usize| {

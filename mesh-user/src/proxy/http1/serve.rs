@@ -364,6 +364,10 @@ impl Session {
     }
 
     /// Reads, checks, decides: everything that needs the head as it came.
+    #[expect(
+        clippy::result_large_err,
+        reason = "moved once within a call; a box would be an allocation for each refusal"
+    )]
     fn decide(&mut self, length: usize, log: &mut RequestLog) -> Result<Going, Here> {
         let conn = &self.conn;
         let core = &conn.core;

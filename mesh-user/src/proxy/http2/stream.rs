@@ -251,9 +251,13 @@ impl Stream {
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let mut rng = core.rng.borrow_mut();
-        let picked = balance::pick(&snapshot, plan.version, &attempts.tried, &mut rng, started);
-        drop(rng);
+        let picked = balance::pick(
+            &snapshot,
+            plan.version,
+            &attempts.tried,
+            &mut core.rng.borrow_mut(),
+            started,
+        );
         let endpoint = match picked {
             Ok(endpoint) => endpoint,
             Err(reject) => return Turn::Refuse(reject),
