@@ -14,8 +14,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_user::testbed::Pod;
 use scene::{
-    BANNER_PORT, PORT, SPLIT, Scene, TCP_PORT, Talker, VIP4, VIP6, kernel_count, shell, start, told,
-    with_service,
+    BANNER_PORT, PORT, SPLIT, Scene, TCP_PORT, Talker, VIP4, VIP6, kernel_count, shell, start,
+    told, with_service,
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,10 @@ const MARK: &str = "@@";
 fn h2_client() {
     let plan = std::env::var(PLAN).expect("a plan");
     let plan: Plan = serde_json::from_str(&plan).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let answers = runtime.block_on(async {
         let stream = tokio::net::TcpStream::connect(plan.to).await.unwrap();
         let (client, connection) =
@@ -77,8 +80,11 @@ fn h2_client() {
                 .await
                 .unwrap();
         tokio::spawn(connection);
-        let tasks: Vec<_> =
-            plan.requests.into_iter().map(|ask| tokio::spawn(one(client.clone(), ask))).collect();
+        let tasks: Vec<_> = plan
+            .requests
+            .into_iter()
+            .map(|ask| tokio::spawn(one(client.clone(), ask)))
+            .collect();
         let mut answers = Vec::new();
         for task in tasks {
             let answer = task.await.unwrap();
@@ -97,7 +103,9 @@ async fn one(
     ask: Ask,
 ) -> hyper::Result<Answer> {
     let uri = format!("http://web{}", ask.path);
-    let mut request = http::Request::builder().method(ask.method.as_str()).uri(uri);
+    let mut request = http::Request::builder()
+        .method(ask.method.as_str())
+        .uri(uri);
     for (name, value) in &ask.headers {
         request = request.header(name, value);
     }
@@ -106,7 +114,10 @@ async fn one(
     let response = client.send_request(request).await?;
     let text = |fields: &http::HeaderMap| {
         let pairs = fields.iter().map(|(name, value)| {
-            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+            (
+                name.to_string(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
         });
         pairs.collect()
     };
@@ -125,35 +136,69 @@ async fn one(
 
 /// Asks from inside a pod over one HTTP/2 connection.
 fn h2(scene: &Scene, pod: &Pod, requests: Vec<Ask>) -> Vec<Answer> {
-    let plan = Plan { to: (VIP4, PORT).into(), requests };
+    let plan = Plan {
+        to: (VIP4, PORT).into(),
+        requests,
+    };
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["h2_client", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+    command.args([
+        "h2_client",
+        "--exact",
+        "--ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
     command.env(PLAN, serde_json::to_string(&plan).unwrap());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let output = scene.bed.spawn_in(pod, command).unwrap().wait_with_output().unwrap();
+    let output = scene
+        .bed
+        .spawn_in(pod, command)
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix(MARK));
     serde_json::from_str(line.unwrap_or_else(|| panic!("no answers: {text}"))).unwrap()
 }
 
 fn get(path: &str) -> Ask {
-    Ask { method: "GET".into(), path: path.into(), ..Ask::default() }
+    Ask {
+        method: "GET".into(),
+        path: path.into(),
+        ..Ask::default()
+    }
 }
 
 /// A gRPC message: not compressed, length, payload. ASCII, so that it survives JSON.
 const MESSAGE: &str = "\0\0\0\0\x05hello";
 
 fn grpc(path: &str, headers: &[(&str, &str)]) -> Ask {
-    let mut all = vec![("content-type".into(), "application/grpc".into()), ("te".into(), "trailers".into())];
-    all.extend(headers.iter().map(|(name, value)| ((*name).into(), (*value).into())));
-    Ask { method: "POST".into(), path: path.into(), headers: all, body: MESSAGE.into() }
+    let mut all = vec![
+        ("content-type".into(), "application/grpc".into()),
+        ("te".into(), "trailers".into()),
+    ];
+    all.extend(
+        headers
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into())),
+    );
+    Ask {
+        method: "POST".into(),
+        path: path.into(),
+        headers: all,
+        body: MESSAGE.into(),
+    }
 }
 
 /// Prior knowledge (h2c), each address family; the endpoint is asked in HTTP/2 too.
 #[test]
 fn curl_speaks_http2_with_prior_knowledge_over_every_family() {
     let scene = start("t-h2c", V1);
-    for host in [VIP4.to_string(), format!("[{VIP6}]"), format!("[::ffff:{VIP4}]")] {
+    for host in [
+        VIP4.to_string(),
+        format!("[{VIP6}]"),
+        format!("[::ffff:{VIP4}]"),
+    ] {
         let curl = format!(
             "curl -s --http2-prior-knowledge -m 10 -w '\\n%{{http_version}} %{{response_code}}' -D - \
              'http://{host}/x?y=z'"
@@ -161,7 +206,10 @@ fn curl_speaks_http2_with_prior_knowledge_over_every_family() {
         let text = shell(&scene, &scene.client, &curl);
         assert!(text.ends_with("\n2 200"), "{host}: {text}");
         assert!(text.contains("x-echo-version: v1"), "{text}");
-        assert!(text.contains("/x?y=z") && text.contains("\"protocol\":\"HTTP/2.0\""), "{text}");
+        assert!(
+            text.contains("/x?y=z") && text.contains("\"protocol\":\"HTTP/2.0\""),
+            "{text}"
+        );
     }
     scene.tear_down().unwrap();
 }
@@ -172,14 +220,27 @@ fn grpc_call_brings_message_and_trailers_back() {
     let answers = h2(
         &scene,
         &scene.client,
-        vec![grpc("/echo.Echo/Unary", &[]), grpc("/echo.Echo/Unary", &[("x-grpc-status", "5")])],
+        vec![
+            grpc("/echo.Echo/Unary", &[]),
+            grpc("/echo.Echo/Unary", &[("x-grpc-status", "5")]),
+        ],
     );
     for (answer, status) in answers.iter().zip(["0", "5"]) {
-        assert_eq!((answer.status, answer.error.as_str()), (200, ""), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.error.as_str()),
+            (200, ""),
+            "{answer:?}"
+        );
         assert_eq!(answer.header("content-type"), "application/grpc");
         assert_eq!(answer.body, MESSAGE);
-        assert_eq!(answer.trailers.get("grpc-status").map(String::as_str), Some(status));
-        assert!(!answer.head_ended && !answer.headers.contains_key("grpc-status"), "{answer:?}");
+        assert_eq!(
+            answer.trailers.get("grpc-status").map(String::as_str),
+            Some(status)
+        );
+        assert!(
+            !answer.head_ended && !answer.headers.contains_key("grpc-status"),
+            "{answer:?}"
+        );
     }
     scene.tear_down().unwrap();
 }
@@ -195,15 +256,26 @@ fn grpc_refusals_are_trailers_only_with_their_status() {
     let unknown = h2(&scene, &scene.client, vec![grpc("/no.Such/Call", &[])]);
     let call = || grpc("/echo.Echo/Unary", &[]);
     let limited = h2(&scene, &scene.client, vec![call(), call(), call()]);
-    let good = limited.iter().filter(|answer| answer.trailers.contains_key("grpc-status")).count();
+    let good = limited
+        .iter()
+        .filter(|answer| answer.trailers.contains_key("grpc-status"))
+        .count();
     assert_eq!(good, 2, "the burst is served: {limited:?}");
     let over: Vec<_> = limited.iter().filter(|answer| answer.head_ended).collect();
     assert_eq!(over.len(), 1, "{limited:?}");
-    for (answer, status, reject) in
-        [(&unknown[0], "12", "no_route"), (over[0], "8", "rate_limited")]
-    {
-        assert!(answer.head_ended && answer.body.is_empty(), "trailers only: {answer:?}");
-        assert_eq!((answer.status, answer.header("grpc-status")), (200, status), "{answer:?}");
+    for (answer, status, reject) in [
+        (&unknown[0], "12", "no_route"),
+        (over[0], "8", "rate_limited"),
+    ] {
+        assert!(
+            answer.head_ended && answer.body.is_empty(),
+            "trailers only: {answer:?}"
+        );
+        assert_eq!(
+            (answer.status, answer.header("grpc-status")),
+            (200, status),
+            "{answer:?}"
+        );
         assert_eq!(answer.header("content-type"), "application/grpc");
         assert_eq!(answer.header("x-mesh-reject"), reject);
         assert!(!answer.header("grpc-message").is_empty(), "{answer:?}");
@@ -221,17 +293,27 @@ rules:
     let scene = start("t-h2-split", rules);
     let answers = h2(&scene, &scene.client, vec![get("/"); 500]);
     let of = |version: &str, answers: &[Answer]| {
-        answers.iter().filter(|answer| answer.version() == version).count()
+        answers
+            .iter()
+            .filter(|answer| answer.version() == version)
+            .count()
     };
     // One connection stays on one worker: there the split is exact.
     assert_eq!((of("v1", &answers), of("v2", &answers)), (450, 50));
     let mut beta = get("/");
     beta.headers.push(("x-user".into(), "beta".into()));
-    let mixed: Vec<_> = (0..200).map(|i| if i % 2 == 0 { beta.clone() } else { get("/") }).collect();
+    let mixed: Vec<_> = (0..200)
+        .map(|i| if i % 2 == 0 { beta.clone() } else { get("/") })
+        .collect();
     let answers = h2(&scene, &scene.client, mixed);
-    let (asked, others): (Vec<_>, Vec<_>) =
-        answers.into_iter().enumerate().partition(|(index, _)| index % 2 == 0);
-    assert!(asked.iter().all(|(_, answer)| answer.version() == "v2"), "by its own header");
+    let (asked, others): (Vec<_>, Vec<_>) = answers
+        .into_iter()
+        .enumerate()
+        .partition(|(index, _)| index % 2 == 0);
+    assert!(
+        asked.iter().all(|(_, answer)| answer.version() == "v2"),
+        "by its own header"
+    );
     let others: Vec<_> = others.into_iter().map(|(_, answer)| answer).collect();
     assert_eq!((of("v1", &others), of("v2", &others)), (90, 10));
     scene.tear_down().unwrap();
@@ -257,11 +339,19 @@ fn large_bodies_come_through_both_ways_byte_for_byte() {
     std::fs::write(&file, &bytes).unwrap();
     let file = file.display();
     let wanted = shell(&scene, &scene.client, &format!("sha256sum < {file}"));
-    for how in ["--http1.1", "--http1.1 -H 'Transfer-Encoding: chunked'", "--http2-prior-knowledge"] {
+    for how in [
+        "--http1.1",
+        "--http1.1 -H 'Transfer-Encoding: chunked'",
+        "--http2-prior-knowledge",
+    ] {
         let line = format!("curl -s -m 60 {how} -X POST -T {file} http://{VIP4}/echo | sha256sum");
         assert_eq!(shell(&scene, &scene.client, &line), wanted, "{how}");
         let line = format!("curl -s -m 60 {} http://{VIP4}/bytes/20971520 | wc -c", how);
-        assert_eq!(shell(&scene, &scene.client, &line).trim(), "20971520", "{how}");
+        assert_eq!(
+            shell(&scene, &scene.client, &line).trim(),
+            "20971520",
+            "{how}"
+        );
     }
     // Many small chunks with a trailer, split where it hurts; the framing that comes back is valid.
     let program = r#"
@@ -412,11 +502,22 @@ tell([head, greeting, all(echoes), frame()[0], f.read() == b''])
     let head = told[0].to_string();
     assert!(head.contains("101 switching"), "{told}");
     // RFC 6455 §1.3, the sample's own answer.
-    assert!(head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{told}");
+    assert!(
+        head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="),
+        "{told}"
+    );
     assert!(head.contains("\"upgrade: websocket\""), "{told}");
-    assert_eq!(told[1], serde_json::json!([1, "hi"]), "bytes right behind the head");
+    assert_eq!(
+        told[1],
+        serde_json::json!([1, "hi"]),
+        "bytes right behind the head"
+    );
     assert_eq!(told[2], true, "each message comes back");
-    assert_eq!((&told[3], &told[4]), (&8.into(), &true.into()), "close frame, then the end");
+    assert_eq!(
+        (&told[3], &told[4]),
+        (&8.into(), &true.into()),
+        "close frame, then the end"
+    );
     scene.tear_down().unwrap();
 }
 
@@ -459,7 +560,11 @@ tell('left')
 "#;
     for (how, seen) in [("reset", "ConnectionResetError"), ("close", "end")] {
         assert_eq!(told(&scene, &scene.client, leave, &[RAW, how]), "left");
-        assert_eq!(server.next(), seen, "what the server sees of the client's {how}");
+        assert_eq!(
+            server.next(),
+            seen,
+            "what the server sees of the client's {how}"
+        );
     }
     scene.tear_down().unwrap();
 }
@@ -489,9 +594,17 @@ tell([peer, first, back == data])
         (&v4, "mapped", format!("::ffff:{v4}")),
     ] {
         let told = told(&scene, &scene.client, program, &[host, &port, how]);
-        assert_eq!(told, serde_json::json!([peer, "first", true]), "{host} {how}");
+        assert_eq!(
+            told,
+            serde_json::json!([peer, "first", true]),
+            "{host} {how}"
+        );
     }
-    assert_eq!(kernel_count(&scene, "captured") - before, 3, "all went through the proxy");
+    assert_eq!(
+        kernel_count(&scene, "captured") - before,
+        3,
+        "all went through the proxy"
+    );
     scene.tear_down().unwrap();
 }
 
@@ -509,7 +622,10 @@ fn early_scene(name: &str, rules: &str) -> Scene {
         .filter(|pod| pod.name.starts_with("web-"))
         .map(|pod| {
             let version = if pod.name == "web-v2" { "v2" } else { "v1" };
-            format!("      - {{address: {}, tags: {{version: {version}}}}}\n", pod.v4)
+            format!(
+                "      - {{address: {}, tags: {{version: {version}}}}}\n",
+                pod.v4
+            )
         })
         .collect();
     let service = format!(
@@ -542,14 +658,29 @@ tell(sorted(times)[4])
         let told = told(&scene, &scene.client, program, &[host, &port.to_string()]);
         told.as_f64().unwrap()
     };
-    let server = scene.bed.pods().iter().find(|pod| pod.name == "web-v1-a").unwrap().v4;
+    let server = scene
+        .bed
+        .pods()
+        .iter()
+        .find(|pod| pod.name == "web-v1-a")
+        .unwrap()
+        .v4;
     let direct = ms(&server.to_string(), 9001);
     let declared = ms(EARLY, 26);
     let detected = ms(&VIP4.to_string(), BANNER_PORT);
-    assert!(declared < direct + 50.0, "declared {declared} ms, direct {direct} ms");
-    assert!(detected < direct + 150.0, "detected {detected} ms, direct {direct} ms");
+    assert!(
+        declared < direct + 50.0,
+        "declared {declared} ms, direct {direct} ms"
+    );
+    assert!(
+        detected < direct + 150.0,
+        "detected {detected} ms, direct {direct} ms"
+    );
     // The default is 50 ms: had it waited less, nothing would have been detected at all.
-    assert!(detected > direct + 25.0, "detected {detected} ms, direct {direct} ms");
+    assert!(
+        detected > direct + 25.0,
+        "detected {detected} ms, direct {direct} ms"
+    );
     scene.tear_down().unwrap();
 }
 
@@ -607,8 +738,14 @@ tell([banner, echo, other])
     let before = kernel_count(&scene, "captured");
     let told = told(&scene, &scene.client, program, &[&VIP4.to_string()]);
     assert_eq!(told[0], "web-v2 v2 ready\n");
-    assert_eq!(told[1], "GET / HTTP/1.1\r\n", "a tcp port is opaque, whatever is said on it");
-    assert_eq!(told[2], "not", "the target's number is no port of the address");
+    assert_eq!(
+        told[1], "GET / HTTP/1.1\r\n",
+        "a tcp port is opaque, whatever is said on it"
+    );
+    assert_eq!(
+        told[2], "not",
+        "the target's number is no port of the address"
+    );
     assert_eq!(kernel_count(&scene, "captured") - before, 2);
     scene.tear_down().unwrap();
 }
@@ -657,7 +794,11 @@ tell({
         ("version", 505, "unknown_version"),
         ("connect", 405, "connect_refused"),
     ] {
-        assert_eq!(told[case], serde_json::json!([status, reject, "close"]), "{case}");
+        assert_eq!(
+            told[case],
+            serde_json::json!([status, reject, "close"]),
+            "{case}"
+        );
     }
     let good = scene.ask(&scene.client, &[]).unwrap();
     assert_eq!(good.status(200), 1, "nobody else is disturbed");
@@ -669,9 +810,15 @@ tell({
 fn curl_speaks_http1_over_every_family() {
     let scene = start("t-curl", SPLIT);
     let before = kernel_count(&scene, "captured");
-    for host in [IpAddr::V4(VIP4), IpAddr::V6(VIP6), IpAddr::V6(VIP4.to_ipv6_mapped())] {
+    for host in [
+        IpAddr::V4(VIP4),
+        IpAddr::V6(VIP6),
+        IpAddr::V6(VIP4.to_ipv6_mapped()),
+    ] {
         let to = SocketAddr::new(host, PORT);
-        let line = format!("curl -s -m 10 -o /dev/null -w '%{{response_code}} %{{remote_ip}}' http://{to}/");
+        let line = format!(
+            "curl -s -m 10 -o /dev/null -w '%{{response_code}} %{{remote_ip}}' http://{to}/"
+        );
         let text = shell(&scene, &scene.client, &line);
         let (status, peer) = text.split_once(' ').unwrap_or_default();
         assert_eq!(status, "200", "{host}: {text}");

@@ -98,8 +98,13 @@ def tell(value):
 /// A Python command with [`PRELUDE`]; `arguments` stand in `sys.argv[1:]`.
 fn python_command(program: &str, arguments: &[&str]) -> std::process::Command {
     let mut command = std::process::Command::new("python3");
-    command.arg("-c").arg(format!("{PRELUDE}{program}")).args(arguments);
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    command
+        .arg("-c")
+        .arg(format!("{PRELUDE}{program}"))
+        .args(arguments);
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped());
     command
 }
 
@@ -160,7 +165,10 @@ impl Drop for Talker {
 pub(crate) fn kernel_count(scene: &Scene, reason: &str) -> u64 {
     let stats = json(scene, &["bpf", "stats", "list", "-o", "json"]);
     let items = stats["items"].as_array().expect("a list");
-    let row = items.iter().find(|row| row["reason"] == reason).expect("the counter");
+    let row = items
+        .iter()
+        .find(|row| row["reason"] == reason)
+        .expect("the counter");
     row["count"].as_u64().expect("a number")
 }
 
@@ -171,7 +179,12 @@ pub(crate) fn live(scene: &Scene, count: usize) {
         last = scene.status().ok();
         last.as_ref().is_some_and(|status| {
             let live = mesh_user::admin::WorkloadState::Live;
-            status.workloads.iter().filter(|workload| workload.state == live).count() == count
+            status
+                .workloads
+                .iter()
+                .filter(|workload| workload.state == live)
+                .count()
+                == count
         })
     });
     assert!(done, "{count} workloads are not live: {last:?}");
