@@ -150,6 +150,35 @@ impl Cpu {
     }
 }
 
+/// Processor time of the whole machine so far, stolen time included, to 10 ms.
+///
+/// # Errors
+/// `/proc/stat` can't be read.
+pub(crate) fn machine() -> Result<Duration> {
+    let text = read(Path::new("/proc/stat"))?;
+    busy(&text).context("/proc/stat has no first line")
+}
+
+/// All but idle and iowait, and without guest time, which user time holds already (proc(5)).
+fn busy(stat: &str) -> Option<Duration> {
+    let fields = stat
+        .lines()
+        .next()?
+        .strip_prefix("cpu ")?
+        .split_whitespace();
+    let ticks: Vec<u64> = fields
+        .map(|field| field.parse().ok())
+        .collect::<Option<_>>()?;
+    let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = ticks[..] else {
+        return None;
+    };
+    // USER_HZ is 100 on every architecture that runs this.
+    Some(
+        Duration::from_millis(10)
+            * u32::try_from(user + nice + system + irq + softirq + steal).ok()?,
+    )
+}
+
 /// `ksoftirqd/N` take over the network's work when there is much of it.
 fn kernel_threads() -> Vec<u32> {
     let mut found = Vec::new();
@@ -194,6 +223,13 @@ mod tests {
             "{before:?} {after:?}"
         );
         assert!(large > small + (30 << 20), "{small} {large}");
+    }
+
+    #[test]
+    fn busy_time_is_all_but_waiting_and_guests() {
+        let stat = "cpu  10 20 30 1000 500 1 2 3 10 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(busy(stat), Some(Duration::from_millis(660)));
+        assert_eq!(busy("cpu  10 20"), None);
     }
 
     #[test]

@@ -19,10 +19,11 @@ pub(crate) enum Metric {
     BulkMbps,
     RssStart,
     IdleKib,
+    Foreign,
 }
 
 impl Metric {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::ProxyPerRequest,
         Self::PathPerRequest,
         Self::Rps,
@@ -35,6 +36,7 @@ impl Metric {
         Self::BulkMbps,
         Self::RssStart,
         Self::IdleKib,
+        Self::Foreign,
     ];
 
     /// Its name and unit.
@@ -52,6 +54,7 @@ impl Metric {
             Self::BulkMbps => "one body, MB/s",
             Self::RssStart => "RSS at start, MiB",
             Self::IdleKib => "memory per idle connection, KiB",
+            Self::Foreign => "used by others meanwhile, % of a processor",
         }
     }
 }

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use mesh_user::demo::load::Report;
 
 use crate::{
-    cpu::{Cpu, Path_, Tree},
+    cpu::{self, Cpu, Path_, Tree},
     leg::{self, Leg, Started, Tools},
     results::{Measured, Metric},
     stage::{Load, Stage},
@@ -122,7 +122,12 @@ pub(crate) fn measure(
     if plan.has(Scenario::Http) {
         let mut load = Load::new(started.to, CONNECTIONS, plan.http);
         load.more = vec![MIX.into()];
-        let (report, cpu) = run(stage, &path, &load).context("http")?;
+        let Outcome {
+            report,
+            cpu,
+            foreign,
+        } = run(stage, &path, &load).context("http")?;
+        measured.insert(Metric::Foreign, foreign);
         measured.insert(Metric::Rps, report.rps);
         per(
             &mut measured,
@@ -136,14 +141,14 @@ pub(crate) fn measure(
     if plan.has(Scenario::Open) && whole {
         let mut load = Load::new(started.to, CONNECTIONS, plan.open);
         load.more = vec![MIX.into(), format!("--rate={OPEN_RATE}")];
-        let (report, _) = run(stage, &path, &load).context("open")?;
+        let Outcome { report, .. } = run(stage, &path, &load).context("open")?;
         measured.insert(Metric::OpenP50, report.latency_us.p50);
         measured.insert(Metric::OpenP99, report.latency_us.p99);
     }
     if plan.has(Scenario::Conn) {
         let mut load = Load::new(started.to, NEW_CONNECTIONS, plan.conn);
         load.more = vec![MIX.into(), "--new-connection".into()];
-        let (report, cpu) = run(stage, &path, &load).context("conn")?;
+        let Outcome { report, cpu, .. } = run(stage, &path, &load).context("conn")?;
         measured.insert(Metric::ConnectionsPerSecond, report.rps);
         per(
             &mut measured,
@@ -157,7 +162,7 @@ pub(crate) fn measure(
     if plan.has(Scenario::Bulk) && whole {
         let mut load = Load::new(started.to, 1, plan.bulk);
         load.path = format!("/bytes/{BULK_BYTES}");
-        let (report, cpu) = run(stage, &path, &load).context("bulk")?;
+        let Outcome { report, cpu, .. } = run(stage, &path, &load).context("bulk")?;
         measured.insert(Metric::BulkMbps, report.bytes_per_second / 1e6);
         if leg != Leg::Direct {
             let megabytes = report.bytes as f64 / 1e6;
@@ -167,11 +172,23 @@ pub(crate) fn measure(
     Ok(measured)
 }
 
+/// What a load saw and used.
+struct Outcome {
+    report: Report,
+    cpu: Cpu,
+    /// What others used meanwhile, in per cent of a processor.
+    foreign: f64,
+}
+
 /// Runs a load; every answer must be a 200.
-fn run(stage: &Stage, path: &Path_, load: &Load) -> Result<(Report, Cpu)> {
-    let before = path.cpu()?;
+fn run(stage: &Stage, path: &Path_, load: &Load) -> Result<Outcome> {
+    let (before, machine, start) = (path.cpu()?, cpu::machine()?, Instant::now());
     let report = stage.load(load)?;
-    let used = path.cpu()?.since(before);
+    let (used, machine) = (
+        path.cpu()?.since(before),
+        cpu::machine()?.saturating_sub(machine),
+    );
+    let foreign = machine.saturating_sub(used.path).as_secs_f64() / start.elapsed().as_secs_f64();
     ensure!(
         report.errors.is_empty(),
         "requests without an answer: {:?}",
@@ -182,7 +199,11 @@ fn run(stage: &Stage, path: &Path_, load: &Load) -> Result<(Report, Cpu)> {
         "answers by status: {:?}",
         report.statuses
     );
-    Ok((report, used))
+    Ok(Outcome {
+        report,
+        cpu: used,
+        foreign: foreign * 100.0,
+    })
 }
 
 fn per(measured: &mut Measured, proxy: Metric, path: Metric, report: &Report, cpu: Cpu, leg: Leg) {

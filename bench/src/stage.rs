@@ -40,20 +40,30 @@ pub(crate) struct Stage {
 }
 
 /// A process that is killed when it is dropped.
-pub(crate) struct Running(Child);
+pub(crate) struct Running {
+    child: Child,
+    /// Removes what the killed process leaves in the kernel.
+    after: Option<Command>,
+}
 
 impl Running {
     pub(crate) fn new(child: Child) -> Self {
-        Self(child)
+        Self { child, after: None }
+    }
+
+    /// Runs a command after the process was killed.
+    pub(crate) fn then(mut self, command: Command) -> Self {
+        self.after = Some(command);
+        self
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 
     /// An error when the process has ended.
     pub(crate) fn check(&mut self, name: &str) -> Result<()> {
-        match self.0.try_wait()? {
+        match self.child.try_wait()? {
             Some(status) => bail!("{name} ended with {status}"),
             None => Ok(()),
         }
@@ -63,8 +73,13 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // Both fail only when it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(after) = &mut self.after
+            && !after.output().is_ok_and(|output| output.status.success())
+        {
+            eprintln!("not all removed: {after:?} failed");
+        }
     }
 }
 
@@ -122,15 +137,15 @@ impl Stage {
 
     /// A load in the client's pod.
     pub(crate) fn load(&self, load: &Load) -> Result<Report> {
-        let mut child = self.start_load(load)?;
+        let mut running = self.start_load(load)?;
         let mut text = String::new();
-        child
-            .0
+        running
+            .child
             .stdout
             .take()
             .context("stdout is a pipe")?
             .read_to_string(&mut text)?;
-        child.0.wait()?;
+        running.child.wait()?;
         let line = text.lines().last().context("the load printed no report")?;
         serde_json::from_str(line).context("the load's report is no JSON")
     }

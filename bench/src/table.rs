@@ -40,7 +40,10 @@ impl Table {
             let mut row = vec![metric.name().to_owned()];
             row.extend(medians.iter().map(|value| value.map_or("-".into(), figure)));
             if compare {
-                let mesh = results.median(Leg::Mesh, metric);
+                // What others used says nothing about mesh.
+                let mesh = results
+                    .median(Leg::Mesh, metric)
+                    .filter(|_| metric != Metric::Foreign);
                 row.extend(
                     others
                         .iter()
@@ -51,7 +54,7 @@ impl Table {
         }
         Self {
             rows,
-            below: interception(results),
+            below: interception(results) + &noise(legs, results),
         }
     }
 
@@ -117,6 +120,23 @@ fn interception(results: &Results) -> String {
         }
     }
     text
+}
+
+/// More of others' work than this, in per cent of a processor, and a run is no record.
+const FOREIGN_MAX: f64 = 10.0;
+
+/// A warning when the machine did something else meanwhile.
+fn noise(legs: &[Leg], results: &Results) -> String {
+    let most = legs
+        .iter()
+        .filter_map(|leg| results.median(*leg, Metric::Foreign));
+    match most.reduce(f64::max) {
+        Some(most) if most > FOREIGN_MAX => format!(
+            "Not a quiet machine: others used up to {most:.0} % of a processor meanwhile. The \
+             figures of this run compare legs at best.\n"
+        ),
+        _ => String::new(),
+    }
 }
 
 /// Three digits that mean something.

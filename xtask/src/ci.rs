@@ -8,9 +8,9 @@ use crate::{demo, lint, run, setup, test};
 ///
 /// Steps that are not tests count as one failure each in the closing line.
 pub(crate) fn run() -> Result<()> {
-    setup::run()?;
     let mut totals = test::Totals::default();
     let mut broken = Vec::new();
+    step("setup", setup::run(), &mut broken);
     step("lint", lint::run(&lint::Args::default()), &mut broken);
     match test::measure(&test::Args::default()) {
         Ok(tests) => totals.add(tests),

@@ -3,9 +3,10 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
+    process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use crate::stage::{Running, SERVER_PORT, Stage};
 
@@ -20,7 +21,16 @@ pub(super) fn start(stage: &Stage, program: &Path) -> Result<(SocketAddr, Runnin
     let to = SocketAddr::from((VIP, PORT));
     let path = stage.write("mesh.yaml", &config(stage, to))?;
     let args = ["--instance", "bench", "run", "--config", &path];
-    Ok((to, stage.proxy("mesh", program, &args)?))
+    // A killed agent leaves its pins, for the next one to take over; here there is none.
+    let mut cleanup = Command::new(program);
+    cleanup.args(["--instance", "bench", "cleanup", "--force"]);
+    let before = cleanup.output().context("mesh cleanup does not start")?;
+    ensure!(
+        before.status.success(),
+        "{}",
+        String::from_utf8_lossy(&before.stderr).trim()
+    );
+    Ok((to, stage.proxy("mesh", program, &args)?.then(cleanup)))
 }
 
 /// The same proxy, dialled in the client's own namespace: the same way over `lo`, no interception.
