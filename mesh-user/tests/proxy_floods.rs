@@ -324,7 +324,7 @@ fn frame_larger_than_its_limit_ends_the_connection() {
 
 #[test]
 fn head_that_never_ends_is_cut_after_the_header_time_out() {
-    let up = endpoint(|stream| drop(stream));
+    let up = endpoint(drop);
     let plan = Plan::new(Protocol::Http2).endpoint(up, "v1");
     let mesh = Mesh::with(plan, 1, |limits| {
         limits.header_timeout = Duration::from_millis(300)

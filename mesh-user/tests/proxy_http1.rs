@@ -4,7 +4,7 @@ mod proxy_support;
 
 use std::{
     io::Write,
-    net::Shutdown,
+    net::{Shutdown, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,7 +16,7 @@ use std::{
 use mesh_user::model::{Protocol, RetryPolicy};
 use proxy_support::*;
 
-fn one(address: std::net::SocketAddr) -> Plan {
+fn one(address: SocketAddr) -> Plan {
     Plan::new(Protocol::Http).endpoint(address, "v1")
 }
 
@@ -518,4 +518,92 @@ fn trailers_pass() {
     let head = client.head().unwrap();
     assert_eq!(head.field("trailer").as_deref(), Some("x-t"));
     assert_eq!(client.bytes(ANSWER.len()), ANSWER);
+}
+
+#[test]
+fn both_families_reach_the_service_through_one_listener() {
+    let mut plan = one(http("ok"));
+    plan.dual = true;
+    let mesh = Mesh::start(plan);
+    let port = mesh.address.port();
+    for (ip, shown) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
+        let address = SocketAddr::new(ip.parse().unwrap(), port);
+        let mut client = Reader::new(connect(address));
+        assert_eq!(client.send(GET).message().unwrap().text(), "ok", "{ip}");
+        eventually("the record", || {
+            // IPv4 is IPv4, though the socket says ::ffff:127.0.0.1.
+            mesh.records("request")
+                .iter()
+                .any(|line| line.to_string().contains(shown))
+        });
+    }
+    assert!(
+        mesh.records("request")
+            .iter()
+            .all(|line| !line.to_string().contains("::ffff:"))
+    );
+}
+
+#[test]
+fn last_hop_of_max_forwards_answers_itself() {
+    let mesh = Mesh::start(one(nobody()));
+    let mut client = Reader::new(mesh.connect());
+    client.send("OPTIONS / HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\n\r\n");
+    let answer = client.message().unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.field("allow").is_some());
+    client.send("TRACE / HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\ncookie: secret\r\n\r\n");
+    let answer = client.message().unwrap();
+    assert_eq!(answer.status(), 405);
+    assert!(!answer.text().contains("secret"));
+}
+
+/// FNV-1a: enough to tell a lost, doubled or moved byte.
+fn hash(state: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(state, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+fn piece(index: usize) -> Vec<u8> {
+    (0..65_536)
+        .map(|at| ((at * 7 + index * 13) % 251) as u8)
+        .collect()
+}
+
+#[test]
+fn hundred_mebibytes_pass_unchanged_up_and_down() {
+    const PIECES: usize = 1600;
+    let want = (0..PIECES).fold(0, |state, index| hash(state, &piece(index)));
+    let up = endpoint(move |stream| {
+        let mut reader = Reader::new(stream);
+        let head = reader.head().unwrap();
+        let mut state = 0;
+        if head.field("content-length").is_some() {
+            for _ in 0..PIECES {
+                state = hash(state, &reader.bytes(65_536));
+            }
+        }
+        let length = PIECES * 65_536;
+        reader.send(format!(
+            "HTTP/1.1 200 OK\r\nseen: {state}\r\ncontent-length: {length}\r\n\r\n"
+        ));
+        for index in 0..PIECES {
+            reader.send(piece(index));
+        }
+        let _end = reader.all();
+    });
+    let mesh = Mesh::start(one(up));
+    let mut client = Reader::new(mesh.connect());
+    let length = PIECES * 65_536;
+    client.send(format!(
+        "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+    ));
+    for index in 0..PIECES {
+        client.send(piece(index));
+    }
+    let head = client.head().unwrap();
+    assert_eq!(head.field("seen"), Some(want.to_string()), "up");
+    let got = (0..PIECES).fold(0, |state, _| hash(state, &client.bytes(65_536)));
+    assert_eq!(got, want, "down");
 }

@@ -69,7 +69,9 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
         Ok(running) => running,
         Err(error) => {
             if !adopting {
-                cleanup::cleanup(&options.instance, false, true);
+                // Without force: when another agent of this instance won the race to its lock, what
+                // is pinned by now is that agent's.
+                cleanup::cleanup(&options.instance, false, false);
             }
             return Err(error);
         }

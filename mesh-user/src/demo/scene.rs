@@ -96,6 +96,8 @@ impl Scene {
         let client = bed.pod("client")?;
         let tester = bed.pod("tester")?;
         let dir = PathBuf::from("/run").join(format!("mesh-demo-{name}"));
+        // Logs too: who counts their lines counts those of this run.
+        std::fs::remove_dir_all(&dir).ok();
         std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
         let mut scene = Self {
             bed,
@@ -343,8 +345,11 @@ impl Scene {
         self.bed.spawn_in(from, command)
     }
 
-    /// Starts the agent and waits until it is ready and both clients are captured.
-    pub fn start_agent(&mut self) -> anyhow::Result<()> {
+    /// Starts the agent and waits for nothing.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn spawn_agent(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(&self.binary);
         command.arg("run").arg("--config").arg(self.config_path());
         command.args(["--instance", self.instance.name()]);
@@ -353,6 +358,15 @@ impl Scene {
             .stdout(Stdio::null())
             .stderr(self.log("agent")?);
         self.agent = Some(self.bed.spawn_node(command)?);
+        Ok(())
+    }
+
+    /// Starts the agent and waits until it is ready and both clients are captured.
+    ///
+    /// # Errors
+    /// It could not be started, or was not ready within 10 s.
+    pub fn start_agent(&mut self) -> anyhow::Result<()> {
+        self.spawn_agent()?;
         let ready = wait_until(READY, || {
             self.mesh(&["status", "-o", "json"]).is_ok_and(|output| {
                 let status: serde_json::Value =

@@ -233,6 +233,16 @@ fn remove_tree(dir: &Path, dry_run: bool, report: &mut Report) {
     }
 }
 
+/// An agent whose start failed cleans up after itself, but is in the cgroup: it goes to the root,
+/// which takes everybody. Where that is not allowed, the cgroup is reported as occupied.
+fn leave_cgroup(mount: &Path, path: &Path) {
+    let inside = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let own = std::process::id().to_string();
+    if inside.lines().any(|pid| pid == own) {
+        let _refused = fs::write(mount.join("cgroup.procs"), "0");
+    }
+}
+
 fn remove_cgroup(instance: &Instance, dry_run: bool, report: &mut Report) {
     let Ok(Some(mount)) = mounts::cgroup2() else {
         return;
@@ -240,6 +250,9 @@ fn remove_cgroup(instance: &Instance, dry_run: bool, report: &mut Report) {
     let path = cgroups::agent_path(&mount, instance);
     if !path.exists() {
         return;
+    }
+    if !dry_run {
+        leave_cgroup(&mount, &path);
     }
     let inside = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     let pids: Vec<&str> = inside.lines().collect();

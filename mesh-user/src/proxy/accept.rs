@@ -111,8 +111,6 @@ async fn accept(
                         %error,
                         "accept pauses, no descriptor is left"
                     );
-                    // An idle upstream connection is worth less than a new client.
-                    core.pool.evict_any();
                     tokio::time::sleep(NO_DESCRIPTOR_PAUSE).await;
                 }
                 // The connection ended before it was accepted, or a firewall forbade it

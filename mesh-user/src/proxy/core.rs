@@ -102,6 +102,8 @@ pub(super) struct Core {
     next_slot: Cell<u64>,
     /// Set once: requests in flight end, nothing new begins.
     pub(super) draining: Cell<bool>,
+    /// Set later in a drain: idle HTTP/1 connections are closed too.
+    pub(super) grace_over: Cell<bool>,
     /// Wakes what waits for `draining`.
     pub(super) drained: Notify,
     /// Wakes the end of a drain when the last connection has gone.
@@ -130,6 +132,7 @@ impl Core {
             slots: RefCell::default(),
             next_slot: Cell::new(0),
             draining: Cell::new(false),
+            grace_over: Cell::new(false),
             drained: Notify::new(),
             emptied: Notify::new(),
             accept_pauses: Cell::new(0),

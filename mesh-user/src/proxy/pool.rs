@@ -12,6 +12,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
     io,
+    mem::MaybeUninit,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -90,15 +91,23 @@ fn is_dead(upstream: &Upstream, cx: &mut Context<'_>) -> bool {
     }
 }
 
+/// Whether the kernel has something to read, or the end.
+fn is_readable(upstream: &Upstream) -> bool {
+    let peeked = socket2::SockRef::from(&upstream.stream).peek(&mut [MaybeUninit::uninit(); 1]);
+    !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
 impl Pool {
-    /// The newest live connection.
-    pub(super) fn take(&self, key: &Key) -> Option<Upstream> {
+    /// The newest live connection. `careful`: asks the kernel too, whose word is newer than what
+    /// the runtime has heard; for requests that can't be sent again when it turns out dead.
+    pub(super) fn take(&self, key: &Key, careful: bool) -> Option<Upstream> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(key)?;
         let mut cx = Context::from_waker(Waker::noop());
         while let Some(Idle { mut upstream, .. }) = list.pop() {
             self.count.set(self.count.get() - 1);
-            if !is_dead(&upstream, &mut cx) {
+            let dead = is_dead(&upstream, &mut cx) || (careful && is_readable(&upstream));
+            if !dead {
                 upstream.reused = true;
                 return Some(upstream);
             }

@@ -159,7 +159,16 @@ pub(super) async fn serve(
 ) {
     let mut log = ConnectionLog::open(Rc::clone(&conn), Spoken::Tcp);
     conn.idle.set(false);
-    if let Err(reject) = forward(&conn, &mut place, &mut stream, &mut buf, &mut timer, &mut log).await {
+    if let Err(reject) = forward(
+        &conn,
+        &mut place,
+        &mut stream,
+        &mut buf,
+        &mut timer,
+        &mut log,
+    )
+    .await
+    {
         log.reject = Some(reject);
         // No answer is possible in a protocol that nobody knows: the reset says that it failed.
         reset_on_close(&stream);

@@ -215,7 +215,7 @@ pub(super) async fn connect_queued(
         .await
         .map_err(NoConnection::Local)?;
     // A connection may have come back while this one stood in the queue.
-    if !fresh && let Some(upstream) = core.pool.take(&target.key) {
+    if !fresh && let Some(upstream) = core.pool.take(&target.key, true) {
         return Ok(upstream);
     }
     dial(core, workload, target, permits).await

@@ -33,6 +33,11 @@ use crate::{
 /// How often a worker shows that it turns. The kernel takes it for hung after 1 s.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How long a drain leaves idle HTTP/1 connections open. Closing one at once resets the request that
+/// its client is just sending (RFC 9112 §9.6); so the next request is answered, with
+/// `connection: close`, and only clients that asked nothing for so long find a closed connection.
+const IDLE_GRACE: Duration = Duration::from_secs(1);
+
 /// What the control side tells a worker.
 #[derive(Debug)]
 pub enum Command {
@@ -182,7 +187,8 @@ impl Workers {
     }
 
     /// Stops accepting, lets requests in flight end (HTTP/1.1 answers get `connection: close`,
-    /// HTTP/2 a GOAWAY), then cuts the rest after `limit`. Returns how many were cut.
+    /// HTTP/2 a GOAWAY), then cuts the rest after `limit`. Idle HTTP/1 connections are open for
+    /// another second. Returns how many were cut.
     pub fn drain(&self, limit: Duration) -> usize {
         for order in &self.orders {
             let _ended = order.send(Order::Drain { limit });
@@ -303,15 +309,14 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
 async fn drain(core: &Rc<Core>, limit: Duration) -> usize {
     core.draining.set(true);
     core.pool.clear();
-    accept::abort_where(core, |slot| slot.idle.get());
     core.drained.notify_waiters();
-    let done = async {
-        // The last connection to end notifies; one that becomes idle meanwhile closes by itself.
-        while !core.slots.borrow().is_empty() {
-            core.emptied.notified().await;
-        }
-    };
-    let _elapsed = tokio::time::timeout(limit, done).await;
+    let grace = limit.min(IDLE_GRACE);
+    if tokio::time::timeout(grace, empty(core)).await.is_err() {
+        // One that becomes idle from here on closes by itself.
+        core.grace_over.set(true);
+        accept::abort_where(core, |slot| slot.idle.get());
+        let _elapsed = tokio::time::timeout(limit - grace, empty(core)).await;
+    }
     let cut = core.slots.borrow().len();
     accept::abort_where(core, |_| true);
     // Let the aborted tasks run their ends: each writes its record.
@@ -322,4 +327,11 @@ async fn drain(core: &Rc<Core>, limit: Duration) -> usize {
         tokio::task::yield_now().await;
     }
     cut
+}
+
+/// Waits for the last connection to end, which notifies.
+async fn empty(core: &Core) {
+    while !core.slots.borrow().is_empty() {
+        core.emptied.notified().await;
+    }
 }

@@ -8,7 +8,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
     sync::{Arc, atomic::AtomicU32},
     thread,
@@ -70,6 +70,8 @@ pub(crate) struct Plan {
     pub(crate) model: Model,
     /// Instead of the listener's address.
     pub(crate) addresses: Vec<SocketAddr>,
+    /// Listen on both families with one socket.
+    pub(crate) dual: bool,
 }
 
 impl Plan {
@@ -99,6 +101,7 @@ impl Plan {
                 ..Model::default()
             },
             addresses: Vec::new(),
+            dual: false,
         }
     }
 
@@ -206,6 +209,9 @@ fn listener(address: SocketAddr) -> TcpListener {
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.set_reuse_port(true).unwrap();
+    if address.is_ipv6() {
+        socket.set_only_v6(false).unwrap();
+    }
     socket.bind(&address.into()).unwrap();
     socket.listen(4096).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -249,7 +255,12 @@ impl Mesh {
     ) -> Self {
         let mut limits = Limits::default();
         change(&mut limits);
-        let first = listener(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let any = if plan.dual {
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
+        } else {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+        };
+        let first = listener(any);
         let address = first.local_addr().unwrap();
         let log = tempfile_path::LogFile::new();
         let telemetry = Telemetry::new(&AccessLog {
@@ -334,7 +345,11 @@ impl Mesh {
 fn compile(mut plan: Plan, address: SocketAddr, previous: Option<&Snapshot>) -> Snapshot {
     let address = plan.addresses.first().copied().unwrap_or(address);
     let service = &mut plan.model.services[0];
-    service.addresses = vec![address.ip()];
+    service.addresses = if plan.dual {
+        vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+    } else {
+        vec![address.ip()]
+    };
     service.ports[0].number = address.port();
     let snapshot = Snapshot::compile(Arc::new(plan.model), previous, clock::now());
     snapshot.enforce();

@@ -63,3 +63,135 @@ pub(crate) const SPLIT: &str = "
 rules:
   - {name: split, service: web, route: [{version: v1, weight: 90}, {version: v2, weight: 10}]}
 ";
+
+/// A whole configuration with one more service beside `web`.
+pub(crate) fn with_service(scene: &Scene, service: &str, rules_and_policies: &str) -> String {
+    format!(
+        "{}\n{}\n{service}\n{rules_and_policies}\n{}",
+        scene.head_text(),
+        scene.services_text(),
+        scene.workloads_text("")
+    )
+}
+
+/// What every Python program of the tests begins with: plain sockets, nothing of the mesh.
+const PRELUDE: &str = r#"
+import hashlib, json, socket, struct, sys, threading, time
+
+def dial(host, port, mapped=False, limit=5):
+    family = socket.AF_INET6 if ':' in host or mapped else socket.AF_INET
+    s = socket.socket(family, socket.SOCK_STREAM)
+    s.settimeout(limit)
+    s.connect(('::ffff:' + host if mapped else host, port))
+    return s
+
+def everything(s):
+    parts = []
+    while part := s.recv(1 << 16):
+        parts.append(part)
+    return b''.join(parts)
+
+def tell(value):
+    print(json.dumps(value), flush=True)
+"#;
+
+/// A Python command with [`PRELUDE`]; `arguments` stand in `sys.argv[1:]`.
+fn python_command(program: &str, arguments: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new("python3");
+    command
+        .arg("-c")
+        .arg(format!("{PRELUDE}{program}"))
+        .args(arguments);
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped());
+    command
+}
+
+/// Runs a Python program inside a pod; what it told last.
+pub(crate) fn told(
+    scene: &Scene,
+    pod: &Pod,
+    program: &str,
+    arguments: &[&str],
+) -> serde_json::Value {
+    let command = python_command(program, arguments);
+    let child = scene.bed.spawn_in(pod, command).expect("python3 starts");
+    let output = child.wait_with_output().expect("python3 ends");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("it told {text:?}: {error}"))
+}
+
+/// A program in a pod whose lines are read one by one. It ends with the value.
+pub(crate) struct Talker {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Talker {
+    /// Starts a Python program, see [`PRELUDE`].
+    pub(crate) fn start(scene: &Scene, pod: &Pod, program: &str, arguments: &[&str]) -> Self {
+        let command = python_command(program, arguments);
+        let mut child = scene.bed.spawn_in(pod, command).expect("python3 starts");
+        let output = std::io::BufReader::new(child.stdout.take().expect("it is piped"));
+        let (sender, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in std::io::BufRead::lines(output).map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// The next thing it tells, within 10 s.
+    pub(crate) fn next(&self) -> serde_json::Value {
+        let line = self.lines.recv_timeout(std::time::Duration::from_secs(10));
+        let line = line.expect("the program tells something within 10 s");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("it told {line:?}: {error}"))
+    }
+}
+
+impl Drop for Talker {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// How often the kernel decided so since the maps were made.
+pub(crate) fn kernel_count(scene: &Scene, reason: &str) -> u64 {
+    let stats = json(scene, &["bpf", "stats", "list", "-o", "json"]);
+    let items = stats["items"].as_array().expect("a list");
+    let row = items
+        .iter()
+        .find(|row| row["reason"] == reason)
+        .expect("the counter");
+    row["count"].as_u64().expect("a number")
+}
+
+/// Waits until this many workloads are captured.
+pub(crate) fn live(scene: &Scene, count: usize) {
+    let mut last = None;
+    let done = mesh_user::testbed::wait_until(std::time::Duration::from_secs(10), || {
+        last = scene.status().ok();
+        last.as_ref().is_some_and(|status| {
+            let live = mesh_user::admin::WorkloadState::Live;
+            status
+                .workloads
+                .iter()
+                .filter(|workload| workload.state == live)
+                .count()
+                == count
+        })
+    });
+    assert!(done, "{count} workloads are not live: {last:?}");
+}
+
+/// Waits at most 10 s.
+pub(crate) fn eventually(what: &str, ready: impl FnMut() -> bool) {
+    let done = mesh_user::testbed::wait_until(std::time::Duration::from_secs(10), ready);
+    assert!(done, "not within 10 s: {what}");
+}

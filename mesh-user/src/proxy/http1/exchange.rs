@@ -13,6 +13,7 @@ use super::{
     request::Request,
     response::{self, Response, Write},
     scan::Scan,
+    sending::Sending,
 };
 use crate::{
     clock::{self, MonoNanos},
@@ -28,62 +29,6 @@ use crate::{
 
 /// Largest piece of a body that is copied behind its head.
 const COPIED_BYTES_MAX: usize = 1024;
-
-/// The client's side of a request: survives attempts.
-#[derive(Debug)]
-pub(super) struct Sending {
-    /// What the client still owes.
-    pub(super) body: Body,
-    /// Bytes at the front of the client's buffer that belong to the body and may be forwarded.
-    ready: usize,
-    /// Body bytes that were forwarded, for another attempt.
-    kept: Vec<u8>,
-    /// Whether all forwarded body bytes are kept.
-    pub(super) replayable: bool,
-    keep_max: usize,
-    /// When the request was complete.
-    pub(super) complete: Option<MonoNanos>,
-    /// Body bytes from the client, framing included.
-    pub(super) bytes: u64,
-}
-
-impl Sending {
-    /// `keep_max`: how many body bytes are kept for another attempt.
-    pub(super) fn new(body: Body, keep_max: usize, started: MonoNanos) -> Self {
-        Self {
-            ready: 0,
-            kept: Vec::new(),
-            replayable: true,
-            keep_max,
-            complete: body.is_done().then_some(started),
-            bytes: 0,
-            body,
-        }
-    }
-
-    /// Whether everything that the client sends has been taken in.
-    pub(super) fn is_taken(&self) -> bool {
-        self.body.is_done() && self.ready == 0
-    }
-
-    /// Drops what was taken in and not forwarded.
-    pub(super) fn drop_ready(&mut self, buf: &mut Buf) {
-        buf.consume(std::mem::take(&mut self.ready));
-    }
-
-    fn forwarded(&mut self, bytes: &[u8]) {
-        self.ready -= bytes.len();
-        self.bytes += bytes.len() as u64;
-        if self.replayable {
-            if self.kept.len() + bytes.len() <= self.keep_max {
-                self.kept.extend_from_slice(bytes);
-            } else {
-                self.replayable = false;
-                self.kept = Vec::new();
-            }
-        }
-    }
-}
 
 /// What an attempt may take for how long.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +77,29 @@ pub(super) enum End {
     DownstreamGone,
 }
 
+/// What an exchange leaves behind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outlook {
+    /// Of the answer, once its final head came.
+    pub(super) status: Option<u16>,
+    /// How long that took.
+    pub(super) answered_after: Option<Duration>,
+    /// Any byte of an answer came.
+    pub(super) any_byte: bool,
+    /// Any byte was sent to the client, or was on its way.
+    pub(super) responding: bool,
+    /// Any byte of the request may have reached the endpoint.
+    pub(super) was_sent: bool,
+    /// An answer of our own would still be understood.
+    pub(super) can_answer: bool,
+    /// The answer's end could be told without closing the client's connection.
+    pub(super) is_delimited: bool,
+    /// The endpoint's connection may carry another request.
+    pub(super) is_reusable: bool,
+    /// Body bytes to the client, framing included.
+    pub(super) bytes: u64,
+}
+
 /// One attempt.
 #[derive(Debug)]
 pub(super) struct Exchange<'a> {
@@ -148,19 +116,19 @@ pub(super) struct Exchange<'a> {
     request_broken: bool,
     scan: Scan,
     /// Any byte of an answer came.
-    pub(super) answered: bool,
+    answered: bool,
     /// The final head, once it came.
-    pub(super) response: Option<Response>,
+    response: Option<Response>,
     /// When it came.
-    pub(super) answered_at: Option<MonoNanos>,
+    answered_at: Option<MonoNanos>,
     out: HeadBuf,
     out_sent: usize,
     ready: usize,
     /// Any byte was sent to the client, or is on its way.
-    pub(super) responding: bool,
+    responding: bool,
     response_done: bool,
     /// Body bytes to the client, framing included.
-    pub(super) bytes: u64,
+    bytes: u64,
     last: MonoNanos,
     moved: bool,
 }
@@ -199,25 +167,25 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Whether any byte of the request may have reached the endpoint.
-    pub(super) const fn was_sent(&self) -> bool {
-        self.sent > 0
-    }
-
-    /// Whether an answer of our own would still be understood: nothing of the final head, and no
-    /// half of an interim one, has gone out.
-    pub(super) fn can_answer(&self) -> bool {
-        self.out_sent == 0 || (self.response.is_none() && self.out_sent == self.out.len())
-    }
-
-    /// Whether the endpoint's connection may carry another request.
-    pub(super) fn upstream_is_reusable(&self, up: &Upstream) -> bool {
-        self.request_done
-            && self.response_done
-            && up.buf.is_empty()
-            && self
-                .response
-                .is_some_and(|response| response.keeps_upstream)
+    /// What is left to know at the end.
+    pub(super) fn outlook(&self, up: &Upstream) -> Outlook {
+        let response = self.response.as_ref();
+        Outlook {
+            status: response.map(|response| response.status),
+            answered_after: self.answered_at.map(|at| at.since(self.started)),
+            any_byte: self.answered,
+            responding: self.responding,
+            was_sent: self.sent > 0,
+            // Nothing of the final head, and no half of an interim one, has gone out.
+            can_answer: self.out_sent == 0
+                || (response.is_none() && self.out_sent == self.out.len()),
+            is_delimited: response.is_some_and(|response| response.is_delimited),
+            is_reusable: self.request_done
+                && self.response_done
+                && up.buf.is_empty()
+                && response.is_some_and(|response| response.keeps_upstream),
+            bytes: self.bytes,
+        }
     }
 
     /// Goes on until the exchange ends. `retry` is asked once, for the final status, whether to
@@ -475,7 +443,8 @@ impl<'a> Exchange<'a> {
             // A small body goes along with the head in one piece: copying it costs less than a
             // second segment of a vectored write.
             if self.ready <= COPIED_BYTES_MAX && self.out_sent < self.out.len() {
-                self.out.extend_from_slice(&wires.up.buf.bytes()[..self.ready]);
+                self.out
+                    .extend_from_slice(&wires.up.buf.bytes()[..self.ready]);
                 wires.up.buf.consume(self.ready);
                 self.bytes += self.ready as u64;
                 self.ready = 0;

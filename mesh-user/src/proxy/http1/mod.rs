@@ -11,10 +11,13 @@ mod chunked;
 mod copy;
 mod exchange;
 mod fields;
+mod forward;
 mod framing;
+mod next_head;
 mod request;
 mod response;
 mod scan;
+mod sending;
 mod serve;
 
 pub(super) use fields::is_authority;

@@ -11,12 +11,17 @@ use crate::policy::Reject;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Scan {
     /// Everything before was looked at.
-    pub(super) at: usize,
+    at: usize,
     /// Where the current line starts.
-    pub(super) line: usize,
+    line: usize,
 }
 
 impl Scan {
+    /// At the start of a head.
+    pub(super) const fn new() -> Self {
+        Self { at: 0, line: 0 }
+    }
+
     /// Looks on in `bytes`, which starts with the head. The head's length once it is complete.
     ///
     /// # Errors

@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// How many connections in a row may turn out to be closing before the endpoint counts as failed.
+const STALE_MAX: usize = 3;
+
 /// A connection that streams share.
 #[derive(Debug)]
 struct Shared {
@@ -74,11 +77,6 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// To send a request with.
-    pub(super) fn sender(&self) -> SendRequest<Bytes> {
-        self.shared.sender.clone()
-    }
-
     /// The connection is of no more use.
     pub(super) fn retire(&self) {
         self.shared.closing.set(true);
@@ -187,12 +185,35 @@ fn lease(group: &Rc<Group>, streams_max: usize) -> Option<Lease> {
     })
 }
 
+/// A place for one stream on a connection that is ready to open it.
+///
+/// # Errors
+/// See [`NoConnection`].
+pub(super) async fn open_stream(
+    core: &Rc<Core>,
+    workload: &WorkloadHandle,
+    target: &Target<'_>,
+) -> Result<(Lease, SendRequest<Bytes>), NoConnection> {
+    for _try in 0..STALE_MAX {
+        let lease = checkout(core, workload, target).await?;
+        match lease.shared.sender.clone().ready().await {
+            Ok(sender) => return Ok((lease, sender)),
+            // It closed while the stream was on its way to it: nothing was sent.
+            Err(error) => {
+                tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
+                lease.retire();
+            }
+        }
+    }
+    Err(NoConnection::Failed)
+}
+
 /// A stream to an endpoint: on a connection with room, on a new one, or once one of both can be
 /// had.
 ///
 /// # Errors
 /// See [`NoConnection`].
-pub(super) async fn checkout(
+async fn checkout(
     core: &Rc<Core>,
     workload: &WorkloadHandle,
     target: &Target<'_>,

@@ -8,6 +8,7 @@
 //! [`guard`], which counts frames that cost work and carry nothing.
 
 pub(super) mod client;
+mod exchange;
 mod flow;
 mod grpc;
 mod guard;

@@ -1,20 +1,15 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{
-    future::poll_fn,
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, server::SendResponse};
-use http::{HeaderMap, Method, Request, Response};
+use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
+use http::{Method, Request};
 
 use super::{
-    client::{Lease, checkout},
-    flow::{Broken, Flow, Kept, reason},
+    client::{Lease, open_stream},
+    exchange::{End, Exchange, Spans},
+    flow::{Flow, Kept},
     grpc,
     head::{self, Head},
     refuse,
@@ -37,18 +32,18 @@ use crate::{
 };
 
 /// A stream of a client and everything about it.
-struct Stream {
-    conn: Rc<Conn>,
+pub(super) struct Stream {
+    pub(super) conn: Rc<Conn>,
     snapshot: Snap,
-    body: RecvStream,
-    respond: SendResponse<Bytes>,
-    timer: Timer,
-    log: RequestLog,
-    grpc: bool,
+    pub(super) body: RecvStream,
+    pub(super) respond: SendResponse<Bytes>,
+    pub(super) timer: Timer,
+    pub(super) log: RequestLog,
+    pub(super) grpc: bool,
     is_head: bool,
-    kept: Kept,
+    pub(super) kept: Kept,
     /// When the request was complete.
-    complete: Option<MonoNanos>,
+    pub(super) complete: Option<MonoNanos>,
     /// What the client allows.
     deadline: MonoNanos,
 }
@@ -101,23 +96,6 @@ pub(super) async fn serve(
     if let Some(reject) = reject {
         stream.refuse(reject, &verdict);
     }
-}
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Complete,
-    Retry(u16),
-    /// The client reset the stream, or went away.
-    Downstream(Reason),
-    /// The endpoint reset the stream, or went away.
-    Upstream {
-        reason: Reason,
-        unprocessed: bool,
-    },
-    RequestTimeout,
-    TryTimeout,
-    Still,
 }
 
 /// What follows an attempt.
@@ -192,7 +170,8 @@ impl Stream {
         }
     }
 
-    fn until(&self, request: Duration) -> MonoNanos {
+    /// When the request is given up.
+    pub(super) fn until(&self, request: Duration) -> MonoNanos {
         self.complete
             .map_or(NEVER, |complete| deadline(complete, request))
             .min(self.deadline)
@@ -213,9 +192,9 @@ impl Stream {
         &mut self,
         target: &Target<'_>,
         until: MonoNanos,
-    ) -> Result<Lease, Option<NoConnection>> {
+    ) -> Result<(Lease, SendRequest<Bytes>), Option<NoConnection>> {
         let conn = Rc::clone(&self.conn);
-        let mut lease = Box::pin(checkout(&conn.core, &conn.workload, target));
+        let mut lease = Box::pin(open_stream(&conn.core, &conn.workload, target));
         poll_fn(|cx| {
             if let Poll::Ready(lease) = lease.as_mut().poll(cx) {
                 return Poll::Ready(lease.map_err(Some));
@@ -230,10 +209,6 @@ impl Stream {
         .await
     }
 
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one attempt from its choice to its record"
-    )]
     async fn attempt(
         &mut self,
         head: &Head,
@@ -251,13 +226,10 @@ impl Stream {
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let picked = balance::pick(
-            &snapshot,
-            plan.version,
-            &attempts.tried,
-            &mut core.rng.borrow_mut(),
-            started,
-        );
+        let picked = {
+            let mut rng = core.rng.borrow_mut();
+            balance::pick(&snapshot, plan.version, &attempts.tried, &mut rng, started)
+        };
         let endpoint = match picked {
             Ok(endpoint) => endpoint,
             Err(reject) => return Turn::Refuse(reject),
@@ -271,8 +243,8 @@ impl Stream {
         let record =
             |outcome, at| attempt::record(core, &snapshot, plan.version, &endpoint, outcome, at);
         let method = head.method.as_str();
-        let lease = match self.connect(&target, until).await {
-            Ok(lease) => lease,
+        let (lease, mut sender) = match self.connect(&target, until).await {
+            Ok(opened) => opened,
             Err(None) => return Turn::Refuse(Reject::DownstreamClosed),
             Err(Some(failed)) => {
                 drop(permit);
@@ -287,11 +259,7 @@ impl Stream {
             }
         };
         let ends = self.kept.ended && self.kept.data.is_empty() && self.kept.trailers.is_none();
-        let sent = match lease.sender().ready().await {
-            Ok(mut sender) => sender.send_request(head.request(), ends),
-            Err(error) => Err(error),
-        };
-        let (response, sink) = match sent {
+        let (response, sink) = match sender.send_request(head.request(), ends) {
             Ok(sent) => sent,
             Err(error) => {
                 // Nothing was sent: the connection closed while the stream was on its way to it.
@@ -307,35 +275,21 @@ impl Stream {
             }
         };
         self.log.attempts += 1;
-        let mut exchange = Exchange {
-            request: Flow::new(&self.kept, ends),
-            sink,
-            response,
-            answer: None,
-            answer_kept: Kept::new(0),
-            request_broken: None,
-            last: started,
-        };
+        let flow = Flow::new(&self.kept, ends);
+        let mut exchange = Exchange::new(flow, sink, response, started);
         let spans = Spans {
             request: version.request_timeout,
             per_try: version.retry.per_try().unwrap_or_default(),
             idle: version.idle_timeout,
             started,
         };
-        let whole_limit = &mut None;
-        let mut choose = |status: u16, whole: bool| {
-            *whole_limit = retry_after(
-                version,
-                attempts,
-                method,
-                Failure::Status(status),
-                whole,
-                core,
-            );
-            whole_limit.is_some()
+        let mut pause = None;
+        let mut retry = |status: u16, whole: bool| {
+            let failure = Failure::Status(status);
+            pause = retry_after(version, attempts, method, failure, whole, core);
+            pause.is_some()
         };
-        let end = poll_fn(|cx| exchange.poll(cx, self, spans, verdict, &mut choose)).await;
-        let pause = *whole_limit;
+        let end = poll_fn(|cx| exchange.poll(cx, self, spans, verdict, &mut retry)).await;
         let ended = clock::now();
         self.log.ended = Some(ended);
         self.log.bytes_in = exchange.request.bytes;
@@ -403,213 +357,4 @@ impl Stream {
             }
         }
     }
-
-    /// Sends the endpoint's head on.
-    fn answer(
-        &mut self,
-        response: Response<RecvStream>,
-        verdict: &Verdict,
-    ) -> Result<Answer, Broken> {
-        let (mut parts, body) = response.into_parts();
-        refuse::put_limits(&mut parts.headers, verdict);
-        let ends = body.is_end_stream();
-        if ends {
-            self.log.grpc_status = grpc::status(&parts.headers);
-        }
-        let status = parts.status.as_u16();
-        let sink = self
-            .respond
-            .send_response(Response::from_parts(parts, ()), ends)
-            .map_err(|error| Broken::Sink(reason(&error)))?;
-        self.log.status = status;
-        Ok(Answer {
-            status,
-            body,
-            sink,
-            flow: Flow::new(&Kept::default(), ends),
-        })
-    }
-}
-
-/// What an attempt may take for how long.
-#[derive(Clone, Copy)]
-struct Spans {
-    request: Duration,
-    per_try: Duration,
-    idle: Duration,
-    started: MonoNanos,
-}
-
-/// The answer under way.
-struct Answer {
-    status: u16,
-    body: RecvStream,
-    sink: SendStream<Bytes>,
-    flow: Flow,
-}
-
-struct Exchange {
-    request: Flow,
-    sink: SendStream<Bytes>,
-    response: ResponseFuture,
-    answer: Option<Answer>,
-    answer_kept: Kept,
-    /// The endpoint takes no more of the request; it may answer all the same.
-    request_broken: Option<Reason>,
-    last: MonoNanos,
-}
-
-impl Exchange {
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        stream: &mut Stream,
-        spans: Spans,
-        verdict: &Verdict,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
-    ) -> Poll<End> {
-        if self.answer.is_none()
-            && let Poll::Ready(why) = stream.respond.poll_reset(cx)
-        {
-            return Poll::Ready(End::Downstream(why.unwrap_or_else(|e| reason(&e))));
-        }
-        if let Some(end) = self.poll_request(cx, stream) {
-            return Poll::Ready(end);
-        }
-        if self.answer.is_none()
-            && let Some(end) = self.poll_head(cx, stream, verdict, retry)
-        {
-            return Poll::Ready(end);
-        }
-        if let Some(end) = self.poll_body(cx) {
-            return Poll::Ready(end);
-        }
-        self.poll_time(cx, stream, spans)
-    }
-
-    fn poll_request(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Option<End> {
-        if self.request_broken.is_some() {
-            return None;
-        }
-        match self
-            .request
-            .poll(cx, &mut stream.body, &mut self.sink, &mut stream.kept)
-        {
-            Poll::Ready(Ok(())) => {
-                stream.complete.get_or_insert_with(clock::now);
-            }
-            Poll::Ready(Err(Broken::Source(why))) => return Some(End::Downstream(why)),
-            // RFC 9113, section 8.1: an endpoint that answered early may stop the request.
-            Poll::Ready(Err(Broken::Sink(why))) => self.request_broken = Some(why),
-            Poll::Pending => {}
-        }
-        None
-    }
-
-    fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-        stream: &mut Stream,
-        verdict: &Verdict,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
-    ) -> Option<End> {
-        while let Poll::Ready(Some(interim)) = self.response.poll_informational(cx) {
-            let Ok(interim) = interim else { break };
-            // An error means that the client has gone, which its stream tells.
-            let _gone = stream.respond.send_informational(interim);
-        }
-        let response = match Pin::new(&mut self.response).poll(cx) {
-            Poll::Pending => return None,
-            Poll::Ready(Ok(response)) => response,
-            Poll::Ready(Err(error)) => {
-                let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
-                let unprocessed = error.is_remote() && (refused || error.is_go_away());
-                return Some(End::Upstream {
-                    reason: reason(&error),
-                    unprocessed,
-                });
-            }
-        };
-        stream.log.upstream = Some(clock::now().since(self.last));
-        let status = seen_status(&response, stream.grpc);
-        if retry(status, stream.kept.whole) {
-            return Some(End::Retry(status));
-        }
-        match stream.answer(response, verdict) {
-            Ok(answer) => self.answer = Some(answer),
-            Err(Broken::Sink(why) | Broken::Source(why)) => return Some(End::Downstream(why)),
-        }
-        None
-    }
-
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Option<End> {
-        let answer = self.answer.as_mut()?;
-        let done = answer.flow.poll(
-            cx,
-            &mut answer.body,
-            &mut answer.sink,
-            &mut self.answer_kept,
-        );
-        match done {
-            Poll::Pending => None,
-            // What is left of the request is of no interest: dropping the stream says so.
-            Poll::Ready(Ok(())) => Some(End::Complete),
-            Poll::Ready(Err(Broken::Sink(why))) => Some(End::Downstream(why)),
-            Poll::Ready(Err(Broken::Source(why))) => Some(End::Upstream {
-                reason: why,
-                unprocessed: false,
-            }),
-        }
-    }
-
-    fn poll_time(&mut self, cx: &mut Context<'_>, stream: &mut Stream, spans: Spans) -> Poll<End> {
-        let moved = std::mem::take(&mut self.request.moved)
-            | self
-                .answer
-                .as_mut()
-                .is_some_and(|answer| std::mem::take(&mut answer.flow.moved));
-        if moved {
-            self.last = clock::now();
-        }
-        let request = stream.until(spans.request);
-        let per_try = if self.answer.is_none() && self.request.done {
-            deadline(spans.started, spans.per_try)
-        } else {
-            NEVER
-        };
-        // A gRPC stream may be silent for as long as its client likes; of any other request the
-        // body has to come.
-        let owed = !stream.grpc
-            && (self.request.waits_for_source
-                || self
-                    .answer
-                    .as_ref()
-                    .is_some_and(|answer| !answer.flow.waits_for_source));
-        let span = if owed {
-            stream.conn.core.limits().body_timeout
-        } else {
-            spans.idle
-        };
-        let still = deadline(self.last, span);
-        let first = request.min(per_try).min(still);
-        stream.timer.poll(cx, first).map(|()| {
-            if first == request {
-                End::RequestTimeout
-            } else if first == per_try {
-                End::TryTimeout
-            } else {
-                End::Still
-            }
-        })
-    }
-}
-
-/// The status as a retry policy sees it: of gRPC only one that stands in the head counts.
-fn seen_status(response: &Response<RecvStream>, grpc: bool) -> u16 {
-    let in_head = |headers: &HeaderMap| grpc::status(headers).map(grpc::as_http);
-    let ends = response.body().is_end_stream();
-    (grpc && ends && response.status().is_success())
-        .then(|| in_head(response.headers()))
-        .flatten()
-        .unwrap_or(response.status().as_u16())
 }

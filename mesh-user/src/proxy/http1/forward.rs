@@ -1,0 +1,482 @@
+//! A request on its way: attempts until an answer went out, or none will come.
+
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{
+    answer,
+    exchange::{End, Exchange, Outlook, Spans, Wires},
+    request::Request,
+    sending::Sending,
+    serve::{Going, Next, Session},
+};
+use crate::{
+    clock::{self, MonoNanos},
+    policy::{
+        Reject, VersionIx, balance,
+        breaker::RequestPermit,
+        retry::Failure,
+        snapshot::{EndpointState, Outcome, VersionPlan},
+    },
+    proxy::{
+        attempt,
+        core::{Core, Snap},
+        io::poll_fill,
+        record::RequestLog,
+        retry::{Attempts, retry_after},
+        tcp::{CopyEnd, Side, copy},
+        timer::deadline,
+        upstream::{NoConnection, Target, Upstream, connect_queued, put_back},
+    },
+};
+
+/// What stays the same over the attempts of a request.
+struct Course<'a> {
+    core: &'a Rc<Core>,
+    snapshot: &'a Snap,
+    at: VersionIx,
+    version: &'a VersionPlan,
+    request: &'a Request,
+    /// `RateLimit` lines for the answer.
+    extra: &'a [u8],
+}
+
+/// The endpoint of an attempt, and the right to use it.
+struct Chosen {
+    endpoint: Arc<EndpointState>,
+    permit: RequestPermit,
+}
+
+/// What follows an attempt.
+enum Turn {
+    Next(Next),
+    Again(Duration),
+    Refuse(Reject),
+}
+
+impl Turn {
+    fn gone(log: &mut RequestLog) -> Self {
+        log.reject = Some(Reject::DownstreamClosed);
+        Self::Next(Next::Reset)
+    }
+
+    /// A failure: an answer when none is under way, a reset otherwise.
+    fn fail(log: &mut RequestLog, reject: Reject, outlook: Outlook) -> Self {
+        if outlook.can_answer {
+            Self::Refuse(reject)
+        } else {
+            log.reject = Some(reject);
+            Self::Next(Next::Reset)
+        }
+    }
+}
+
+/// RFC 9110, section 9.2.2.
+fn is_idempotent(method: &str) -> bool {
+    matches!(
+        method,
+        "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
+    )
+}
+
+impl Course<'_> {
+    fn record(&self, endpoint: &EndpointState, outcome: Outcome, at: MonoNanos) {
+        attempt::record(self.core, self.snapshot, self.at, endpoint, outcome, at);
+    }
+
+    /// Chooses an endpoint; the breaker's word comes last.
+    fn choose(&self, attempts: &Attempts, now: MonoNanos) -> Result<Chosen, Reject> {
+        let mut rng = self.core.rng.borrow_mut();
+        let endpoint = balance::pick(self.snapshot, self.at, &attempts.tried, &mut rng, now)?;
+        let permit = self.version.breaker.request(&endpoint)?;
+        Ok(Chosen { endpoint, permit })
+    }
+
+    /// Whether the policy allows another attempt.
+    fn again(
+        &self,
+        log: &RequestLog,
+        attempts: &mut Attempts,
+        failure: Failure,
+        sending: &Sending,
+    ) -> Option<Turn> {
+        let (method, replayable) = (log.method(), sending.replayable);
+        retry_after(
+            self.version,
+            attempts,
+            method,
+            failure,
+            replayable,
+            self.core,
+        )
+        .map(Turn::Again)
+    }
+}
+
+impl Session {
+    /// Attempts until an answer went out, or none will come.
+    pub(super) async fn forward(&mut self, going: Going, mut log: RequestLog) -> Next {
+        let Going {
+            request,
+            plan,
+            verdict,
+        } = going;
+        log.rule = plan.rule;
+        log.version = Some(plan.version);
+        let snapshot = Rc::clone(&log.snapshot);
+        let core = Rc::clone(&self.conn.core);
+        let version = &snapshot.versions[plan.version.0 as usize];
+        let keep_max = version
+            .retry
+            .policy
+            .as_ref()
+            .map_or(0, |_| core.limits().replay_bytes_max);
+        let extra = answer::limit_lines(&verdict);
+        let course = Course {
+            core: &core,
+            snapshot: &snapshot,
+            at: plan.version,
+            version,
+            request: &request,
+            extra: &extra,
+        };
+        let mut sending = Sending::new(request.body, keep_max, log.started);
+        let mut attempts = Attempts::default();
+        loop {
+            let turn = self
+                .attempt(&course, &mut sending, &mut attempts, &mut log)
+                .await;
+            log.bytes_in = log.bytes_in.max(sending.bytes);
+            match turn {
+                Turn::Next(next) => return next,
+                Turn::Again(pause) if self.pause(pause, &sending, version).await => {}
+                Turn::Again(_) => {
+                    log.reject = Some(Reject::DownstreamClosed);
+                    return Next::Gone;
+                }
+                Turn::Refuse(reject) => {
+                    sending.drop_ready(&mut self.buf);
+                    let close = !(sending.is_taken() || self.drop_body(&mut sending.body));
+                    return self
+                        .refuse(&mut log, Some(&request), reject, &verdict, close)
+                        .await;
+                }
+            }
+        }
+    }
+
+    /// Waits before another attempt. Whether the client is still there.
+    async fn pause(&mut self, pause: Duration, sending: &Sending, version: &VersionPlan) -> bool {
+        if pause.is_zero() {
+            return true;
+        }
+        // The request time-out covers the pause; the next attempt finds that it has passed.
+        let limit = |complete| deadline(complete, version.request_timeout);
+        let end = clock::now().after(pause);
+        let end = sending
+            .complete
+            .map_or(end, |complete| end.min(limit(complete)));
+        poll_fn(|cx| {
+            if self.client_is_gone(cx) {
+                return Poll::Ready(false);
+            }
+            self.timer.poll(cx, end).map(|()| true)
+        })
+        .await
+    }
+
+    fn client_is_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        self.buf.is_empty()
+            && matches!(
+                poll_fill(&mut self.stream, cx, &mut self.buf),
+                Poll::Ready(Ok(0) | Err(_))
+            )
+    }
+
+    /// A connection to the endpoint: an idle one, or a new one while the client waits.
+    async fn connect(
+        &mut self,
+        target: &Target<'_>,
+        attempts: &Attempts,
+        careful: bool,
+        until: MonoNanos,
+    ) -> Result<Upstream, Option<NoConnection>> {
+        let conn = Rc::clone(&self.conn);
+        let fresh = attempts.stale;
+        if !fresh && let Some(upstream) = conn.core.pool.take(&target.key, careful) {
+            return Ok(upstream);
+        }
+        // Boxed: rare, and large beside the state of an idle connection.
+        let mut connecting = Box::pin(connect_queued(&conn.core, &conn.workload, target, fresh));
+        poll_fn(|cx| {
+            if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(Some));
+            }
+            if self.client_is_gone(cx) {
+                return Poll::Ready(Err(None));
+            }
+            self.timer
+                .poll(cx, until)
+                .map(|()| Err(Some(NoConnection::Local(Reject::UpstreamTimeout))))
+        })
+        .await
+    }
+
+    async fn attempt(
+        &mut self,
+        course: &Course<'_>,
+        sending: &mut Sending,
+        attempts: &mut Attempts,
+        log: &mut RequestLog,
+    ) -> Turn {
+        let version = course.version;
+        let now = if attempts.count == 0 {
+            log.started
+        } else {
+            clock::now()
+        };
+        attempts.count += 1;
+        let until = deadline(
+            sending.complete.unwrap_or(log.started),
+            version.request_timeout,
+        );
+        if now >= until {
+            return Turn::Refuse(Reject::UpstreamTimeout);
+        }
+        let chosen = match course.choose(attempts, now) {
+            Ok(chosen) => chosen,
+            Err(reject) => return Turn::Refuse(reject),
+        };
+        log.endpoint = Some(chosen.endpoint.address);
+        let target = Target::new(
+            course.snapshot,
+            course.at,
+            &chosen.endpoint,
+            &self.conn.workload,
+        );
+        let careful = !is_idempotent(log.method());
+        let upstream = match self.connect(&target, attempts, careful, until).await {
+            Ok(upstream) => upstream,
+            Err(None) => return Turn::gone(log),
+            Err(Some(failed)) => {
+                drop(chosen.permit);
+                let refuse = Turn::Refuse(failed.reject());
+                let Some(outcome) = failed.outcome() else {
+                    return refuse;
+                };
+                course.record(&chosen.endpoint, outcome, clock::now());
+                attempts.tried.push(chosen.endpoint.id);
+                return course
+                    .again(log, attempts, Failure::Connect, sending)
+                    .unwrap_or(refuse);
+            }
+        };
+        let started = if attempts.count == 1 && upstream.reused {
+            now
+        } else {
+            clock::now()
+        };
+        self.exchange(
+            course,
+            &target,
+            upstream,
+            chosen.permit,
+            started,
+            sending,
+            attempts,
+            log,
+        )
+        .await
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of an attempt, each for its own use"
+    )]
+    async fn exchange(
+        &mut self,
+        course: &Course<'_>,
+        target: &Target<'_>,
+        mut upstream: Upstream,
+        permit: RequestPermit,
+        started: MonoNanos,
+        sending: &mut Sending,
+        attempts: &mut Attempts,
+        log: &mut RequestLog,
+    ) -> Turn {
+        let (core, version) = (course.core, course.version);
+        let spans = Spans {
+            request: version.request_timeout,
+            per_try: version.retry.per_try().unwrap_or_default(),
+            idle: version.idle_timeout,
+        };
+        let mut exchange = Exchange::new(
+            course.request,
+            &log.head,
+            sending,
+            core.limits(),
+            spans,
+            started,
+        );
+        let keep_alive = || course.request.keep_alive && !core.draining.get();
+        let method = log.method();
+        let mut pause = None;
+        let mut retry = |status: u16, replayable: bool| {
+            let failure = Failure::Status(status);
+            pause = retry_after(version, attempts, method, failure, replayable, core);
+            pause.is_some()
+        };
+        let mut wires = Wires {
+            down: &mut self.stream,
+            down_buf: &mut self.buf,
+            up: &mut upstream,
+            timer: &mut self.timer,
+        };
+        let end = poll_fn(|cx| {
+            exchange.poll(
+                cx,
+                &mut wires,
+                sending,
+                &keep_alive,
+                course.extra,
+                &mut retry,
+            )
+        })
+        .await;
+        let outlook = exchange.outlook(&upstream);
+        drop(exchange);
+        let ended = clock::now();
+        log.ended = Some(ended);
+        log.attempts += u32::from(outlook.was_sent);
+        log.upstream = outlook.answered_after.or(log.upstream);
+        log.bytes_out += outlook.bytes;
+        log.status = outlook.status.unwrap_or(log.status);
+        let endpoint = target.endpoint;
+        match end {
+            End::Complete => {
+                course.record(
+                    endpoint,
+                    Outcome::Status(outlook.status.unwrap_or(0)),
+                    ended,
+                );
+                drop(permit);
+                if outlook.is_reusable {
+                    put_back(core, target, upstream, ended);
+                }
+                let stays = keep_alive() && outlook.is_delimited && sending.is_taken();
+                Turn::Next(if stays { Next::Open } else { Next::Close })
+            }
+            End::Upgraded => {
+                course.record(endpoint, Outcome::Status(101), ended);
+                let next = self.upgraded(upstream, version.idle_timeout, log).await;
+                drop(permit);
+                Turn::Next(next)
+            }
+            End::Retry(status) => {
+                course.record(endpoint, Outcome::Status(status), ended);
+                attempts.tried.push(endpoint.id);
+                Turn::Again(pause.unwrap_or_default())
+            }
+            failed => {
+                let reused = upstream.reused;
+                drop((upstream, permit));
+                settle(
+                    course, endpoint, failed, outlook, reused, sending, attempts, log,
+                )
+            }
+        }
+    }
+
+    /// After 101: opaque bytes, no HTTP time-outs but the idle one.
+    async fn upgraded(&mut self, mut up: Upstream, idle: Duration, log: &mut RequestLog) -> Next {
+        let mut bytes = (0, 0);
+        let down = Side {
+            stream: &mut self.stream,
+            buf: &mut self.buf,
+        };
+        let up = Side {
+            stream: &mut up.stream,
+            buf: &mut up.buf,
+        };
+        let end = copy(down, up, &mut self.timer, idle, &mut bytes).await;
+        log.bytes_in += bytes.0;
+        log.bytes_out += bytes.1;
+        log.ended = Some(clock::now());
+        log.reject = match end {
+            CopyEnd::Closed => None,
+            CopyEnd::DownstreamReset => Some(Reject::DownstreamClosed),
+            CopyEnd::UpstreamReset => Some(Reject::UpstreamReset),
+            CopyEnd::Idle => Some(Reject::UpstreamTimeout),
+        };
+        Next::Gone
+    }
+}
+
+/// Records an attempt that failed, and says what follows. Its connection and permit are gone.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the end of an attempt, each for its own use"
+)]
+fn settle(
+    course: &Course<'_>,
+    endpoint: &EndpointState,
+    end: End,
+    outlook: Outlook,
+    reused: bool,
+    sending: &Sending,
+    attempts: &mut Attempts,
+    log: &mut RequestLog,
+) -> Turn {
+    let ended = log.ended.unwrap_or(log.started);
+    // An answer that was under way says how the endpoint did, whatever befell it later.
+    let seen = |otherwise| outlook.status.map_or(otherwise, Outcome::Status);
+    let stale = reused && !outlook.any_byte && !attempts.stale && sending.replayable;
+    let (outcome, failure, reject) = match end {
+        End::UpstreamGone { .. } if stale && (!outlook.was_sent || is_idempotent(log.method())) => {
+            // Closed while it lay idle, which says nothing about the endpoint.
+            course.record(endpoint, Outcome::Abandoned, ended);
+            attempts.stale = true;
+            attempts.count -= 1;
+            return Turn::Again(Duration::ZERO);
+        }
+        End::UpstreamGone { reset } => {
+            let failure = if outlook.was_sent {
+                Failure::Reset
+            } else {
+                Failure::Connect
+            };
+            let reject = if reset {
+                Reject::UpstreamReset
+            } else {
+                Reject::UpstreamClosed
+            };
+            (Outcome::Reset, Some(failure), reject)
+        }
+        End::UpstreamMalformed => (Outcome::Reset, None, Reject::UpstreamMalformed),
+        End::TryTimeout => (
+            seen(Outcome::Timeout),
+            Some(Failure::PerTry),
+            Reject::UpstreamTimeout,
+        ),
+        End::RequestTimeout | End::IdleTimeout => {
+            (seen(Outcome::Timeout), None, Reject::UpstreamTimeout)
+        }
+        End::BadBody => (seen(Outcome::Abandoned), None, Reject::BadRequest),
+        End::BodyTimeout => (seen(Outcome::Abandoned), None, Reject::BodyTimeout),
+        End::DownstreamGone | End::Complete | End::Upgraded | End::Retry(_) => {
+            course.record(endpoint, seen(Outcome::Abandoned), ended);
+            return Turn::gone(log);
+        }
+    };
+    course.record(endpoint, outcome, ended);
+    attempts.tried.push(endpoint.id);
+    failure
+        .filter(|_| !outlook.responding)
+        .and_then(|failure| course.again(log, attempts, failure, sending))
+        .unwrap_or_else(|| Turn::fail(log, reject, outlook))
+}

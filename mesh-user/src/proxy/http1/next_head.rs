@@ -1,0 +1,132 @@
+//! Waits for the next request head of a connection.
+
+use std::task::{Context, Poll};
+
+use tokio::net::TcpStream;
+
+use super::scan::Scan;
+use crate::{
+    clock::{self, MonoNanos},
+    policy::Reject,
+    proxy::{
+        buffer::Buf,
+        core::Conn,
+        detect::{self, Guess},
+        io::poll_fill,
+        timer::{Timer, deadline},
+    },
+};
+
+/// Longest start line besides its target: method, spaces, version.
+const LINE_REST_BYTES_MAX: usize = 64;
+
+/// What came instead of a request head.
+#[derive(Debug)]
+pub(super) enum NoHead {
+    /// The client closed, or was idle too long.
+    Closed,
+    /// The connection speaks HTTP/2.
+    Http2,
+    /// A head that is refused, and when it began.
+    Refused(Reject, MonoNanos),
+}
+
+/// Reads up to the end of the next head.
+#[derive(Debug)]
+pub(super) struct NextHead {
+    scan: Scan,
+    began: Option<MonoNanos>,
+    idle_since: Option<MonoNanos>,
+    /// The connection may still turn out to speak HTTP/2.
+    first: bool,
+    /// RFC 9112, section 2.2: one empty line before a request line is ignored.
+    may_skip: bool,
+}
+
+impl NextHead {
+    pub(super) const fn new(first: bool) -> Self {
+        Self {
+            scan: Scan::new(),
+            began: None,
+            idle_since: None,
+            first,
+            may_skip: true,
+        }
+    }
+
+    /// The head's length and when it began.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        conn: &Conn,
+        stream: &mut TcpStream,
+        buf: &mut Buf,
+        timer: &mut Timer,
+    ) -> Poll<Result<(usize, MonoNanos), NoHead>> {
+        let limits = conn.core.limits();
+        let line_max = limits.target_bytes_max + LINE_REST_BYTES_MAX;
+        loop {
+            if self.may_skip && buf.bytes().starts_with(b"\r\n") {
+                buf.consume(2);
+                self.may_skip = false;
+            }
+            let undecided = self.may_skip && buf.bytes() == b"\r";
+            if !buf.is_empty() && !undecided {
+                let began = *self.began.get_or_insert_with(clock::now);
+                conn.idle.set(false);
+                match if self.first {
+                    detect::declared_http(buf.bytes())
+                } else {
+                    Guess::Http1
+                } {
+                    Guess::Http2 => return Poll::Ready(Err(NoHead::Http2)),
+                    Guess::More => {}
+                    _ => {
+                        self.first = false;
+                        match self
+                            .scan
+                            .advance(buf.bytes(), limits.head_bytes_max, line_max)
+                        {
+                            Ok(Some(length)) => return Poll::Ready(Ok((length, began))),
+                            Ok(None) => {}
+                            Err(reject) => {
+                                return Poll::Ready(Err(NoHead::Refused(reject, began)));
+                            }
+                        }
+                    }
+                }
+            } else if conn.core.grace_over.get() {
+                return Poll::Ready(Err(NoHead::Closed));
+            } else {
+                conn.idle.set(true);
+            }
+            if !buf.has_room() {
+                buf.grow();
+            }
+            match poll_fill(stream, cx, buf) {
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    return Poll::Ready(Err(match self.began {
+                        Some(began) => NoHead::Refused(Reject::DownstreamClosed, began),
+                        None => NoHead::Closed,
+                    }));
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => {
+                    let (from, span) = match self.began {
+                        Some(began) => (began, limits.header_timeout),
+                        None => (
+                            *self.idle_since.get_or_insert_with(clock::now),
+                            limits.keep_alive_timeout,
+                        ),
+                    };
+                    return timer.poll(cx, deadline(from, span)).map(|()| {
+                        Err(match self.began {
+                            Some(began) => NoHead::Refused(Reject::HeaderTimeout, began),
+                            None => NoHead::Closed,
+                        })
+                    });
+                }
+            }
+        }
+    }
+}
