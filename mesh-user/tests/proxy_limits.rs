@@ -595,20 +595,32 @@ fn drain_lets_requests_end_and_closes_the_rest() {
     let workers = mesh.workers.take().unwrap();
     let begun = Instant::now();
     let drain = thread::spawn(move || workers.drain(PATIENCE));
-    eventually("nobody accepts", || std::net::TcpStream::connect(mesh.address).is_err());
+    eventually("nobody accepts", || {
+        std::net::TcpStream::connect(mesh.address).is_err()
+    });
     // A request that crosses the drain on an idle connection is served.
     late.send(GET);
     eventually("it is in flight", || gate.requests() == 4);
     assert!(idle.is_closed(), "an idle connection is closed");
-    assert!(begun.elapsed() >= Duration::from_millis(900), "but not at once");
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(900),
+        "but not at once"
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
     *gate.open.lock().unwrap() = true;
     let answer = busy.message().unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.field("connection").as_deref(), Some("close"));
     assert!(busy.is_closed());
     let answer = late.message().unwrap();
-    assert_eq!((answer.status(), answer.field("connection").as_deref()), (200, Some("close")));
+    assert_eq!(
+        (answer.status(), answer.field("connection").as_deref()),
+        (200, Some("close"))
+    );
     assert!(late.is_closed());
     assert_eq!(drain.join().unwrap(), 0, "nothing was cut");
 }

@@ -95,7 +95,7 @@ impl NextHead {
                         }
                     }
                 }
-            } else if conn.core.draining.get() {
+            } else if conn.core.grace_over.get() {
                 return Poll::Ready(Err(NoHead::Closed));
             } else {
                 conn.idle.set(true);
