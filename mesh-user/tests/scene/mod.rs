@@ -1,10 +1,9 @@
 //! What the traffic tests share: a scene per test, real pods, the real binary.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 use std::{path::Path, process::Child};
 
-#[allow(unused_imports, reason = "each test file uses its own part")]
 pub(crate) use mesh_user::demo::scene::{BANNER_PORT, PORT, Scene, TCP_PORT, VIP4, VIP6};
 use mesh_user::{demo::load::Report, testbed::Pod};
 
