@@ -333,3 +333,25 @@ fn explain_prints_the_decision_of_the_data_path() {
     assert!(none.unwrap().status.success(), "not of the mesh: passes");
     scene.tear_down().unwrap();
 }
+
+/// `docs/CONFIG.md` says that limits apply to the next connection.
+#[test]
+fn limits_change_without_a_restart() {
+    let scene = start("t-limits", SPLIT);
+    let long = format!("x-long: {}", "a".repeat(9000));
+    let taken = scene.ask(&scene.client, &["-H", &long]).unwrap();
+    assert_eq!(taken.status(200), 1, "{taken:?}");
+    let small = scene.config_with(SPLIT).replace(
+        "agent:\n",
+        "agent:\n  limits: {head-bytes-max: 8KiB, target-bytes-max: 8000B}\n",
+    );
+    scene.put_in_force(&small).unwrap();
+    let refused = scene.ask(&scene.client, &["-H", &long]).unwrap();
+    assert_eq!(
+        refused.rejects.get("head_too_large"),
+        Some(&1),
+        "{refused:?}"
+    );
+    assert_eq!(scene.status().unwrap().restart_needed, Vec::<String>::new());
+    scene.tear_down().unwrap();
+}

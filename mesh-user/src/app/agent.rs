@@ -100,7 +100,6 @@ fn restart_needed(started_with: &AgentConfig, wanted: &AgentConfig) -> Vec<Strin
             started_with.unknown_netns != wanted.unknown_netns,
         ),
         ("agent.metrics", started_with.metrics != wanted.metrics),
-        ("agent.limits", started_with.limits != wanted.limits),
     ];
     differs
         .into_iter()
@@ -197,6 +196,7 @@ impl NodeAgent {
             return Err(error);
         }
         new.enforce();
+        self.workers.set_limits(&config.agent.limits);
         self.snapshot.store(Arc::clone(&new));
         control.in_force = Some(config.clone());
         let Control {

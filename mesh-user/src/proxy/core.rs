@@ -43,7 +43,7 @@ pub(super) struct Shared {
     /// Upstream connections of the node.
     pub(super) upstream: AtomicU32,
     /// Limits of the data path.
-    pub(super) limits: Limits,
+    pub(super) limits: ArcSwap<Limits>,
     /// For the original destination.
     pub(super) origins: Arc<dyn OriginLookup>,
     /// Dials from the agent's own namespace.
@@ -69,6 +69,7 @@ impl Drop for NodePermit {
 struct Current {
     swaps: u64,
     snapshot: Snap,
+    limits: Rc<Limits>,
 }
 
 /// One open downstream connection, as the worker's control task sees it.
@@ -121,10 +122,15 @@ impl Core {
     ) -> Rc<Self> {
         let swaps = shared.swaps.load(Ordering::Acquire);
         let snapshot = Rc::new(shared.snapshot.load_full());
+        let limits = Rc::new(Limits::clone(&shared.limits.load()));
         Rc::new(Self {
             index,
             peers,
-            current: RefCell::new(Current { swaps, snapshot }),
+            current: RefCell::new(Current {
+                swaps,
+                snapshot,
+                limits,
+            }),
             cursors: RefCell::default(),
             rng: RefCell::new(Rng::new(seed)),
             pool: Pool::default(),
@@ -140,9 +146,9 @@ impl Core {
         })
     }
 
-    /// Limits of the data path.
-    pub(super) fn limits(&self) -> &Limits {
-        &self.shared.limits
+    /// Limits of the data path, as of this worker's last look at the snapshot.
+    pub(super) fn limits(&self) -> Rc<Limits> {
+        Rc::clone(&self.current.borrow().limits)
     }
 
     /// The snapshot in force, and the swap count that it belongs to. One atomic load when nothing
@@ -155,6 +161,7 @@ impl Core {
             *current = Current {
                 swaps,
                 snapshot: Rc::new(self.shared.snapshot.load_full()),
+                limits: Rc::new(Limits::clone(&self.shared.limits.load())),
             };
         }
         (Rc::clone(&current.snapshot), swaps)
@@ -162,7 +169,7 @@ impl Core {
 
     /// Takes the right to one more upstream connection of the node, if there is one left.
     pub(super) fn node_permit(self: &Rc<Self>) -> Option<NodePermit> {
-        let max = self.shared.limits.upstream_connections_max;
+        let max = self.limits().upstream_connections_max;
         let taken = self
             .shared
             .upstream

@@ -112,7 +112,7 @@ impl Workers {
             snapshot: ArcSwap::new(first),
             swaps: AtomicU64::new(0),
             upstream: AtomicU32::new(0),
-            limits: options.limits,
+            limits: ArcSwap::from_pointee(options.limits),
             origins: options.origins,
             node_sockets: options.node_sockets,
             telemetry: options.telemetry,
@@ -172,6 +172,13 @@ impl Workers {
     pub fn swap(&self, snapshot: Arc<Snapshot>) {
         snapshot.enforce();
         self.shared.snapshot.store(snapshot);
+        self.shared.swaps.fetch_add(1, Ordering::Release);
+    }
+
+    /// Puts limits in force: the next connection uses them, and so does the next request where a
+    /// limit is asked for each request.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.shared.limits.store(Arc::new(limits.clone()));
         self.shared.swaps.fetch_add(1, Ordering::Release);
     }
 

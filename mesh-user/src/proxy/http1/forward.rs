@@ -315,14 +315,9 @@ impl Session {
             per_try: version.retry.per_try().unwrap_or_default(),
             idle: version.idle_timeout,
         };
-        let mut exchange = Exchange::new(
-            course.request,
-            &log.head,
-            sending,
-            core.limits(),
-            spans,
-            started,
-        );
+        let limits = core.limits();
+        let mut exchange =
+            Exchange::new(course.request, &log.head, sending, &limits, spans, started);
         let keep_alive = || course.request.keep_alive && !core.draining.get();
         let method = log.method();
         let mut pause = None;

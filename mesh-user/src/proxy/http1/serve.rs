@@ -236,7 +236,7 @@ impl Session {
     fn decide(&mut self, length: usize, log: &mut RequestLog) -> Decision {
         let conn = &self.conn;
         let core = &conn.core;
-        let decision = request::parse(&self.buf.bytes()[..length], core.limits(), |parsed| {
+        let decision = request::parse(&self.buf.bytes()[..length], &core.limits(), |parsed| {
             let mut destination = String::new();
             if !parsed.has_authority() {
                 destination = conn.destination.to_string();

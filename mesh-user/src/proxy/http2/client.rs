@@ -313,7 +313,7 @@ async fn connect(
     } = dial(core, workload, target, permits).await?;
     let wire = Wire::new(stream, Buf::default(), 0);
     let watch = wire.watch();
-    let (sender, mut connection) = settings::client(core.limits())
+    let (sender, mut connection) = settings::client(&core.limits())
         .handshake(wire)
         .await
         .map_err(|_| NoConnection::Failed)?;

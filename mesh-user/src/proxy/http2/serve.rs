@@ -45,7 +45,7 @@ pub(in crate::proxy) async fn serve(
     let limits = conn.core.limits();
     let wire = Wire::new(stream, buf, PREFACE.len());
     let watch = wire.watch();
-    let mut handshake = settings::server(limits).handshake::<_, Bytes>(wire);
+    let mut handshake = settings::server(&limits).handshake::<_, Bytes>(wire);
     let until = clock::now().after(limits.header_timeout);
     let shaken = poll_fn(|cx| {
         if let Poll::Ready(done) = std::pin::Pin::new(&mut handshake).poll(cx) {

@@ -113,7 +113,7 @@ impl Stream {
     ) -> Result<(Head, Admitted), (Reject, Verdict)> {
         let core = &self.conn.core;
         let mut head =
-            head::check(request, core.limits()).map_err(|reject| (reject, Verdict::default()))?;
+            head::check(request, &core.limits()).map_err(|reject| (reject, Verdict::default()))?;
         head.identify(&mut core.rng.borrow_mut());
         head.note(&mut self.log.head, &mut self.log.spans);
         let started = self.log.started;
