@@ -61,14 +61,18 @@ no eBPF, no mark and no route. The difference of the whole path's CPU is what in
     text
 }
 
-/// The arguments without the paths that `cargo xtask bench` adds.
+/// The arguments as typed: without the paths that `cargo xtask bench` adds, and below the
+/// workspace's root, where it runs us.
 fn shown_args(args: &[String]) -> String {
+    let root = std::env::current_dir().unwrap_or_default();
+    let root = format!("{}/", root.display());
     let own = |arg: &&String| !arg.starts_with("--mesh=") && !arg.starts_with("--envoy=");
-    args.iter()
+    let shown: Vec<_> = args
+        .iter()
         .filter(own)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(" ")
+        .map(|arg| arg.replace(&root, ""))
+        .collect();
+    shown.join(" ")
 }
 
 fn processor() -> String {
