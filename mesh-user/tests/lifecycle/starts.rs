@@ -7,10 +7,6 @@ use std::{
 };
 
 use mesh_user::{kernel::inventory, testbed::wait_until};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 
 use crate::{
     hooks,
@@ -165,7 +161,7 @@ fn second_agent_of_an_instance_is_refused_and_the_first_is_left_alone() {
 /// One of them wins; the other, which saw nothing pinned yet, must not remove the winner's.
 #[test]
 fn agents_started_at_once_leave_one_whole() {
-    let mut scene = scene::build("t-race");
+    let scene = scene::build("t-race");
     std::fs::write(scene.config_path(), scene.config_with(SPLIT)).unwrap();
     for round in 0..3 {
         let rivals: Vec<_> = (0..2)
@@ -183,25 +179,24 @@ fn agents_started_at_once_leave_one_whole() {
             .collect();
         live(&scene, 2);
         let pid = scene.status().unwrap().pid;
-        let mut lost = 0;
-        for mut rival in rivals {
-            if rival.id() == pid {
-                // The other one is over before its winner is judged.
-                continue;
-            }
-            eventually("the loser ends", || rival.try_wait().unwrap().is_some());
-            lost += 1;
+        let (mut winner, losers): (Vec<_>, Vec<_>) =
+            rivals.into_iter().partition(|rival| rival.id() == pid);
+        for mut loser in losers {
+            eventually("the loser ends", || loser.try_wait().unwrap().is_some());
         }
-        assert_eq!(lost, 1, "round {round}");
+        assert_eq!(winner.len(), 1, "round {round}");
         assert_eq!(hooks(&scene).values().sum::<usize>(), 8, "round {round}");
         assert_eq!(scene.ask(&scene.client, &[]).unwrap().status(200), 1);
         assert!(kernel_count(&scene, "captured") > 0);
-        kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
-        eventually("the winner is cleaned up", || {
-            scene.mesh(&["cleanup"]).unwrap().status.success()
-        });
+        for winner in &mut winner {
+            winner.kill().unwrap();
+            winner.wait().unwrap();
+        }
+        assert!(
+            scene.mesh(&["cleanup"]).unwrap().status.success(),
+            "round {round}"
+        );
     }
-    scene.stop_agent().unwrap();
     scene.tear_down().unwrap();
 }
 

@@ -1,6 +1,9 @@
 //! The agent stops, pauses, or gets another configuration.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use mesh_user::{admin::Drain, testbed::Pod};
 use nix::{
@@ -42,8 +45,21 @@ everything(s)
 tell('end')
 "#;
     let slow = Talker::start(&scene, &scene.client, slow, &[&VIP4.to_string()]);
-    eventually("it is in flight", || {
-        kernel_count(&scene, "proxy_flow_opened") > dialled
+    let mut curl = Command::new("curl");
+    curl.args([
+        "-s",
+        "-m",
+        "20",
+        "--http2-prior-knowledge",
+        "-o",
+        "/dev/null",
+    ]);
+    curl.args(["-w", "%{http_version} %{response_code}"]);
+    curl.arg(format!("http://{VIP4}/delay/2500"));
+    curl.stdin(Stdio::null()).stdout(Stdio::piped());
+    let curl = scene.bed.spawn_in(&scene.client, curl).unwrap();
+    eventually("both are in flight", || {
+        kernel_count(&scene, "proxy_flow_opened") >= dialled + 2
     });
     signal_agent(&scene, Signal::SIGTERM);
     eventually("it drains", || {
@@ -72,6 +88,12 @@ tell('end')
         "the client is told: {head}"
     );
     assert_eq!(slow.next(), "end");
+    let curl = curl.wait_with_output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&curl.stdout),
+        "2 200",
+        "HTTP/2 streams end too"
+    );
     // Long before the limit of 30 s: it waits for requests, not for time.
     let begun = Instant::now();
     scene.stop_agent().unwrap();
@@ -110,7 +132,7 @@ fn no_request_fails_over_a_stop_and_a_start() {
 
 #[test]
 fn redirect_off_and_on_under_load_fails_no_request() {
-    let scene = start("t-pause", SPLIT);
+    let mut scene = start("t-pause", SPLIT);
     let fresh = steady(
         &scene,
         &["-c", "4", "-d", "3", "--rate", "200", "--new-connection"],
@@ -127,6 +149,20 @@ fn redirect_off_and_on_under_load_fails_no_request() {
     }
     assert_no_failure("a connection for each request", &report(fresh));
     assert_no_failure("kept connections", &report(kept));
+    // Whoever paused it wants it paused, also after a crash.
+    assert!(scene.mesh(&["redirect", "off"]).unwrap().status.success());
+    scene.kill_agent().unwrap();
+    let paused = |scene: &Scene| {
+        let before = kernel_count(scene, "pass_paused");
+        let answers = scene.ask(&scene.client, &[]).unwrap();
+        answers.status(200) == 1 && kernel_count(scene, "pass_paused") == before + 1
+    };
+    assert!(paused(&scene), "with the agent gone");
+    scene.start_agent().unwrap();
+    assert!(
+        !scene.status().unwrap().redirect && paused(&scene),
+        "with the next"
+    );
     scene.tear_down().unwrap();
 }
 
@@ -183,6 +219,19 @@ fn reload_adds_and_removes_services_and_workloads() {
         let answers = scene.ask_at(pod, host.parse().unwrap(), &[]).unwrap();
         assert_eq!(answers.status(200), 1, "{host}: {answers:?}");
     }
+    let open = r#"
+import http.client
+s = dial(sys.argv[1], 80)
+for line in sys.stdin:
+    s.sendall(b'GET / HTTP/1.1\r\nhost: second\r\n\r\n')
+    r = http.client.HTTPResponse(s)
+    r.begin()
+    r.read()
+    tell([r.status, r.getheader('x-mesh-reject'), r.getheader('connection')])
+"#;
+    let mut open = Talker::start(&scene, &scene.client, open, &[SECOND]);
+    open.say("");
+    assert_eq!(open.next(), serde_json::json!([200, null, null]));
     let addresses = || json(&scene, &["bpf", "services", "list", "-o", "json"]).to_string();
     assert!(addresses().contains(SECOND));
 
@@ -191,6 +240,12 @@ fn reload_adds_and_removes_services_and_workloads() {
     assert!(!addresses().contains(SECOND));
     let workloads = json(&scene, &["bpf", "workloads", "list", "-o", "json"]).to_string();
     assert!(!workloads.contains("tester"), "{workloads}");
+    open.say("");
+    let refused = open.next();
+    assert_eq!(
+        refused[1], "unknown_destination",
+        "on a connection that is open: {refused}"
+    );
     // The load of the client makes captures of its own: only that the tester is lost counts.
     let report = report(load);
     assert_no_failure("what stayed", &report);

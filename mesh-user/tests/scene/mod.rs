@@ -125,15 +125,18 @@ pub(crate) fn told(
 /// A program in a pod whose lines are read one by one. It ends with the value.
 pub(crate) struct Talker {
     child: Child,
+    input: std::process::ChildStdin,
     lines: std::sync::mpsc::Receiver<String>,
 }
 
 impl Talker {
     /// Starts a Python program, see [`PRELUDE`].
     pub(crate) fn start(scene: &Scene, pod: &Pod, program: &str, arguments: &[&str]) -> Self {
-        let command = python_command(program, arguments);
+        let mut command = python_command(program, arguments);
+        command.stdin(std::process::Stdio::piped());
         let mut child = scene.bed.spawn_in(pod, command).expect("python3 starts");
         let output = std::io::BufReader::new(child.stdout.take().expect("it is piped"));
+        let input = child.stdin.take().expect("it is piped");
         let (sender, lines) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             for line in std::io::BufRead::lines(output).map_while(Result::ok) {
@@ -142,7 +145,17 @@ impl Talker {
                 }
             }
         });
-        Self { child, lines }
+        Self {
+            child,
+            input,
+            lines,
+        }
+    }
+
+    /// Says a line to it.
+    pub(crate) fn say(&mut self, line: &str) {
+        use std::io::Write as _;
+        writeln!(self.input, "{line}").expect("it listens");
     }
 
     /// The next thing it tells, within 10 s.
