@@ -5,6 +5,8 @@
 
 #[path = "kernel/capture.rs"]
 mod capture;
+#[path = "kernel/cost.rs"]
+mod cost;
 #[path = "kernel/failure.rs"]
 mod failure;
 #[path = "kernel/lifecycle.rs"]

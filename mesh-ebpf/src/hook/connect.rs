@@ -13,11 +13,11 @@ use mesh_common::{
 };
 use mesh_ebpf::decide::{
     TCP,
-    connect::{Action, Request, Verdict, World, decide},
+    connect::{Action, Packed, Request, Verdict, World, decide},
 };
 
 use crate::{
-    count::{add, count, event},
+    count::{add, count_code, event},
     ctx::{self, sock_addr::SockAddr},
     maps,
 };
@@ -52,16 +52,26 @@ fn connect<const V6: bool>(ctx: SockAddr, addr: Addr, port: u16) -> i32 {
         v6_socket: V6,
         cgroup,
     };
-    let mut verdict = decide(&request, &Kernel(ctx));
-    if verdict.action != Action::Ignore && !carry_out::<V6>(ctx, &request, &verdict) {
-        verdict = verdict.failed();
+    let verdict = decide(&request, &Kernel(ctx));
+    let packed = ctx::forget(Packed::of(&verdict).word(), cgroup);
+    let mut todo = Packed::from_word(packed);
+    if !carry_out::<V6>(ctx, &request, &verdict, todo) {
+        todo = todo.failed();
         leave(ctx, &request);
     }
-    count(verdict.reason);
-    if verdict.is_event() {
-        report(ctx, &request, &verdict);
+    count_code(todo.reason());
+    debug!(
+        &ctx,
+        "connect to [{:i}]:{}: reason {}, workload {}",
+        addr.octets(),
+        port,
+        todo.reason(),
+        verdict.pod_id
+    );
+    if todo.is_event() {
+        report(ctx, &request, todo.reason(), verdict.pod_id);
     }
-    if verdict.action == Action::Refuse {
+    if todo.is(Action::Refuse) {
         ctx.refuse();
         return DENY;
     }
@@ -70,27 +80,30 @@ fn connect<const V6: bool>(ctx: SockAddr, addr: Addr, port: u16) -> i32 {
 
 /// Whether it worked.
 #[inline(always)]
-fn carry_out<const V6: bool>(ctx: SockAddr, request: &Request, verdict: &Verdict) -> bool {
-    let (mark, mask) = marks();
-    match verdict.action {
-        Action::Ignore => true,
-        Action::Pass | Action::Refuse => {
-            leave(ctx, request);
-            true
-        }
-        Action::Capture => {
-            store(ctx.sk(), request, verdict, VERDICT_PROXY) && ctx.set_mark(mark, mask)
-        }
-        Action::Rewrite(addr, port) => {
-            let done = store(ctx.sk(), request, verdict, VERDICT_KERNEL) && ctx.set_mark(0, mask);
-            if done && V6 {
-                ctx.set_v6(&addr, port);
-            } else if done {
-                ctx.set_v4(&addr, port);
-            }
-            done
-        }
+fn carry_out<const V6: bool>(
+    ctx: SockAddr,
+    request: &Request,
+    verdict: &Verdict,
+    todo: Packed,
+) -> bool {
+    if todo.is(Action::Ignore) {
+        return true;
     }
+    if todo.is(Action::Pass) || todo.is(Action::Refuse) {
+        leave(ctx, request);
+        return true;
+    }
+    let (mark, mask) = marks();
+    if todo.is(Action::Capture) {
+        return store(ctx.sk(), request, verdict, VERDICT_PROXY) && ctx.set_mark(mark, mask);
+    }
+    let done = store(ctx.sk(), request, verdict, VERDICT_KERNEL) && ctx.set_mark(0, mask);
+    if done && V6 {
+        ctx.set_v6(&verdict.to, verdict.to_port);
+    } else if done {
+        ctx.set_v4(&verdict.to, verdict.to_port);
+    }
+    done
 }
 
 /// Takes back what an earlier connect of the same socket left: whatever is not a capture leaves
@@ -131,7 +144,14 @@ fn store(sk: *mut bpf_sock, request: &Request, verdict: &Verdict, kind: u8) -> b
 }
 
 #[inline(always)]
-fn report(ctx: SockAddr, request: &Request, verdict: &Verdict) {
+fn report(ctx: SockAddr, request: &Request, reason: u32, pod_id: u32) {
+    info!(
+        &ctx,
+        "event: reason {}, workload {}, process {}",
+        reason,
+        pod_id,
+        ctx::current_tgid()
+    );
     event(&Event {
         time_ns: ctx::now(),
         netns: ctx.netns(),
@@ -139,8 +159,8 @@ fn report(ctx: SockAddr, request: &Request, verdict: &Verdict) {
         dst: request.addr,
         sport: 0,
         dport: request.port,
-        reason: verdict.reason as u32,
-        pod_id: verdict.pod_id,
+        reason,
+        pod_id,
         tgid: ctx::current_tgid(),
     });
 }

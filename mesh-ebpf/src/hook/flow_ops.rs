@@ -65,7 +65,21 @@ fn connecting(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
     }
     if ctx::current_cgroup() == config.agent_cgroup {
         proxy_connecting(ctx, &snapshot.tuple);
+        debug!(
+            &ctx,
+            "the agent dials [{:i}]:{}",
+            snapshot.tuple.dst.octets(),
+            snapshot.tuple.dport
+        );
     } else if let Some(intent) = ctx::intent(sk) {
+        debug!(
+            &ctx,
+            "flow from port {} to [{:i}]:{}, workload {}",
+            snapshot.tuple.sport,
+            snapshot.tuple.dst.octets(),
+            snapshot.tuple.dport,
+            intent.pod_id
+        );
         app_connecting(ctx, &snapshot.tuple, &intent);
     }
 }
