@@ -11,6 +11,8 @@ mod cost;
 mod failure;
 #[path = "kernel/lifecycle.rs"]
 mod lifecycle;
+#[path = "kernel/others.rs"]
+mod others;
 #[path = "kernel/refusals.rs"]
 mod refusals;
 mod support;

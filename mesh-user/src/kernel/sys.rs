@@ -408,11 +408,21 @@ struct ProgQuery {
 /// Ids of the programs that run for sockets of a cgroup (its ancestors' included), at most 64.
 pub(super) fn effective(cgroup: impl AsFd, attach: AttachType) -> io::Result<Vec<u32>> {
     const EFFECTIVE: u32 = 1;
+    query(cgroup, attach, EFFECTIVE)
+}
+
+/// Ids of the programs that choose listeners in a network namespace, at most 64 (the kernel's own
+/// limit).
+pub(super) fn steering(netns: impl AsFd) -> io::Result<Vec<u32>> {
+    query(netns, AttachType::SkLookup, 0)
+}
+
+fn query(target: impl AsFd, attach: AttachType, query_flags: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut attr = ProgQuery {
-        target: raw(cgroup),
+        target: raw(target),
         attach_type: attach as u32,
-        query_flags: EFFECTIVE,
+        query_flags,
         attach_flags: 0,
         ids: ids.as_mut_ptr() as u64,
         count: ids.len() as u32,

@@ -8,11 +8,7 @@ use aya::{
 };
 use mesh_user::kernel::mounts;
 
-use crate::support::{
-    Mesh, PORT, VIP4, VIP6,
-    client::python,
-    serve_vips_on_node,
-};
+use crate::support::{Mesh, PORT, VIP4, VIP6, client::python, serve_vips_on_node};
 
 const CONNECTS: u32 = 20_000;
 
@@ -44,12 +40,25 @@ fn spent(pin: &Path) -> (u64, u64) {
 fn cost(mesh: &Mesh, pod: &mesh_user::testbed::Pod, program: &str, host: &str, port: u16) -> u64 {
     let dir = mounts::bpffs().expect("mountinfo").expect("a bpffs");
     let dir = dir.join("mesh").join(mesh.instance.name());
-    let root = std::fs::read_dir(dir).expect("pins").next().expect("one").expect("one");
+    let root = std::fs::read_dir(dir)
+        .expect("pins")
+        .next()
+        .expect("one")
+        .expect("one");
     let pin = root.path().join("progs").join(program);
     let (time, count) = spent(&pin);
-    python(&mesh.bed, pod, SCRIPT, &[host, &port.to_string(), &CONNECTS.to_string()]);
+    python(
+        &mesh.bed,
+        pod,
+        SCRIPT,
+        &[host, &port.to_string(), &CONNECTS.to_string()],
+    );
     let (time, count) = (spent(&pin).0 - time, spent(&pin).1 - count);
-    assert_eq!(count, u64::from(CONNECTS), "every connect ran {program} once");
+    assert_eq!(
+        count,
+        u64::from(CONNECTS),
+        "every connect ran {program} once"
+    );
     time / count
 }
 
@@ -71,7 +80,11 @@ fn captured_and_passed_connects_stay_within_their_nanoseconds() {
         ("outside the model", &pod, &six, PORT + 1, PASS_NS),
         ("not enrolled", &free, &four, PORT + 1, PASS_NS),
     ] {
-        let program = if host.contains(':') { "connect6" } else { "connect4" };
+        let program = if host.contains(':') {
+            "connect6"
+        } else {
+            "connect4"
+        };
         let mean = cost(&mesh, pod, program, host, port);
         println!("{program} {what}: {mean} ns, budget {budget}");
         if mean > budget {
