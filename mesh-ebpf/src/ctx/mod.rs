@@ -169,10 +169,20 @@ fn copy_words(to: *mut Intent, from: &Intent) {
 }
 
 /// Forgets the intent of an earlier connect of the same socket.
+///
+/// Asked for first, since there is hardly ever one: removing takes a reference to the socket and
+/// gives it back, asking does not.
 #[inline(always)]
 pub(crate) fn clear_intent(sk: *mut bpf_sock) {
     #[expect(unsafe_code, reason = "kernel helper")]
-    // SAFETY: as in `intent`. «No such entry» is the usual answer.
+    // SAFETY: as in `intent`.
+    let value =
+        unsafe { bpf_sk_storage_get(maps::INTENT.as_ptr(), sk.cast(), core::ptr::null_mut(), 0) };
+    if value.is_null() {
+        return;
+    }
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: as in `intent`.
     let _ = unsafe { bpf_sk_storage_delete(maps::INTENT.as_ptr(), sk.cast()) };
 }
 

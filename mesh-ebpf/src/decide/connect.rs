@@ -66,8 +66,8 @@ pub trait World {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Action {
-    /// Nothing at all, not even our mark is looked at: the agent's own socket, or no agent's
-    /// settings to go by.
+    /// Nothing at all, not even our mark is looked at: the agent's own socket, a namespace that is
+    /// not ours, or no agent's settings to go by.
     Ignore = 0,
     /// It goes as the platform routes it.
     Pass = 1,
@@ -255,7 +255,9 @@ fn unknown(config: &Config, netns: u64) -> Verdict {
     if config.unknown_netns == UNKNOWN_REFUSE && netns != config.agent_netns {
         Verdict::new(Action::Refuse, Reason::RefuseUnknown)
     } else {
-        Verdict::new(Action::Pass, Reason::PassUnknown)
+        // Not even a mark of ours is taken away: it may be that of another instance, whose
+        // workload this is (docs/decisions/0007).
+        Verdict::new(Action::Ignore, Reason::PassUnknown)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is captured, what is not, and what the two sides see of it.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::net::SocketAddr;
 
 use mesh_common::abi::MARK_MASK;
 
@@ -333,8 +333,6 @@ print(ok)
     }
     mesh.eventually("flows end", || mesh.entries("FLOWS") == 0);
     assert_eq!(mesh.count("flow_closed"), CONNECTS);
-    let peers: BTreeSet<SocketAddr> = accepts.iter().map(|accept| accept.peer).collect();
-    assert_eq!(peers.len() as u64, CONNECTS);
 }
 
 /// Without it: the first-class kernel path (no proxy) sends to the wrong place or shows the

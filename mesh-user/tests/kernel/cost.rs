@@ -10,11 +10,12 @@ use mesh_user::kernel::mounts;
 
 use crate::support::{Mesh, PORT, VIP4, VIP6, client::python, serve_vips_on_node};
 
-const CONNECTS: u32 = 20_000;
+/// Connects of one round, and rounds: the cheapest round counts. On a machine that others use too,
+/// the others only ever add.
+const CONNECTS: u32 = 2_000;
+const ROUNDS: u32 = 10;
 
-/// Budgets of one run of a connect hook. Twice what an idle machine shows (docs/decisions/0009):
-/// a shared one has its bad moments, and what must be caught is a loop or a second look-up in a
-/// trie, which cost more than that.
+/// Budgets of one run of a connect hook (docs/decisions/0009 has what was measured).
 const PASS_NS: u64 = 400;
 const CAPTURE_NS: u64 = 1_500;
 
@@ -36,7 +37,7 @@ fn spent(pin: &Path) -> (u64, u64) {
     (u64::try_from(time).expect("some seconds"), info.run_count())
 }
 
-/// Mean nanoseconds of one run of a program over the connects.
+/// Mean nanoseconds of one run of a program, in the cheapest round.
 fn cost(mesh: &Mesh, pod: &mesh_user::testbed::Pod, program: &str, host: &str, port: u16) -> u64 {
     let dir = mounts::bpffs().expect("mountinfo").expect("a bpffs");
     let dir = dir.join("mesh").join(mesh.instance.name());
@@ -46,20 +47,19 @@ fn cost(mesh: &Mesh, pod: &mesh_user::testbed::Pod, program: &str, host: &str, p
         .expect("one")
         .expect("one");
     let pin = root.path().join("progs").join(program);
-    let (time, count) = spent(&pin);
-    python(
-        &mesh.bed,
-        pod,
-        SCRIPT,
-        &[host, &port.to_string(), &CONNECTS.to_string()],
-    );
-    let (time, count) = (spent(&pin).0 - time, spent(&pin).1 - count);
-    assert_eq!(
-        count,
-        u64::from(CONNECTS),
-        "every connect ran {program} once"
-    );
-    time / count
+    let round = || {
+        let (time, count) = spent(&pin);
+        let args = [host, &port.to_string(), &CONNECTS.to_string()];
+        python(&mesh.bed, pod, SCRIPT, &args);
+        let (time, count) = (spent(&pin).0 - time, spent(&pin).1 - count);
+        assert_eq!(
+            count,
+            u64::from(CONNECTS),
+            "every connect ran {program} once"
+        );
+        time / count
+    };
+    (0..ROUNDS).map(|_| round()).min().expect("rounds")
 }
 
 /// Without it: a change makes every connection of every pod slower, and nobody notices.

@@ -264,7 +264,7 @@ fn unknown_namespace_passes_or_is_refused_but_never_the_agents() {
     world.netns = 555;
     assert_eq!(
         outcome(to(VIP, 80), &world),
-        (Action::Pass, Reason::PassUnknown)
+        (Action::Ignore, Reason::PassUnknown)
     );
     world.config = fake().config.map(|c| Config {
         unknown_netns: UNKNOWN_REFUSE,
@@ -281,7 +281,7 @@ fn unknown_namespace_passes_or_is_refused_but_never_the_agents() {
     world.netns = AGENT_NETNS;
     assert_eq!(
         outcome(to(VIP, 80), &world),
-        (Action::Pass, Reason::PassUnknown)
+        (Action::Ignore, Reason::PassUnknown)
     );
 }
 
