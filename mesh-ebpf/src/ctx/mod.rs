@@ -111,6 +111,12 @@ pub(crate) fn current_tgid() -> u32 {
     (both >> 32) as u32
 }
 
+/// A socket's mark.
+#[inline(always)]
+pub(crate) fn mark(sk: *mut bpf_sock) -> u32 {
+    read!(sk, mark)
+}
+
 /// What the connect hook stored with a socket.
 #[inline(always)]
 pub(crate) fn intent(sk: *mut bpf_sock) -> Option<Intent> {

@@ -1,6 +1,6 @@
 //! `connect4`, `connect6`.
 
-use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use mesh_common::{
     abi::Config,
     addr::Addr,
@@ -95,9 +95,10 @@ fn carry_out<const V6: bool>(
     }
     let (mark, mask) = marks();
     if todo.is(Action::Capture) {
-        return store(ctx.sk(), request, verdict, VERDICT_PROXY) && ctx.set_mark(mark, mask);
+        return hand_over(ctx, request, verdict) && ctx.set_mark(mark, mask);
     }
-    let done = store(ctx.sk(), request, verdict, VERDICT_KERNEL) && ctx.set_mark(0, mask);
+    let intent = intent(request, verdict, VERDICT_KERNEL);
+    let done = ctx::set_intent(ctx.sk(), &intent) && ctx.set_mark(0, mask);
     if done && V6 {
         ctx.set_v6(&verdict.to, verdict.to_port);
     } else if done {
@@ -125,9 +126,18 @@ fn marks() -> (u32, u32) {
     }
 }
 
+/// Leaves the intent of a captured connect for `flow_ops`, which runs later in the same system
+/// call. Not in the socket's storage: making that costs more than all the rest of a capture, and a
+/// captured socket needs nothing of it afterwards.
 #[inline(always)]
-fn store(sk: *mut bpf_sock, request: &Request, verdict: &Verdict, kind: u8) -> bool {
-    let intent = Intent {
+fn hand_over(ctx: SockAddr, request: &Request, verdict: &Verdict) -> bool {
+    ctx::clear_intent(ctx.sk());
+    maps::INTENTS.insert(&ctx.cookie(), &intent(request, verdict, VERDICT_PROXY))
+}
+
+#[inline(always)]
+fn intent(request: &Request, verdict: &Verdict, kind: u8) -> Intent {
+    Intent {
         asked: request.addr,
         asked_port: request.port,
         verdict: kind,
@@ -139,8 +149,7 @@ fn store(sk: *mut bpf_sock, request: &Request, verdict: &Verdict, kind: u8) -> b
         _pad2: 0,
         cgroup: request.cgroup,
         connect_ns: ctx::now(),
-    };
-    ctx::set_intent(sk, &intent)
+    }
 }
 
 #[inline(always)]

@@ -333,6 +333,7 @@ print(ok)
     }
     mesh.eventually("flows end", || mesh.entries("FLOWS") == 0);
     assert_eq!(mesh.count("flow_closed"), CONNECTS);
+    assert_eq!(mesh.entries("INTENTS"), 0, "each was taken");
 }
 
 /// Without it: the first-class kernel path (no proxy) sends to the wrong place or shows the

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use mesh_common::{
     abi::{CAPTURE_MARK, MARK_MASK},
     maps::{OUT_DENY, OUT_PASS},
+    service::DECIDE_KERNEL,
 };
 use mesh_user::testbed::Pod;
 
@@ -149,17 +150,26 @@ fn closed_pod_is_refused_at_once_when_the_agent_is_gone() {
     }
 }
 
-/// Without it: a socket whose intent can't be kept is captured all the same, and the proxy guesses.
+/// Without it: a socket whose intent can't be kept goes to an endpoint all the same, and
+/// `getpeername()` tells the application so.
 ///
 /// The kernel charges socket storage to the socket's option memory, so a namespace without any is
 /// where storing fails. (The other half, the mark, can't be made to fail: `bpf_setsockopt` asks for
-/// no capability, and SO_MARK takes every number.)
+/// no capability, and SO_MARK takes every number. Nor can handing a capture over to `flow_ops`: that
+/// map has its memory from the start, and its oldest entry gives way.)
 #[test]
 fn connect_whose_intent_can_not_be_stored_follows_the_failure_mode() {
     let mut mesh = Mesh::new("intent");
     let (open, _) = mesh.live_pod("open", false);
     let (closed, _) = mesh.live_pod("closed", true);
-    mesh.proxied();
+    let (_, services) = to_endpoint(&mut mesh);
+    let services = services.into_iter().map(|service| Service {
+        decision: DECIDE_KERNEL,
+        ..service
+    });
+    mesh.agent()
+        .table(&services.collect::<Vec<_>>(), &[])
+        .unwrap();
     serve_vips_on_node(&mesh.bed);
     for pod in [&open, &closed] {
         let script = "open('/proc/sys/net/core/optmem_max', 'w').write('1')";
