@@ -104,7 +104,8 @@ fn captured(sk: *mut bpf_sock, config: &Config) -> bool {
     ctx::mark(sk) & config.mark_mask == config.capture_mark
 }
 
-/// The key of a captured connection: its workload is known by its address, as to `steer`.
+/// The key of a connection with the capture mark; the agent's self-probes have it too, and no such
+/// entry. Its workload is known by its address, as to `steer`.
 #[inline(always)]
 fn captured_key(snapshot: &Snapshot, sk: *mut bpf_sock) -> Option<FlowKey> {
     let config = ctx::config()?;
@@ -173,11 +174,11 @@ fn proxy_connecting(ctx: SockOps, tuple: &Tuple) {
 #[inline(always)]
 fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
     let Some(intent) = ctx::intent(sk) else {
-        if let Some(key) = captured_key(snapshot, sk) {
-            if let Some(flow) = maps::FLOWS.lookup(&key) {
-                ctx::set_established(flow, ctx::now());
-                count(Reason::FlowEstablished);
-            }
+        if let Some(key) = captured_key(snapshot, sk)
+            && let Some(flow) = maps::FLOWS.lookup(&key)
+        {
+            ctx::set_established(flow, ctx::now());
+            count(Reason::FlowEstablished);
         } else if let Some(flow) = maps::PROXY_FLOWS.lookup(&snapshot.tuple) {
             ctx::set_proxy_established(flow);
         }
@@ -198,16 +199,16 @@ fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
 #[inline(always)]
 fn closed(snapshot: &Snapshot, sk: *mut bpf_sock) {
     let Some(intent) = ctx::intent(sk) else {
-        if let Some(key) = captured_key(snapshot, sk) {
-            // One that the LRU took is closed all the same.
-            let _ = maps::FLOWS.remove(&key);
+        if let Some(key) = captured_key(snapshot, sk)
+            && maps::FLOWS.remove(&key)
+        {
             count(Reason::FlowClosed);
         } else if maps::PROXY_FLOWS.remove(&snapshot.tuple) {
             count(Reason::ProxyFlowClosed);
         }
         return;
     };
-    // As above.
+    // An entry that the LRU took is closed all the same.
     let _ = maps::FLOWS.remove(&FlowKey {
         tuple: snapshot.tuple,
         pod_id: intent.pod_id,
