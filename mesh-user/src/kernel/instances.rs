@@ -37,8 +37,7 @@ fn by_links(pins: &Pins, netns: &OwnedFd, identity: &Identity) -> Option<String>
     let mut others = Vec::new();
     for (name, found) in pins.every() {
         for (program, _, path) in found.all_links() {
-            // By reference: handed over, the descriptor would be closed before the call.
-            let info = sys::open_pin(&path).and_then(|link| sys::link_info(&link));
+            let info = sys::open_pin(&path).and_then(sys::link_info);
             if let Ok(info) = info
                 && program == STEER
                 && info.target == LinkTarget::Netns(identity.inode as u32)

@@ -60,10 +60,6 @@ impl Check {
     }
 }
 
-/// What to do when bpf(2) was refused for lack of rights: the lines above say which.
-const GRANT_FIRST: &str =
-    "grant what the capability and user namespace lines ask for, then check again";
-
 /// Looks at everything that the agent needs. Leaves nothing behind.
 pub fn check() -> Vec<Check> {
     let mut checks = vec![Check::info("kernel", release()), btf(), cgroup2(), bpffs()];
@@ -84,10 +80,19 @@ pub fn check() -> Vec<Check> {
         )
     }));
     checks.push(user_namespace());
-    checks.extend(features());
     checks.push(netns_cookie());
-    checks.push(ebpf_object());
-    checks.push(foreign_hooks());
+    if capability::require().is_ok() {
+        checks.extend(features());
+        checks.push(ebpf_object());
+        checks.push(foreign_hooks());
+    } else {
+        // One line, not a dozen that blame the kernel for the same EPERM.
+        checks.push(Check::required(
+            "kernel features",
+            Err("not tried: the process may not call bpf(2)".to_owned()),
+            "grant what the capability and user namespace lines ask for, then check again",
+        ));
+    }
     checks
 }
 
@@ -276,22 +281,19 @@ fn features() -> Vec<Check> {
 }
 
 fn feature(name: &str, found: io::Result<()>, since: &str) -> Check {
-    let refused = found.as_ref().is_err_and(|error| no_right(error));
-    let text = found
-        .map(|()| "works".to_owned())
-        .map_err(|error| match refused {
-            true => "could not be tried: the process may not call bpf(2)".to_owned(),
-            false => format!("this kernel lacks it ({error})"),
-        });
-    if refused {
-        Check::required(name, text, GRANT_FIRST)
-    } else {
-        Check::required(name, text, &format!("Linux {since} or newer has it"))
-    }
-}
-
-fn no_right(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EPERM)
+    let text = found.map(|()| "works".to_owned()).map_err(|error| {
+        if error.raw_os_error() == Some(libc::EPERM) {
+            // Not for lack of a capability, which was looked at before.
+            format!("bpf(2) is forbidden ({error}): by a seccomp profile, or by kernel lockdown")
+        } else {
+            format!("this kernel lacks it ({error})")
+        }
+    });
+    Check::required(
+        name,
+        text,
+        &format!("Linux {since} or newer has it; where bpf(2) is forbidden, allow it first"),
+    )
 }
 
 fn netns_cookie() -> Check {
@@ -310,7 +312,6 @@ fn ebpf_object() -> Check {
     let found = object::load(None).map(|_| "every program loads".to_owned());
     let remedy = match &found {
         Err(KernelError::NotBuilt) => "cargo xtask build-ebpf, then build mesh again",
-        Err(_) if capability::require().is_err() => GRANT_FIRST,
         _ => {
             "report it with the text above and the kernel's release: the lines before say whether a \
              feature is missing"
@@ -338,7 +339,11 @@ fn foreign_hooks() -> Check {
             NAME,
             format!("{} (programs {ids:?}), run after ours", ids.len()),
         ),
-        Err(error) => Check::info(NAME, error),
+        Err(error) => Check::wanted(
+            NAME,
+            Err(error),
+            "not needed to run; bpftool cgroup tree shows who else rewrites connects",
+        ),
     }
 }
 
