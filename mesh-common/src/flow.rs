@@ -79,7 +79,8 @@ pub const VERDICT_PROXY: u8 = 2;
 /// `Flow::backend` when no backend was chosen.
 pub const BACKEND_NONE: u32 = u32::MAX;
 
-/// Value of `INTENT`: what the connect hook decided, kept with the socket itself.
+/// What the connect hook decided. Value of `INTENT`, kept with the socket itself where the kernel
+/// chose the endpoint; of `INTENTS`, by the socket's cookie, where the connection is captured.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Intent {

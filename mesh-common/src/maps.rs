@@ -160,6 +160,11 @@ pub const ALL: &[Spec] = &[
         ..spec("INTENT", Kind::SkStorage, 4, Intent::SIZE, 0)
     },
     Spec {
+        writer: "connect hooks, at a capture; flow_ops takes it away within the same system call",
+        full: "the oldest goes, of a connect that failed in between: diagnostics only",
+        ..spec("INTENTS", Kind::LruHash, 8, Intent::SIZE, 16_384)
+    },
+    Spec {
         writer: "agent; the kernel removes closed sockets",
         full: "enrolment refused by name",
         ..spec("LISTENERS", Kind::SockHash, ListenerKey::SIZE, 8, 65_536)

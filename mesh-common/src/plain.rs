@@ -2,7 +2,7 @@
 
 /// Marker of a type that is plain map data: `repr(C)`, no padding, every bit pattern valid.
 ///
-/// Implemented by [`plain!`], which asserts size and alignment.
+/// Implemented by the macro `plain!` below, which asserts size and alignment.
 pub trait Plain: Copy + 'static {
     /// Size in a map, in bytes.
     const SIZE: usize;

@@ -12,7 +12,13 @@ use crate::maps;
 /// run in between, and counters are compared with accepts exactly.
 #[inline(always)]
 pub(crate) fn count(reason: Reason) {
-    if let Some(slot) = maps::COUNTERS.lookup(&(reason as u32)) {
+    count_code(reason as u32);
+}
+
+/// Counts a reason by its code. One that is no index counts nothing.
+#[inline(always)]
+pub(crate) fn count_code(code: u32) {
+    if let Some(slot) = maps::COUNTERS.lookup(&code) {
         add(slot, 1);
     }
 }

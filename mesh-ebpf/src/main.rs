@@ -18,6 +18,9 @@ mod count;
 #[cfg(target_arch = "bpf")]
 mod ctx;
 #[cfg(target_arch = "bpf")]
+#[macro_use]
+mod log;
+#[cfg(target_arch = "bpf")]
 mod hook;
 #[cfg(target_arch = "bpf")]
 mod maps;

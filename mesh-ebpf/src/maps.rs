@@ -145,6 +145,7 @@ maps! {
     FLOWS: LruHash<FlowKey, Flow>;
     HEARTBEAT: Array<u32, u64>;
     INTENT: SkStorage<i32, Intent>;
+    INTENTS: LruHash<u64, Intent>;
     LISTENERS: SockHash<ListenerKey, u64>;
     OUT_RULES: LpmTrie<OutRulePrefix, u32>;
     POD_BY_ADDR: Hash<Addr, PodAddr>;

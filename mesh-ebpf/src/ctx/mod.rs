@@ -8,6 +8,8 @@ pub(crate) mod sk_lookup;
 pub(crate) mod sock_addr;
 pub(crate) mod sock_ops;
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::{
@@ -46,6 +48,21 @@ macro_rules! write {
     }};
 }
 pub(crate) use {read, write};
+
+/// The same value, of which the verifier knows nothing any more.
+///
+/// It follows constants through registers, and walks code anew for each value of a register that a
+/// branch looked at. `unknown` is any number that it can't know: what is XORed with it twice comes
+/// back as it was, but no longer as a constant.
+#[inline(always)]
+pub(crate) fn forget(mut value: u64, unknown: u64) -> u64 {
+    #[expect(unsafe_code, reason = "the compiler would take both away")]
+    // SAFETY: two operations on registers.
+    unsafe {
+        asm!("{v} ^= {u}", "{v} ^= {u}", v = inout(reg) value, u = in(reg) unknown);
+    }
+    value
+}
 
 /// `CONFIG[0]`.
 #[inline(always)]
@@ -94,6 +111,12 @@ pub(crate) fn current_tgid() -> u32 {
     (both >> 32) as u32
 }
 
+/// A socket's mark.
+#[inline(always)]
+pub(crate) fn mark(sk: *mut bpf_sock) -> u32 {
+    read!(sk, mark)
+}
+
 /// What the connect hook stored with a socket.
 #[inline(always)]
 pub(crate) fn intent(sk: *mut bpf_sock) -> Option<Intent> {
@@ -127,19 +150,45 @@ pub(crate) fn set_intent(sk: *mut bpf_sock, intent: &Intent) -> bool {
         return false;
     }
     // A socket that is used again has storage already: the helper then ignores the value given.
-    #[expect(unsafe_code, reason = "storage comes as a pointer")]
-    // SAFETY: as in `intent`, and writing is allowed: only the caller's own connect runs here.
-    unsafe {
-        value.cast::<Intent>().write(*intent);
-    }
+    copy_words(value.cast(), intent);
     true
 }
 
+/// Copies a value word by word. From an ordinary assignment the compiler makes a call to a loop
+/// over bytes, a tenth of the cost of a captured connect.
+#[inline(always)]
+fn copy_words(to: *mut Intent, from: &Intent) {
+    const WORDS: usize = size_of::<Intent>() / size_of::<u64>();
+    const { assert!(WORDS * 8 == size_of::<Intent>() && align_of::<Intent>() == 8) };
+    let (to, from) = (to.cast::<u64>(), core::ptr::from_ref(from).cast::<u64>());
+    let mut at = 0;
+    while at < WORDS {
+        #[expect(unsafe_code, reason = "storage comes as a pointer")]
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a read and its write")]
+        // SAFETY: both point to an `Intent`: `WORDS` words without padding, 8-byte aligned. Only
+        // the caller's own connect writes here. Volatile, or it would become that call again.
+        unsafe {
+            to.add(at).write_volatile(from.add(at).read());
+        }
+        at += 1;
+    }
+}
+
 /// Forgets the intent of an earlier connect of the same socket.
+///
+/// Asked for first, since there is hardly ever one: removing takes a reference to the socket and
+/// gives it back, asking does not.
 #[inline(always)]
 pub(crate) fn clear_intent(sk: *mut bpf_sock) {
     #[expect(unsafe_code, reason = "kernel helper")]
-    // SAFETY: as in `intent`. «No such entry» is the usual answer.
+    // SAFETY: as in `intent`.
+    let value =
+        unsafe { bpf_sk_storage_get(maps::INTENT.as_ptr(), sk.cast(), core::ptr::null_mut(), 0) };
+    if value.is_null() {
+        return;
+    }
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: as in `intent`.
     let _ = unsafe { bpf_sk_storage_delete(maps::INTENT.as_ptr(), sk.cast()) };
 }
 

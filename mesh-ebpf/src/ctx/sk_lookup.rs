@@ -38,6 +38,7 @@ impl SkLookup {
         let l2 = read!(self.0, local_ip6[2]);
         let l3 = read!(self.0, local_ip6[3]);
         let local_port = read!(self.0, local_port);
+        let interface = read!(self.0, ingress_ifindex);
         let (remote, local) = if family == AF_INET {
             (Addr::from_v4_be(remote4), Addr::from_v4_be(local4))
         } else {
@@ -51,6 +52,7 @@ impl SkLookup {
             remote_port: u16::from_be(remote_port),
             local,
             proto: protocol as u8,
+            interface,
         };
         (request, local_port as u16)
     }

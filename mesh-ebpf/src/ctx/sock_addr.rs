@@ -2,7 +2,9 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
-    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt},
+    helpers::generated::{
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_setsockopt,
+    },
     programs::SockAddrContext,
 };
 use mesh_common::addr::Addr;
@@ -75,6 +77,15 @@ impl SockAddr {
     #[inline(always)]
     pub(crate) fn sk(self) -> *mut bpf_sock {
         read!(self.0, __bindgen_anon_1.sk)
+    }
+
+    /// The socket's cookie.
+    #[inline(always)]
+    pub(crate) fn cookie(self) -> u64 {
+        #[expect(unsafe_code, reason = "kernel helper")]
+        // SAFETY: the context is the program's own.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
+        cookie
     }
 
     /// Cookie of the socket's network namespace.

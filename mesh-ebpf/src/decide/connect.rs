@@ -62,20 +62,21 @@ pub trait World {
     fn backend(&self, index: u32) -> Option<Backend>;
 }
 
-/// What is done with the socket.
+/// What is done with the socket. A number below 8: see [`Packed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Action {
-    /// Nothing at all, not even our mark is looked at: the agent's own socket, or no agent's
-    /// settings to go by.
-    Ignore,
+    /// Nothing at all, not even our mark is looked at: the agent's own socket, a namespace that is
+    /// not ours, or no agent's settings to go by.
+    Ignore = 0,
     /// It goes as the platform routes it.
-    Pass,
+    Pass = 1,
     /// ECONNREFUSED.
-    Refuse,
+    Refuse = 2,
     /// Intent, then mark.
-    Capture,
-    /// Intent, then the destination becomes this endpoint.
-    Rewrite(Addr, u16),
+    Capture = 3,
+    /// Intent, then the destination becomes the verdict's endpoint.
+    Rewrite = 4,
 }
 
 /// The decision.
@@ -93,6 +94,10 @@ pub struct Verdict {
     pub service_id: u32,
     /// The endpoint's number, [`BACKEND_NONE`] when none was chosen.
     pub backend: u32,
+    /// The endpoint's address; unspecified when none was chosen.
+    pub to: Addr,
+    /// The endpoint's port, host order; 0 when none was chosen.
+    pub to_port: u16,
 }
 
 impl Verdict {
@@ -105,6 +110,8 @@ impl Verdict {
             fail: 0,
             service_id: 0,
             backend: BACKEND_NONE,
+            to: Addr::UNSPECIFIED,
+            to_port: 0,
         }
     }
 
@@ -153,6 +160,68 @@ impl Verdict {
     }
 }
 
+/// What is left to do with a verdict, in one word: what it says in the lower half, what it becomes
+/// when that can't be carried out in the upper half.
+///
+/// A word, because the hook makes the verifier forget its value: a decision ends in some forty
+/// ways, and what follows would be walked once for each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed(u64);
+
+impl Packed {
+    const EVENT: u64 = 1 << 3;
+    const REASON: u32 = 4;
+    const HALF: u32 = 16;
+
+    /// From a verdict.
+    #[inline(always)]
+    pub const fn of(verdict: &Verdict) -> Self {
+        Self(Self::half(verdict) | (Self::half(&verdict.failed()) << Self::HALF))
+    }
+
+    #[inline(always)]
+    const fn half(verdict: &Verdict) -> u64 {
+        let event = if verdict.is_event() { Self::EVENT } else { 0 };
+        verdict.action as u64 | event | ((verdict.reason as u64) << Self::REASON)
+    }
+
+    /// The word, for a register.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// From a word that [`Packed::word`] gave.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// What it becomes when it can't be carried out.
+    #[inline(always)]
+    pub const fn failed(self) -> Self {
+        Self(self.0 >> Self::HALF)
+    }
+
+    /// Whether this is to be done.
+    #[inline(always)]
+    pub const fn is(self, action: Action) -> bool {
+        self.0 & (Self::EVENT - 1) == action as u64
+    }
+
+    /// Like [`Verdict::is_event`].
+    #[inline(always)]
+    pub const fn is_event(self) -> bool {
+        self.0 & Self::EVENT != 0
+    }
+
+    /// The reason's code.
+    #[inline(always)]
+    pub const fn reason(self) -> u32 {
+        ((self.0 >> Self::REASON) & ((1 << (Self::HALF - Self::REASON)) - 1)) as u32
+    }
+}
+
 /// Decides.
 #[inline(always)]
 pub fn decide(request: &Request, world: &impl World) -> Verdict {
@@ -186,7 +255,9 @@ fn unknown(config: &Config, netns: u64) -> Verdict {
     if config.unknown_netns == UNKNOWN_REFUSE && netns != config.agent_netns {
         Verdict::new(Action::Refuse, Reason::RefuseUnknown)
     } else {
-        Verdict::new(Action::Pass, Reason::PassUnknown)
+        // Not even a mark of ours is taken away: it may be that of another instance, whose
+        // workload this is (docs/decisions/0007).
+        Verdict::new(Action::Ignore, Reason::PassUnknown)
     }
 }
 
@@ -252,7 +323,9 @@ fn by_service(
         if chosen.index != BACKEND_NONE {
             return Verdict {
                 backend: chosen.index,
-                ..Verdict::new(Action::Rewrite(chosen.addr, chosen.port), reason)
+                to: chosen.addr,
+                to_port: chosen.port,
+                ..Verdict::new(Action::Rewrite, reason)
             };
         }
     }

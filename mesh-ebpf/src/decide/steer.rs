@@ -1,7 +1,8 @@
 //! Which listener takes a SYN that arrives inside a workload's namespace.
 //!
-//! By addresses only: `sk_lookup` knows neither the network namespace (the helper is refused) nor,
-//! for packets over `lo`, the true interface.
+//! By addresses: `sk_lookup` does not know the network namespace (the helper is refused). The
+//! interface helps in one case only: a destination that a foreign load balancer put in the virtual
+//! address's place after our connect hook, and that is another workload of this node.
 
 use mesh_common::{
     abi::{ABI_VERSION, Config, SHARDS_MAX},
@@ -23,7 +24,13 @@ pub struct Request {
     pub local: Addr,
     /// IP protocol.
     pub proto: u8,
+    /// Interface that it came in by. For what a namespace sends to an address of its own this is
+    /// the interface that has the address; for what our route turned around it is [`LOOPBACK`].
+    pub interface: u32,
 }
+
+/// Number of `lo` in every network namespace.
+pub const LOOPBACK: u32 = 1;
 
 /// What the decision may look up; asked only when needed.
 pub trait World {
@@ -68,18 +75,33 @@ pub fn decide(request: &Request, world: &impl World) -> Verdict {
     if request.proto != TCP || request.local.is_loopback() {
         return other(Reason::SteerPassOther);
     }
-    if let Some(local) = world.pod(&request.local) {
-        return Verdict {
-            pod_id: local.pod_id,
-            ..other(Reason::SteerPassIn)
-        };
+    let local = world.pod(&request.local);
+    // From outside: whoever has the destination gets it. Over `lo` only its own traffic does: the
+    // address of another workload is there because a marked connection was turned around.
+    if let Some(local) = &local
+        && request.interface != LOOPBACK
+    {
+        return entering(local);
     }
-    let Some(pod) = world.pod(&request.remote) else {
-        return other(Reason::SteerPassOther);
+    let remote = world.pod(&request.remote);
+    let pod = match (&local, &remote) {
+        (Some(local), Some(remote)) if local.pod_id != remote.pod_id => remote,
+        (Some(local), _) => return entering(local),
+        (None, Some(remote)) => remote,
+        (None, None) => return other(Reason::SteerPassOther),
     };
     Verdict {
         pod_id: pod.pod_id,
-        ..outbound(request, world, &config, &pod)
+        ..outbound(request, world, &config, pod)
+    }
+}
+
+#[inline(always)]
+const fn entering(pod: &PodAddr) -> Verdict {
+    Verdict {
+        pass: true,
+        reason: Reason::SteerPassIn,
+        pod_id: pod.pod_id,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `connect4`, `connect6`.
 
-use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use mesh_common::{
     abi::Config,
     addr::Addr,
@@ -13,11 +13,11 @@ use mesh_common::{
 };
 use mesh_ebpf::decide::{
     TCP,
-    connect::{Action, Request, Verdict, World, decide},
+    connect::{Action, Packed, Request, Verdict, World, decide},
 };
 
 use crate::{
-    count::{add, count, event},
+    count::{add, count_code, event},
     ctx::{self, sock_addr::SockAddr},
     maps,
 };
@@ -52,16 +52,26 @@ fn connect<const V6: bool>(ctx: SockAddr, addr: Addr, port: u16) -> i32 {
         v6_socket: V6,
         cgroup,
     };
-    let mut verdict = decide(&request, &Kernel(ctx));
-    if verdict.action != Action::Ignore && !carry_out::<V6>(ctx, &request, &verdict) {
-        verdict = verdict.failed();
+    let verdict = decide(&request, &Kernel(ctx));
+    let packed = ctx::forget(Packed::of(&verdict).word(), cgroup);
+    let mut todo = Packed::from_word(packed);
+    if !carry_out::<V6>(ctx, &request, &verdict, todo) {
+        todo = todo.failed();
         leave(ctx, &request);
     }
-    count(verdict.reason);
-    if verdict.is_event() {
-        report(ctx, &request, &verdict);
+    count_code(todo.reason());
+    debug!(
+        &ctx,
+        "connect to [{:i}]:{}: reason {}, workload {}",
+        addr.octets(),
+        port,
+        todo.reason(),
+        verdict.pod_id
+    );
+    if todo.is_event() {
+        report(ctx, &request, todo.reason(), verdict.pod_id);
     }
-    if verdict.action == Action::Refuse {
+    if todo.is(Action::Refuse) {
         ctx.refuse();
         return DENY;
     }
@@ -70,27 +80,31 @@ fn connect<const V6: bool>(ctx: SockAddr, addr: Addr, port: u16) -> i32 {
 
 /// Whether it worked.
 #[inline(always)]
-fn carry_out<const V6: bool>(ctx: SockAddr, request: &Request, verdict: &Verdict) -> bool {
-    let (mark, mask) = marks();
-    match verdict.action {
-        Action::Ignore => true,
-        Action::Pass | Action::Refuse => {
-            leave(ctx, request);
-            true
-        }
-        Action::Capture => {
-            store(ctx.sk(), request, verdict, VERDICT_PROXY) && ctx.set_mark(mark, mask)
-        }
-        Action::Rewrite(addr, port) => {
-            let done = store(ctx.sk(), request, verdict, VERDICT_KERNEL) && ctx.set_mark(0, mask);
-            if done && V6 {
-                ctx.set_v6(&addr, port);
-            } else if done {
-                ctx.set_v4(&addr, port);
-            }
-            done
-        }
+fn carry_out<const V6: bool>(
+    ctx: SockAddr,
+    request: &Request,
+    verdict: &Verdict,
+    todo: Packed,
+) -> bool {
+    if todo.is(Action::Ignore) {
+        return true;
     }
+    if todo.is(Action::Pass) || todo.is(Action::Refuse) {
+        leave(ctx, request);
+        return true;
+    }
+    let (mark, mask) = marks();
+    if todo.is(Action::Capture) {
+        return hand_over(ctx, request, verdict) && ctx.set_mark(mark, mask);
+    }
+    let intent = intent(request, verdict, VERDICT_KERNEL);
+    let done = ctx::set_intent(ctx.sk(), &intent) && ctx.set_mark(0, mask);
+    if done && V6 {
+        ctx.set_v6(&verdict.to, verdict.to_port);
+    } else if done {
+        ctx.set_v4(&verdict.to, verdict.to_port);
+    }
+    done
 }
 
 /// Takes back what an earlier connect of the same socket left: whatever is not a capture leaves
@@ -112,9 +126,18 @@ fn marks() -> (u32, u32) {
     }
 }
 
+/// Leaves the intent of a captured connect for `flow_ops`, which runs later in the same system
+/// call. Not in the socket's storage: making that costs more than all the rest of a capture, and a
+/// captured socket needs nothing of it afterwards.
 #[inline(always)]
-fn store(sk: *mut bpf_sock, request: &Request, verdict: &Verdict, kind: u8) -> bool {
-    let intent = Intent {
+fn hand_over(ctx: SockAddr, request: &Request, verdict: &Verdict) -> bool {
+    ctx::clear_intent(ctx.sk());
+    maps::INTENTS.insert(&ctx.cookie(), &intent(request, verdict, VERDICT_PROXY))
+}
+
+#[inline(always)]
+fn intent(request: &Request, verdict: &Verdict, kind: u8) -> Intent {
+    Intent {
         asked: request.addr,
         asked_port: request.port,
         verdict: kind,
@@ -126,12 +149,18 @@ fn store(sk: *mut bpf_sock, request: &Request, verdict: &Verdict, kind: u8) -> b
         _pad2: 0,
         cgroup: request.cgroup,
         connect_ns: ctx::now(),
-    };
-    ctx::set_intent(sk, &intent)
+    }
 }
 
 #[inline(always)]
-fn report(ctx: SockAddr, request: &Request, verdict: &Verdict) {
+fn report(ctx: SockAddr, request: &Request, reason: u32, pod_id: u32) {
+    info!(
+        &ctx,
+        "event: reason {}, workload {}, process {}",
+        reason,
+        pod_id,
+        ctx::current_tgid()
+    );
     event(&Event {
         time_ns: ctx::now(),
         netns: ctx.netns(),
@@ -139,8 +168,8 @@ fn report(ctx: SockAddr, request: &Request, verdict: &Verdict) {
         dst: request.addr,
         sport: 0,
         dport: request.port,
-        reason: verdict.reason as u32,
-        pod_id: verdict.pod_id,
+        reason,
+        pod_id,
         tgid: ctx::current_tgid(),
     });
 }

@@ -4,7 +4,9 @@
 //! «The agent's own» is decided by the cgroup of the process that connects: a connect happens in
 //! the caller's context, and no workload can take the agent's cgroup. The mark would not do: a
 //! workload with CAP_NET_ADMIN sets any mark, and would write entries that grant passage. At close
-//! there may be no caller: then the socket's storage tells a workload's socket from the agent's.
+//! there may be no caller: then the socket's storage and its mark tell a workload's socket from the
+//! agent's. A workload that changes its mark in between spoils nothing but the record of its own
+//! connection.
 
 use aya_ebpf::{
     bindings::{
@@ -15,7 +17,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use mesh_common::{
-    abi::ABI_VERSION,
+    abi::{ABI_VERSION, Config},
     flow::{BACKEND_NONE, CONNECTING, Flow, FlowKey, Intent, ProxyFlow, Tuple},
     reason::Reason,
     service::EndpointStats,
@@ -65,9 +67,56 @@ fn connecting(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
     }
     if ctx::current_cgroup() == config.agent_cgroup {
         proxy_connecting(ctx, &snapshot.tuple);
-    } else if let Some(intent) = ctx::intent(sk) {
+        debug!(
+            &ctx,
+            "the agent dials [{:i}]:{}",
+            snapshot.tuple.dst.octets(),
+            snapshot.tuple.dport
+        );
+    } else if let Some(intent) = intent(ctx, sk, &config) {
+        debug!(
+            &ctx,
+            "flow from port {} to [{:i}]:{}, workload {}",
+            snapshot.tuple.sport,
+            snapshot.tuple.dst.octets(),
+            snapshot.tuple.dport,
+            intent.pod_id
+        );
         app_connecting(ctx, &snapshot.tuple, &intent);
     }
+}
+
+/// What the connect hook decided a moment ago. One that an earlier, failed connect of the same
+/// socket left is never met: only a captured socket has our mark.
+#[inline(always)]
+fn intent(ctx: SockOps, sk: *mut bpf_sock, config: &Config) -> Option<Intent> {
+    if !captured(sk, config) {
+        return ctx::intent(sk);
+    }
+    let cookie = ctx.cookie();
+    let intent = maps::INTENTS.get(&cookie);
+    maps::INTENTS.remove(&cookie);
+    intent
+}
+
+#[inline(always)]
+fn captured(sk: *mut bpf_sock, config: &Config) -> bool {
+    ctx::mark(sk) & config.mark_mask == config.capture_mark
+}
+
+/// The key of a connection with the capture mark; the agent's self-probes have it too, and no such
+/// entry. Its workload is known by its address, as to `steer`.
+#[inline(always)]
+fn captured_key(snapshot: &Snapshot, sk: *mut bpf_sock) -> Option<FlowKey> {
+    let config = ctx::config()?;
+    if !captured(sk, &config) {
+        return None;
+    }
+    let pod = maps::POD_BY_ADDR.get(&snapshot.tuple.src)?;
+    Some(FlowKey {
+        tuple: snapshot.tuple,
+        pod_id: pod.pod_id,
+    })
 }
 
 #[inline(always)]
@@ -125,7 +174,12 @@ fn proxy_connecting(ctx: SockOps, tuple: &Tuple) {
 #[inline(always)]
 fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
     let Some(intent) = ctx::intent(sk) else {
-        if let Some(flow) = maps::PROXY_FLOWS.lookup(&snapshot.tuple) {
+        if let Some(key) = captured_key(snapshot, sk)
+            && let Some(flow) = maps::FLOWS.lookup(&key)
+        {
+            ctx::set_established(flow, ctx::now());
+            count(Reason::FlowEstablished);
+        } else if let Some(flow) = maps::PROXY_FLOWS.lookup(&snapshot.tuple) {
             ctx::set_proxy_established(flow);
         }
         return;
@@ -145,7 +199,11 @@ fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
 #[inline(always)]
 fn closed(snapshot: &Snapshot, sk: *mut bpf_sock) {
     let Some(intent) = ctx::intent(sk) else {
-        if maps::PROXY_FLOWS.remove(&snapshot.tuple) {
+        if let Some(key) = captured_key(snapshot, sk)
+            && maps::FLOWS.remove(&key)
+        {
+            count(Reason::FlowClosed);
+        } else if maps::PROXY_FLOWS.remove(&snapshot.tuple) {
             count(Reason::ProxyFlowClosed);
         }
         return;

@@ -27,6 +27,17 @@ fn steer(ctx: SkLookupContext) -> u32 {
     let (request, local_port) = ctx.request();
     let verdict = decide(&request, &Kernel(ctx));
     count(verdict.reason);
+    debug!(
+        &ctx,
+        "syn [{:i}]:{} to [{:i}]:{} by interface {}: reason {}, workload {}",
+        request.remote.octets(),
+        request.remote_port,
+        request.local.octets(),
+        local_port,
+        request.interface,
+        verdict.reason as u32,
+        verdict.pod_id
+    );
     if matches!(
         verdict.reason,
         Reason::SteerMissOpen | Reason::SteerMissClosed

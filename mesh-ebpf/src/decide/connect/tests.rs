@@ -172,11 +172,19 @@ fn to(ip: &str, port: u16) -> Request {
 
 fn outcome(request: Request, world: &Fake) -> (Action, Reason) {
     let verdict = decide(&request, world);
+    assert_eq!(
+        verdict.action == Action::Rewrite,
+        (verdict.to, verdict.to_port) != (Addr::UNSPECIFIED, 0),
+        "an endpoint stands in the verdict exactly when it is gone to"
+    );
     (verdict.action, verdict.reason)
 }
 
-fn rewrite(ip: &str) -> Action {
-    Action::Rewrite(addr(ip), 8_080)
+/// Where a rewritten connection goes.
+fn endpoint(request: Request, world: &Fake) -> Addr {
+    let verdict = decide(&request, world);
+    assert_eq!((verdict.action, verdict.to_port), (Action::Rewrite, 8_080));
+    verdict.to
 }
 
 #[test]
@@ -256,7 +264,7 @@ fn unknown_namespace_passes_or_is_refused_but_never_the_agents() {
     world.netns = 555;
     assert_eq!(
         outcome(to(VIP, 80), &world),
-        (Action::Pass, Reason::PassUnknown)
+        (Action::Ignore, Reason::PassUnknown)
     );
     world.config = fake().config.map(|c| Config {
         unknown_netns: UNKNOWN_REFUSE,
@@ -273,7 +281,7 @@ fn unknown_namespace_passes_or_is_refused_but_never_the_agents() {
     world.netns = AGENT_NETNS;
     assert_eq!(
         outcome(to(VIP, 80), &world),
-        (Action::Pass, Reason::PassUnknown)
+        (Action::Ignore, Reason::PassUnknown)
     );
 }
 
@@ -316,7 +324,7 @@ fn paused_or_switched_off_is_as_if_there_were_no_mesh() {
         change(&mut own);
         assert_eq!(
             outcome(to(VIP, 80), &own),
-            (rewrite("10.0.0.3"), Reason::PassPaused)
+            (Action::Rewrite, Reason::PassPaused)
         );
         let mut empty = fake().service(|s| s.slots_len = 0);
         change(&mut empty);
@@ -341,7 +349,7 @@ fn dead_agent_follows_the_failure_mode() {
             assert_eq!((verdict.action, verdict.reason), expected);
             assert!(verdict.is_event());
         };
-        check(fake(), (rewrite("10.0.0.3"), Reason::DirectAgentGone));
+        check(fake(), (Action::Rewrite, Reason::DirectAgentGone));
         check(
             fake().service(|s| s.flags = FLAG_ROUTABLE),
             (Action::Pass, Reason::BypassAgentGone),
@@ -368,11 +376,15 @@ fn kernel_choice_follows_the_slots_and_skips_what_is_out() {
     let mut world = fake();
     world.slots = vec![0, 1, 1];
     world.services.get_mut(&(addr(VIP), 81)).unwrap().slots_len = 3;
-    let picked: Vec<Action> = (0..6).map(|_| outcome(to(VIP, 81), &world).0).collect();
-    let (a, b) = (rewrite("10.0.0.3"), rewrite("10.0.0.4"));
+    let picked: Vec<Addr> = (0..6).map(|_| endpoint(to(VIP, 81), &world)).collect();
+    let (a, b) = (addr("10.0.0.3"), addr("10.0.0.4"));
     assert_eq!(picked, [a, b, b, a, b, b]);
+    assert_eq!(
+        outcome(to(VIP, 81), &world),
+        (Action::Rewrite, Reason::Kernel)
+    );
     world.backends[1].state = 0;
-    assert!((0..6).all(|_| outcome(to(VIP, 81), &world) == (a, Reason::Kernel)));
+    assert!((0..6).all(|_| endpoint(to(VIP, 81), &world) == a));
     world.backends[0].state = 0;
     assert_eq!(
         outcome(to(VIP, 81), &world),
@@ -390,13 +402,13 @@ fn endpoint_must_be_reachable_by_the_sockets_family() {
             v6_socket,
             ..to(VIP, 81)
         };
-        assert!((0..4).all(|_| outcome(request, &world).0 == rewrite("10.0.0.4")));
+        assert!((0..4).all(|_| endpoint(request, &world) == addr("10.0.0.4")));
     }
     // An IPv6 socket takes both.
-    let v6: Vec<Action> = (0..2)
-        .map(|_| outcome(to("fd00:96::1", 81), &world).0)
+    let v6: Vec<Addr> = (0..2)
+        .map(|_| endpoint(to("fd00:96::1", 81), &world))
         .collect();
-    assert!(v6.contains(&rewrite("fd00::3")) && v6.contains(&rewrite("10.0.0.4")));
+    assert!(v6.contains(&addr("fd00::3")) && v6.contains(&addr("10.0.0.4")));
     world.backends = vec![backend("fd00::3")];
     world.slots = vec![0, 0];
     assert_eq!(outcome(to(VIP, 81), &world).1, Reason::RefuseNoEndpoint);
@@ -432,6 +444,38 @@ fn verdict_that_could_not_be_carried_out_follows_the_failure_mode() {
         (Action::Refuse, Reason::RefuseState)
     );
     assert!(open.is_event() && closed.is_event());
+}
+
+/// Without it: the hook does something else than what was decided.
+#[test]
+fn packed_verdict_says_what_the_verdict_says() {
+    let actions = [
+        Action::Ignore,
+        Action::Pass,
+        Action::Refuse,
+        Action::Capture,
+        Action::Rewrite,
+    ];
+    let same = |packed: Packed, verdict: &Verdict| {
+        assert_eq!(packed.reason(), verdict.reason as u32);
+        assert_eq!(packed.is_event(), verdict.is_event());
+        for action in actions {
+            assert_eq!(packed.is(action), action == verdict.action);
+        }
+    };
+    for action in actions {
+        for reason in Reason::ALL {
+            for fail in [FAIL_OPEN, FAIL_CLOSED] {
+                let verdict = Verdict {
+                    fail,
+                    ..Verdict::new(action, *reason)
+                };
+                let packed = Packed::from_word(Packed::of(&verdict).word());
+                same(packed, &verdict);
+                same(packed.failed(), &verdict.failed());
+            }
+        }
+    }
 }
 
 /// Every refusal is an event, and refuses.

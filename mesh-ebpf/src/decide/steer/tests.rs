@@ -83,6 +83,7 @@ fn request(remote: &str, local: &str) -> Request {
         remote_port: 40_000,
         local: addr(local),
         proto: TCP,
+        interface: 7,
     }
 }
 
@@ -124,6 +125,53 @@ fn everything_else_passes_untouched() {
         );
     }
     assert!(world.tried.borrow().is_empty());
+}
+
+/// Without it: a connection that a foreign load balancer sent to a workload of the same node finds
+/// nobody in its own namespace, or an application that happens to listen on that port.
+#[test]
+fn address_of_another_workload_over_lo_is_a_connection_that_leaves() {
+    let mut world = fake();
+    let third = PodAddr {
+        pod_id: 3,
+        ..world.pods[&addr("10.0.0.1")]
+    };
+    world.pods.insert(addr("10.0.0.3"), third);
+    world
+        .pods
+        .insert(addr("10.0.0.11"), world.pods[&addr("10.0.0.1")]);
+    let over = |interface, remote, local| Request {
+        interface,
+        ..request(remote, local)
+    };
+    let cases = [
+        (over(LOOPBACK, "10.0.0.1", "10.0.0.3"), Reason::SteerOut, 1),
+        (over(7, "10.0.0.1", "10.0.0.3"), Reason::SteerPassIn, 3),
+        // Its own address, also one that it has on `lo`.
+        (
+            over(LOOPBACK, "10.0.0.1", "10.0.0.1"),
+            Reason::SteerPassIn,
+            1,
+        ),
+        (
+            over(LOOPBACK, "10.0.0.1", "10.0.0.11"),
+            Reason::SteerPassIn,
+            1,
+        ),
+        (
+            over(LOOPBACK, "10.9.9.9", "10.0.0.3"),
+            Reason::SteerPassIn,
+            3,
+        ),
+    ];
+    for (request, reason, pod_id) in cases {
+        let verdict = decide(&request, &world);
+        assert_eq!(
+            (verdict.pass, verdict.reason, verdict.pod_id),
+            (true, reason, pod_id),
+            "{request:?}"
+        );
+    }
 }
 
 #[test]
