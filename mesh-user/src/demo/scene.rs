@@ -328,9 +328,18 @@ impl Scene {
     /// It could not be started, or got not one answer.
     pub fn load(&self, from: &Pod, path: &str, arguments: &[&str]) -> anyhow::Result<Child> {
         let mut command = Command::new(&self.binary);
-        command.args(["demo", "load", "--json", "--connect", &format!("{VIP4}:{PORT}")]);
+        command.args([
+            "demo",
+            "load",
+            "--json",
+            "--connect",
+            &format!("{VIP4}:{PORT}"),
+        ]);
         command.arg(format!("http://web{path}")).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
         self.bed.spawn_in(from, command)
     }
 

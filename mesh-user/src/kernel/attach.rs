@@ -7,15 +7,16 @@ use std::{
 };
 
 use super::{
-    Kernel, KernelOptions,
+    Kernel, KernelOptions, Parts,
     cgroups::{self, Cgroup},
     config,
     error::KernelError,
     object::{self, CGROUP_HOOKS, FLOW_OPS, Programs, STEER},
+    origin::Flows,
     pins::{Lock, Pins},
     sockets,
     sys::{self, AttachType, LinkTarget},
-    tables::Tables,
+    tables::{Sockets, Tables},
     write_config,
 };
 
@@ -53,7 +54,7 @@ impl Drop for Made {
     }
 }
 
-/// Everything of [`Kernel::start`] that has to be undone on an error.
+/// Everything of [`Kernel::start`] that has to be undone on an error, with the instance taken.
 pub(super) fn start(
     options: &KernelOptions,
     mount: &Path,
@@ -61,6 +62,26 @@ pub(super) fn start(
     lock: Lock,
 ) -> Result<Kernel, KernelError> {
     let mut made = Made::default();
+    match open(options, mount, points, &mut made) {
+        Ok(parts) => {
+            made.keep = true;
+            Ok(Kernel::new(options, parts, lock))
+        }
+        Err(error) => {
+            drop(made);
+            // Last: as long as we hold it, nobody starts in the middle of what is taken back.
+            lock.undo();
+            Err(error)
+        }
+    }
+}
+
+fn open(
+    options: &KernelOptions,
+    mount: &Path,
+    points: &[Cgroup],
+    made: &mut Made,
+) -> Result<Parts, KernelError> {
     let pins = Pins::make(&options.instance)?;
     made.pin_dirs = Some(pins.clone());
     let mut programs = object::load(Some((&pins, &mut made.pins)))?;
@@ -76,10 +97,15 @@ pub(super) fn start(
     let config = config(options, agent.id, cookie, paused);
     write_config(&mut tables, config)?;
     attach_all(&pins, &programs, points, &agent, &mut made.pins)?;
-    let steer = programs.take(STEER)?;
-    let kernel = Kernel::new(options, pins, tables, config, steer, lock)?;
-    made.keep = true;
-    Ok(kernel)
+    Ok(Parts {
+        listeners: Sockets::pinned(&pins)?,
+        origins: Flows::open(&pins)?,
+        steer: programs.take(STEER)?,
+        log: programs.log(),
+        pins,
+        tables,
+        config,
+    })
 }
 
 /// Attaches every cgroup hook at every point, `flow_ops` at the agent's cgroup too, and removes

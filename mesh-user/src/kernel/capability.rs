@@ -56,9 +56,24 @@ impl Need {
     }
 }
 
+/// Inode of the user namespace that the kernel starts with: `PROC_USER_INIT_INO`.
+const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
+
+/// Whether capabilities reach the kernel's programs: bpf(2) looks at the first user namespace only.
+/// A system that can't say is taken to have no other.
+pub(super) fn in_first_user_namespace() -> bool {
+    fs::read_link("/proc/self/ns/user")
+        .map_or(true, |link| link.as_os_str() == FIRST_USER_NAMESPACE)
+}
+
 /// Refuses with the names of all that are missing.
 pub(super) fn require() -> Result<(), KernelError> {
-    missing(effective())
+    missing(effective())?;
+    if in_first_user_namespace() {
+        Ok(())
+    } else {
+        Err(KernelError::UserNamespace)
+    }
 }
 
 fn missing(set: u64) -> Result<(), KernelError> {

@@ -13,6 +13,7 @@ use mesh_common::{
 use super::{
     Enrol, Enrolled, Kernel,
     error::EnrolError,
+    instances,
     netns::{self, Identity},
     object::STEER,
     sockets::PodSockets,
@@ -32,6 +33,7 @@ impl Kernel {
     pub fn enrol(&mut self, wanted: &Enrol) -> Result<Enrolled, EnrolError> {
         let (netns, identity) = netns::open(&wanted.netns)?;
         self.check_identity(&identity)?;
+        self.check_instances(&netns, &identity)?;
         let shards = self.config.shards as u16;
         let mark = self.config.agent_mark;
         let prepared = prepare(&netns, &identity, self.steering(), mark, shards)?;
@@ -89,6 +91,16 @@ impl Kernel {
         }
     }
 
+    fn check_instances(&self, netns: &OwnedFd, identity: &Identity) -> Result<(), EnrolError> {
+        match instances::other(&self.instance, &self.pins, netns, identity) {
+            Some(other) => Err(EnrolError::OtherInstance {
+                place: identity.path.display().to_string(),
+                other,
+            }),
+            None => Ok(()),
+        }
+    }
+
     fn fresh_id(&mut self) -> u32 {
         let id = self.next_id;
         self.next_id += 1;
@@ -115,10 +127,12 @@ impl Kernel {
             .get(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
         let (sockets, live) = (Arc::clone(&workload.sockets), workload.live);
-        let (inode, source) = (workload.identity.inode, workload.source);
+        let (identity, source) = (workload.identity.clone(), workload.source);
         let netns = sockets.namespace().ok_or(EnrolError::Unknown(pod_id))?;
         let pin = self.pins.link(STEER, u64::from(pod_id));
-        attach_steer(&self.steer, &netns, inode, &pin)?;
+        attach_steer(&self.steer, &netns, identity.inode, &pin)?;
+        // Again: two that enrol at the same time see each other's link here at the latest.
+        self.check_instances(&netns, &identity)?;
         if live {
             // Applications' connections arrive already: the probe would take one of them. The
             // agent before us has probed this path.

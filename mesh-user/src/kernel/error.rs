@@ -25,6 +25,24 @@ pub enum KernelError {
     /// There is no bpffs and none could be mounted.
     #[error("no bpffs, and mounting one at /sys/fs/bpf failed: {0}; mount -t bpf bpf /sys/fs/bpf")]
     NoBpffs(#[source] io::Error),
+    /// The bpffs takes no files.
+    #[error(
+        "pins can't be made at {}: {source}; mount the bpffs there writable (mount -o remount,rw; \
+         not readOnly in a container)", .dir.display()
+    )]
+    PinsRefused {
+        /// Where.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Capabilities count only in the first user namespace.
+    #[error(
+        "the process lives in a user namespace of its own, where capabilities don't reach the \
+         kernel's programs: run it in the host's (hostUsers: true, no rootless container)"
+    )]
+    UserNamespace,
     /// The process lacks capabilities.
     #[error("missing capabilities: {}; run as root, or grant them", .0.join(", "))]
     MissingCapability(Vec<&'static str>),
@@ -166,6 +184,17 @@ pub enum EnrolError {
         /// The address.
         addr: IpAddr,
         /// The other workload.
+        other: String,
+    },
+    /// Another instance steers this namespace.
+    #[error(
+        "{place} belongs to {other}: one namespace can follow one instance only; release it there, \
+         or run mesh cleanup --instance with its name"
+    )]
+    OtherInstance {
+        /// Path or process.
+        place: String,
+        /// The other instance.
         other: String,
     },
     /// It has no address.

@@ -16,6 +16,7 @@ pub mod cleanup;
 mod enrol;
 mod error;
 mod heartbeat;
+mod instances;
 pub mod inventory;
 pub mod mounts;
 mod netns;
@@ -177,6 +178,8 @@ pub struct Kernel {
     /// Where the next round of address watching begins.
     watch_from: u32,
     origins: Arc<origin::Flows>,
+    /// What the programs themselves say; only objects built with the feature `log` say anything.
+    log: Option<object::ProgramLog>,
     /// Last, so that nothing of ours is left open when another agent may come.
     _lock: pins::Lock,
 }
@@ -196,33 +199,27 @@ impl Kernel {
         attach::start(options, &mount, &points, lock)
     }
 
-    fn new(
-        options: &KernelOptions,
-        pins: Pins,
-        tables: Tables,
-        config: Config,
-        steer: OwnedFd,
-        lock: pins::Lock,
-    ) -> Result<Self, KernelError> {
+    fn new(options: &KernelOptions, parts: Parts, lock: pins::Lock) -> Self {
         let mut kernel = Self {
             instance: options.instance.clone(),
-            listeners: tables::Sockets::pinned(&pins)?,
-            origins: Arc::new(origin::Flows::open(&pins)?),
-            installed: Installed::adopt(&tables),
-            pins,
-            config,
-            tables,
-            steer,
+            installed: Installed::adopt(&parts.tables),
+            pins: parts.pins,
+            config: parts.config,
+            tables: parts.tables,
+            listeners: parts.listeners,
+            steer: parts.steer,
             workloads: BTreeMap::new(),
             adopted: BTreeMap::new(),
             started: Instant::now(),
             next_id: 1,
             generation: 1,
             watch_from: 0,
+            origins: Arc::new(parts.origins),
+            log: parts.log,
             _lock: lock,
         };
         kernel.adopt();
-        Ok(kernel)
+        kernel
     }
 
     /// Writes the difference between the maps and the table.
@@ -276,7 +273,12 @@ impl Kernel {
 
     /// Takes events that the programs sent since the last call, at most `limit`: refusals,
     /// bypasses, misses. What nobody takes is lost and counted (`event_lost`).
+    ///
+    /// Lines of an object with the feature `log` go to the process's log in the same step.
     pub fn events(&mut self, limit: usize) -> Vec<Event> {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
         let mut found = Vec::new();
         while found.len() < limit
             && let Some(record) = self.tables.events.next()
@@ -305,6 +307,17 @@ impl Kernel {
             tracing::warn!(%error, "workloads.json could not be written: the command line shows no names");
         }
     }
+}
+
+/// What a start has opened.
+struct Parts {
+    pins: Pins,
+    tables: Tables,
+    listeners: tables::Sockets,
+    origins: origin::Flows,
+    config: Config,
+    steer: OwnedFd,
+    log: Option<object::ProgramLog>,
 }
 
 fn config(options: &KernelOptions, agent_cgroup: u64, agent_netns: u64, paused: u32) -> Config {

@@ -10,6 +10,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{Program, ProgramError},
 };
+use aya_log::EbpfLogger;
 use mesh_common::maps::ALL;
 
 use super::{error::KernelError, pins::Pins, sys::AttachType};
@@ -33,12 +34,55 @@ pub(super) const STEER: &str = "steer";
 /// The one that attaches to the agent's own cgroup too.
 pub(super) const FLOW_OPS: &str = "flow_ops";
 
+/// Reads what the programs say (aya-log) and hands it to the process's own log, where it has the
+/// target `mesh::hook`.
+pub(super) struct ProgramLog(EbpfLogger<&'static dyn log::Log>);
+
+impl ProgramLog {
+    /// The map of aya-log. Only objects built with the feature `log` have it.
+    const MAP: &str = "AYA_LOGS";
+
+    fn open(object: &mut Ebpf) -> Option<Self> {
+        object.map(Self::MAP)?;
+        match EbpfLogger::init(object) {
+            Ok(logger) => {
+                tracing::warn!("the eBPF object logs every connection: for debugging only");
+                Some(Self(logger))
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the programs' log can't be read");
+                None
+            }
+        }
+    }
+
+    /// Passes on what was said since the last call. Only our own programs write there, and aya-log
+    /// on their side makes every record: it takes one that it can't read for a bug and panics.
+    pub(super) fn flush(&mut self) {
+        self.0.flush();
+    }
+}
+
+impl std::fmt::Debug for ProgramLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProgramLog").finish_non_exhaustive()
+    }
+}
+
 /// The loaded programs, by name.
-pub(super) struct Programs(Vec<(&'static str, OwnedFd)>);
+pub(super) struct Programs {
+    fds: Vec<(&'static str, OwnedFd)>,
+    log: Option<ProgramLog>,
+}
 
 impl Programs {
+    /// The reader of what they say.
+    pub(super) fn log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
+    }
+
     pub(super) fn get(&self, name: &'static str) -> Result<&OwnedFd, KernelError> {
-        self.0
+        self.fds
             .iter()
             .find(|(other, _)| *other == name)
             .map(|(_, fd)| fd)
@@ -49,8 +93,8 @@ impl Programs {
     }
 
     pub(super) fn take(&mut self, name: &'static str) -> Result<OwnedFd, KernelError> {
-        match self.0.iter().position(|(other, _)| *other == name) {
-            Some(index) => Ok(self.0.swap_remove(index).1),
+        match self.fds.iter().position(|(other, _)| *other == name) {
+            Some(index) => Ok(self.fds.swap_remove(index).1),
             None => Err(KernelError::Load {
                 what: name.to_owned(),
                 why: "the object lacks it".to_owned(),
@@ -102,7 +146,10 @@ pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs,
             replace_pin(pins, name, fd, list)?;
         }
     }
-    Ok(Programs(programs))
+    Ok(Programs {
+        fds: programs,
+        log: ProgramLog::open(&mut object),
+    })
 }
 
 fn replace_pin(

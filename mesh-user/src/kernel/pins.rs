@@ -10,6 +10,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -66,7 +67,7 @@ impl Pins {
         };
         let pins = Self::below(&bpffs, instance);
         for dir in [pins.progs(), pins.links()] {
-            fs::create_dir_all(&dir).map_err(KernelError::io(format!("{}", dir.display())))?;
+            fs::create_dir_all(&dir).map_err(|source| KernelError::PinsRefused { dir, source })?;
         }
         Ok(pins)
     }
@@ -109,6 +110,25 @@ impl Pins {
         self.links().join(format!("{name}-{number}"))
     }
 
+    /// Directories of every instance and ABI: instance name, its pins.
+    pub(super) fn every(&self) -> Vec<(String, Self)> {
+        let mut found = Vec::new();
+        for instance in children(self.instance.parent()) {
+            let name = instance.file_name().and_then(|name| name.to_str());
+            let Some(name) = name.map(str::to_owned) else {
+                continue;
+            };
+            for root in children(Some(&instance)) {
+                let pins = Self {
+                    instance: instance.clone(),
+                    root,
+                };
+                found.push((name.clone(), pins));
+            }
+        }
+        found
+    }
+
     /// Every pinned link: program name, number, path.
     pub(super) fn all_links(&self) -> Vec<(String, u64, PathBuf)> {
         let mut found = Vec::new();
@@ -133,6 +153,11 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+fn children(dir: Option<&Path>) -> Vec<PathBuf> {
+    let entries = dir.map(fs::read_dir).into_iter().flatten().flatten();
+    entries.flatten().map(|entry| entry.path()).collect()
 }
 
 fn check_layout(spec: &'static Spec, path: &Path) -> Result<(), KernelError> {
@@ -171,36 +196,82 @@ fn layout(kind: u32, key: u32, value: u32, entries: u32, flags: u32) -> String {
 }
 
 /// Held as long as the agent lives; the kernel drops it when the process dies, however it dies.
-pub(super) type Lock = Flock<File>;
+#[derive(Debug)]
+pub(super) struct Lock {
+    /// Kept for its drop.
+    _file: Flock<File>,
+    path: PathBuf,
+    /// Nobody had left the file before us.
+    fresh: bool,
+}
+
+impl Lock {
+    /// Takes the file back that this call of [`lock`] made, and directories that are empty then.
+    /// Held to the end: whoever waits for the file finds another in its place.
+    pub(super) fn undo(&self) {
+        if self.fresh && fs::remove_file(&self.path).is_ok() {
+            // /run/mesh/<instance>, then /run/mesh.
+            for dir in self.path.ancestors().skip(1).take(2) {
+                let _ = fs::remove_dir(dir);
+            }
+        }
+    }
+}
+
+/// How often a lock is taken again because its file was removed in the meantime.
+const LOCK_TRIES: usize = 8;
 
 /// Takes the instance.
 pub(super) fn lock(instance: &Instance) -> Result<Lock, KernelError> {
-    let dir = instance.run_dir();
-    fs::create_dir_all(&dir).map_err(KernelError::io(format!("{}", dir.display())))?;
-    let path = dir.join("lock");
-    let what = || format!("{}", path.display());
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(KernelError::io(what()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0).map_err(KernelError::io(what()))?;
-            write!(lock, "{}", std::process::id()).map_err(KernelError::io(what()))?;
-            Ok(lock)
+    let path = instance.run_dir().join("lock");
+    let at = || KernelError::io(format!("{}", path.display()));
+    for _ in 0..LOCK_TRIES {
+        let (file, fresh) = open_lock(&path).map_err(at())?;
+        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((file, _)) => return Err(held(instance, file)),
+        };
+        // A cleanup may have removed the file between the two: then nobody else would see our lock.
+        let ours = file.metadata().map_err(at())?.ino();
+        if fs::metadata(&path).is_ok_and(|now| now.ino() == ours) {
+            file.set_len(0).map_err(at())?;
+            write!(file, "{}", std::process::id()).map_err(at())?;
+            return Ok(Lock {
+                _file: file,
+                path,
+                fresh,
+            });
         }
-        Err((mut file, _)) => {
-            let mut pid = String::new();
-            // Only to say who: an unreadable number changes nothing.
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.is_empty() { "?".to_owned() } else { pid };
-            Err(KernelError::Locked {
-                instance: instance.name().to_owned(),
-                pid,
-            })
+    }
+    Err(held_by(instance, "?".to_owned()))
+}
+
+/// Opens the file; whether it was made.
+fn open_lock(path: &Path) -> io::Result<(File, bool)> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => Ok((file, true)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // Truncated once it is locked: until then the number in it is the holder's.
+            let file = options.create(true).truncate(false).open(path)?;
+            Ok((file, false))
         }
+        Err(error) => Err(error),
+    }
+}
+
+fn held(instance: &Instance, mut file: File) -> KernelError {
+    let mut pid = String::new();
+    // Only to say who: an unreadable number changes nothing.
+    let _ = file.read_to_string(&mut pid);
+    held_by(instance, if pid.is_empty() { "?".to_owned() } else { pid })
+}
+
+fn held_by(instance: &Instance, pid: String) -> KernelError {
+    KernelError::Locked {
+        instance: instance.name().to_owned(),
+        pid,
     }
 }

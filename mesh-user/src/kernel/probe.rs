@@ -70,18 +70,44 @@ pub fn check() -> Vec<Check> {
         } else {
             Err("missing".to_owned())
         };
-        let name = format!("capability {}", need.name);
         Check::required(
-            name,
+            format!("capability {}", need.name),
             found,
-            &format!("grant it, or run as root: it {}", need.purpose),
+            &format!(
+                "it {}: run as root, or add it to the container's or unit's capabilities",
+                need.purpose
+            ),
         )
     }));
-    checks.extend(features());
+    checks.push(user_namespace());
     checks.push(netns_cookie());
-    checks.push(ebpf_object());
-    checks.push(foreign_hooks());
+    if capability::require().is_ok() {
+        checks.extend(features());
+        checks.push(ebpf_object());
+        checks.push(foreign_hooks());
+    } else {
+        // One line, not a dozen that blame the kernel for the same EPERM.
+        checks.push(Check::required(
+            "kernel features",
+            Err("not tried: the process may not call bpf(2)".to_owned()),
+            "grant what the capability and user namespace lines ask for, then check again",
+        ));
+    }
     checks
+}
+
+/// A full set of capabilities means nothing to bpf(2) in a namespace of one's own.
+fn user_namespace() -> Check {
+    let found = if capability::in_first_user_namespace() {
+        Ok("the host's".to_owned())
+    } else {
+        Err("one of its own: capabilities don't reach the kernel's programs".to_owned())
+    };
+    Check::required(
+        "user namespace",
+        found,
+        "run it in the host's: hostUsers: true in the pod, no rootless container, no unshare -r",
+    )
 }
 
 fn release() -> String {
@@ -104,9 +130,11 @@ fn btf() -> Check {
 
 fn cgroup2() -> Check {
     let found = match mounts::cgroup2() {
-        Ok(Some(path)) => Ok(path.display().to_string()),
-        Ok(None) => Err("no cgroup2 mount".to_owned()),
-        Err(error) => Err(error.to_string()),
+        // Mounted, but hidden by another mount or out of a chroot: the path must lead there.
+        Ok(Some(path)) if path.join("cgroup.procs").exists() => Ok(path.display().to_string()),
+        Ok(Some(path)) => Err(format!("{} is hidden by another mount", path.display())),
+        Ok(None) => Err("no cgroup2 mount in /proc/self/mountinfo".to_owned()),
+        Err(error) => Err(format!("/proc/self/mountinfo: {error}")),
     };
     Check::required(
         "cgroup2",
@@ -116,20 +144,35 @@ fn cgroup2() -> Check {
 }
 
 fn bpffs() -> Check {
-    let found = match mounts::bpffs() {
-        Ok(Some(path)) => Ok(path.display().to_string()),
+    use nix::sys::statvfs::{FsFlags, statvfs};
+    let (found, remedy) = match mounts::bpffs() {
+        Ok(Some(path)) => match statvfs(&path) {
+            Ok(stat) if stat.flags().contains(FsFlags::ST_RDONLY) => (
+                Err(format!("{} is mounted read-only", path.display())),
+                "mount -o remount,rw it, or mount it without readOnly in the container",
+            ),
+            Ok(_) => (Ok(path.display().to_string()), ""),
+            Err(error) => (
+                Err(format!("{}: {error}", path.display())),
+                "mount -t bpf bpf /sys/fs/bpf",
+            ),
+        },
         // The agent mounts one itself where the kernel has made the place for it.
-        Ok(None) if Path::new("/sys/fs/bpf").is_dir() => {
-            Ok("none yet: mounted at the start of the agent".to_owned())
-        }
-        Ok(None) => Err("no bpffs, and no /sys/fs/bpf to mount one at".to_owned()),
-        Err(error) => Err(error.to_string()),
+        Ok(None) if Path::new("/sys/fs/bpf").is_dir() => (
+            Ok("none yet: the agent mounts one at its start".to_owned()),
+            "",
+        ),
+        Ok(None) => (
+            Err("no bpffs, and no /sys/fs/bpf to mount one at".to_owned()),
+            "mount sysfs at /sys (its fs/bpf needs CONFIG_BPF_SYSCALL), or a bpffs anywhere: \
+             mount -t bpf bpf DIR",
+        ),
+        Err(error) => (
+            Err(format!("/proc/self/mountinfo: {error}")),
+            "mount proc at /proc",
+        ),
     };
-    Check::required(
-        "bpffs",
-        found,
-        "a kernel with CONFIG_BPF_SYSCALL, then mount -t bpf bpf /sys/fs/bpf",
-    )
+    Check::required("bpffs", found, remedy)
 }
 
 /// `r0 = VALUE`.
@@ -139,6 +182,10 @@ const fn mov_r0(value: i32) -> u64 {
 /// `r1 = VALUE`.
 const fn mov_r1(value: i32) -> u64 {
     0xb7 | 1 << 8 | (value as u32 as u64) << 32
+}
+/// `r0 = *(u32 *)(r1 + OFFSET)`.
+const fn load_r0(offset: u16) -> u64 {
+    0x61 | 1 << 12 | (offset as u64) << 16
 }
 /// Calls a helper.
 const fn call(helper: u32) -> u64 {
@@ -188,6 +235,13 @@ fn features() -> Vec<Check> {
             "5.9",
         ),
         program(
+            "interface in sk_lookup",
+            SK_LOOKUP,
+            AttachType::SkLookup,
+            &[load_r0(64), mov_r0(1), EXIT],
+            "5.17",
+        ),
+        program(
             "helper bpf_set_retval",
             SOCK_ADDR,
             connect,
@@ -227,12 +281,18 @@ fn features() -> Vec<Check> {
 }
 
 fn feature(name: &str, found: io::Result<()>, since: &str) -> Check {
+    let text = found.map(|()| "works".to_owned()).map_err(|error| {
+        if error.raw_os_error() == Some(libc::EPERM) {
+            // Not for lack of a capability, which was looked at before.
+            format!("bpf(2) is forbidden ({error}): by a seccomp profile, or by kernel lockdown")
+        } else {
+            format!("this kernel lacks it ({error})")
+        }
+    });
     Check::required(
         name,
-        found
-            .map(|()| "works".to_owned())
-            .map_err(|error| error.to_string()),
-        &format!("Linux {since} or newer has it; without capabilities nothing can be tried"),
+        text,
+        &format!("Linux {since} or newer has it; where bpf(2) is forbidden, allow it first"),
     )
 }
 
@@ -252,7 +312,10 @@ fn ebpf_object() -> Check {
     let found = object::load(None).map(|_| "every program loads".to_owned());
     let remedy = match &found {
         Err(KernelError::NotBuilt) => "cargo xtask build-ebpf, then build mesh again",
-        _ => "report it with the text above: the kernel refuses a program",
+        _ => {
+            "report it with the text above and the kernel's release: the lines before say whether a \
+             feature is missing"
+        }
     };
     Check::required(
         "eBPF object",
@@ -276,7 +339,11 @@ fn foreign_hooks() -> Check {
             NAME,
             format!("{} (programs {ids:?}), run after ours", ids.len()),
         ),
-        Err(error) => Check::info(NAME, error),
+        Err(error) => Check::wanted(
+            NAME,
+            Err(error),
+            "not needed to run; bpftool cgroup tree shows who else rewrites connects",
+        ),
     }
 }
 
@@ -291,6 +358,7 @@ mod tests {
             mov_r1(-111).to_le_bytes(),
             [0xb7, 1, 0, 0, 0x91, 0xff, 0xff, 0xff]
         );
+        assert_eq!(load_r0(64).to_le_bytes(), [0x61, 0x10, 64, 0, 0, 0, 0, 0]);
         assert_eq!(mov_r0(1).to_le_bytes(), [0xb7, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(call(187).to_le_bytes(), [0x85, 0, 0, 0, 187, 0, 0, 0]);
     }

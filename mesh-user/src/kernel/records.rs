@@ -38,6 +38,19 @@ pub(super) fn read(instance: &Instance) -> Vec<Record> {
         .unwrap_or_default()
 }
 
+/// What other instances have recorded: instance name, records.
+pub(super) fn of_others(own: &Instance) -> Vec<(String, Vec<Record>)> {
+    let dir = own.run_dir();
+    let siblings = dir.parent().map(fs::read_dir).into_iter().flatten();
+    siblings
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Instance::new(entry.file_name().to_str()?).ok())
+        .filter(|other| other != own)
+        .map(|other| (other.name().to_owned(), read(&other)))
+        .collect()
+}
+
 /// Replaces the records, atomically.
 pub(super) fn write(instance: &Instance, records: &[&Record]) -> io::Result<()> {
     let path = file(instance);

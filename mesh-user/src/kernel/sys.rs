@@ -62,7 +62,8 @@ fn own(fd: i64) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn raw(fd: impl AsFd) -> u32 {
+/// By reference: a descriptor handed over would be closed before the call that it is for.
+fn raw(fd: &impl AsFd) -> u32 {
     // Descriptors of live objects are never negative.
     fd.as_fd().as_raw_fd() as u32
 }
@@ -100,8 +101,8 @@ pub(super) fn link_create(
     attach: AttachType,
 ) -> io::Result<OwnedFd> {
     let mut attr = LinkCreate {
-        prog: raw(prog),
-        target: raw(target),
+        prog: raw(&prog),
+        target: raw(&target),
         attach_type: attach as u32,
         flags: 0,
     };
@@ -122,8 +123,8 @@ struct LinkUpdate {
 /// Puts another program in a link's place, atomically: no connection meets a gap.
 pub(super) fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
     let mut attr = LinkUpdate {
-        link: raw(link),
-        new_prog: raw(prog),
+        link: raw(&link),
+        new_prog: raw(&prog),
         flags: 0,
         old_prog: 0,
     };
@@ -145,7 +146,7 @@ pub(super) fn pin(fd: impl AsFd, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let mut attr = Object {
         path: path.as_ptr() as u64,
-        fd: raw(fd),
+        fd: raw(&fd),
         flags: 0,
     };
     #[expect(unsafe_code, reason = "a raw system call")]
@@ -213,7 +214,7 @@ const LINK_NETNS: u32 = 5;
 pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     let mut info = RawLinkInfo::default();
     let mut attr = Info {
-        fd: raw(link),
+        fd: raw(&link),
         len: size_of::<RawLinkInfo>() as u32,
         info: (&raw mut info) as u64,
     };
@@ -250,9 +251,9 @@ pub(super) fn sockhash_insert<K: Plain>(
     key: &K,
     socket: impl AsFd,
 ) -> io::Result<()> {
-    let value = u64::from(raw(socket));
+    let value = u64::from(raw(&socket));
     let mut attr = Element {
-        map: raw(map),
+        map: raw(&map),
         _pad: 0,
         key: ptr::from_ref(key) as u64,
         value: (&raw const value) as u64,
@@ -268,7 +269,7 @@ pub(super) fn sockhash_insert<K: Plain>(
 /// Removes an entry.
 pub(super) fn map_delete<K: Plain>(map: impl AsFd, key: &K) -> io::Result<()> {
     let mut attr = Element {
-        map: raw(map),
+        map: raw(&map),
         _pad: 0,
         key: ptr::from_ref(key) as u64,
         value: 0,
@@ -287,7 +288,7 @@ pub(super) fn map_next<K: Plain + aya::Pod>(
 ) -> io::Result<Option<K>> {
     let mut next = MaybeUninit::<K>::zeroed();
     let mut attr = Element {
-        map: raw(map),
+        map: raw(&map),
         _pad: 0,
         key: key.map_or(0, |key| ptr::from_ref(key) as u64),
         value: next.as_mut_ptr() as u64,
@@ -312,7 +313,7 @@ pub(super) fn map_next<K: Plain + aya::Pod>(
 pub(super) fn map_lookup_u64<K: Plain>(map: impl AsFd, key: &K) -> io::Result<Option<u64>> {
     let mut value = 0_u64;
     let mut attr = Element {
-        map: raw(map),
+        map: raw(&map),
         _pad: 0,
         key: ptr::from_ref(key) as u64,
         value: (&raw mut value) as u64,
@@ -408,11 +409,21 @@ struct ProgQuery {
 /// Ids of the programs that run for sockets of a cgroup (its ancestors' included), at most 64.
 pub(super) fn effective(cgroup: impl AsFd, attach: AttachType) -> io::Result<Vec<u32>> {
     const EFFECTIVE: u32 = 1;
+    query(cgroup, attach, EFFECTIVE)
+}
+
+/// Ids of the programs that choose listeners in a network namespace, at most 64 (the kernel's own
+/// limit).
+pub(super) fn steering(netns: impl AsFd) -> io::Result<Vec<u32>> {
+    query(netns, AttachType::SkLookup, 0)
+}
+
+fn query(target: impl AsFd, attach: AttachType, query_flags: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut attr = ProgQuery {
-        target: raw(cgroup),
+        target: raw(&target),
         attach_type: attach as u32,
-        query_flags: EFFECTIVE,
+        query_flags,
         attach_flags: 0,
         ids: ids.as_mut_ptr() as u64,
         count: ids.len() as u32,
