@@ -5,10 +5,14 @@
 
 #[path = "kernel/capture.rs"]
 mod capture;
+#[path = "kernel/cost.rs"]
+mod cost;
 #[path = "kernel/failure.rs"]
 mod failure;
 #[path = "kernel/lifecycle.rs"]
 mod lifecycle;
+#[path = "kernel/others.rs"]
+mod others;
 #[path = "kernel/refusals.rs"]
 mod refusals;
 mod support;

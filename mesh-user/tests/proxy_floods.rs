@@ -46,16 +46,24 @@ fn field(name: &str, value: &str) -> Vec<u8> {
 }
 
 fn pseudo() -> Vec<u8> {
-    [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "web")]
-        .iter()
-        .flat_map(|(name, value)| field(name, value))
-        .collect()
+    [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/"),
+        (":authority", "web"),
+    ]
+    .iter()
+    .flat_map(|(name, value)| field(name, value))
+    .collect()
 }
 
 /// A connection past its preface and settings.
 fn opened(mesh: &Mesh) -> Reader {
     let mut client = Reader::new(mesh.connect());
-    client.send(PREFACE).send(frame(SETTINGS, 0, 0, &[])).send(frame(SETTINGS, 1, 0, &[]));
+    client
+        .send(PREFACE)
+        .send(frame(SETTINGS, 0, 0, &[]))
+        .send(frame(SETTINGS, 1, 0, &[]));
     client
 }
 
@@ -72,7 +80,9 @@ fn verdict(client: &mut Reader) -> Option<(u8, u32)> {
         let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
         let payload = client.at_most(length);
         let code = |at: usize| {
-            payload.get(at..at + 4).map(|code| u32::from_be_bytes(code.try_into().unwrap()))
+            payload
+                .get(at..at + 4)
+                .map(|code| u32::from_be_bytes(code.try_into().unwrap()))
         };
         match header[3] {
             GOAWAY => match code(4)? {
@@ -123,8 +133,16 @@ fn floods_end_the_connection_within_bounds() {
     let before = resident();
     type Unit = Box<dyn FnMut(u32) -> Vec<u8>>;
     let floods: Vec<(&str, Vec<u8>, Unit)> = vec![
-        ("PING", vec![], Box::new(|_| frame(PING, 0, 0, &[0; 8]).repeat(10))),
-        ("SETTINGS", vec![], Box::new(|_| frame(SETTINGS, 0, 0, &[]).repeat(10))),
+        (
+            "PING",
+            vec![],
+            Box::new(|_| frame(PING, 0, 0, &[0; 8]).repeat(10)),
+        ),
+        (
+            "SETTINGS",
+            vec![],
+            Box::new(|_| frame(SETTINGS, 0, 0, &[]).repeat(10)),
+        ),
         (
             "PRIORITY",
             vec![],
@@ -135,14 +153,26 @@ fn floods_end_the_connection_within_bounds() {
             headers(1, 0),
             Box::new(|_| frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).repeat(10)),
         ),
-        ("empty DATA", headers(1, 0), Box::new(|_| frame(DATA, 0, 1, &[]).repeat(10))),
-        ("unknown type", vec![], Box::new(|_| frame(0xbb, 0, 0, &[1, 2]).repeat(10))),
+        (
+            "empty DATA",
+            headers(1, 0),
+            Box::new(|_| frame(DATA, 0, 1, &[]).repeat(10)),
+        ),
+        (
+            "unknown type",
+            vec![],
+            Box::new(|_| frame(0xbb, 0, 0, &[1, 2]).repeat(10)),
+        ),
         (
             "rapid reset",
             vec![],
             Box::new(|index| {
                 let stream = 2 * index + 1;
-                [headers(stream, 0), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+                [
+                    headers(stream, 0),
+                    frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]),
+                ]
+                .concat()
             }),
         ),
         (
@@ -176,12 +206,17 @@ fn floods_end_the_connection_within_bounds() {
         let sent = flood(&mut client, unit);
         println!("{name}: ended after {sent} bytes");
         eventually(name, || {
-            mesh.workload.connections.load(std::sync::atomic::Ordering::SeqCst) == 0
+            mesh.workload
+                .connections
+                .load(std::sync::atomic::Ordering::SeqCst)
+                == 0
         });
     }
     let grown = resident().saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes more than before");
-    eventually("every flood is in the log", || mesh.records("connection").len() == 11);
+    eventually("every flood is in the log", || {
+        mesh.records("connection").len() == 11
+    });
 }
 
 #[test]
@@ -190,12 +225,19 @@ fn flood_is_answered_with_enhance_your_calm() {
     let mut client = opened(&mesh);
     // Exactly one more than is allowed, so that no unread byte turns the close into a reset.
     for _ in 0..1100 {
-        if client.stream.write_all(&frame(PING, 0, 0, &[0; 8])).is_err() {
+        if client
+            .stream
+            .write_all(&frame(PING, 0, 0, &[0; 8]))
+            .is_err()
+        {
             break;
         }
     }
     let code = verdict(&mut client);
-    assert!(matches!(code, None | Some((GOAWAY, ENHANCE_YOUR_CALM))), "{code:?}");
+    assert!(
+        matches!(code, None | Some((GOAWAY, ENHANCE_YOUR_CALM))),
+        "{code:?}"
+    );
 }
 
 #[test]
@@ -205,8 +247,14 @@ fn malformed_requests_are_stream_errors() {
     for (name, block) in [
         ("connection", with(&[field("connection", "close")])),
         ("keep-alive", with(&[field("keep-alive", "5")])),
-        ("proxy-connection", with(&[field("proxy-connection", "close")])),
-        ("transfer-encoding", with(&[field("transfer-encoding", "chunked")])),
+        (
+            "proxy-connection",
+            with(&[field("proxy-connection", "close")]),
+        ),
+        (
+            "transfer-encoding",
+            with(&[field("transfer-encoding", "chunked")]),
+        ),
         ("upgrade", with(&[field("upgrade", "x")])),
         ("te other than trailers", with(&[field("te", "gzip")])),
         ("upper-case name", with(&[field("X-Upper", "1")])),
@@ -216,20 +264,35 @@ fn malformed_requests_are_stream_errors() {
         ("colon in a name", with(&[field("x:y", "1")])),
         ("space in a name", with(&[field("x y", "1")])),
         ("empty name", with(&[field("", "1")])),
-        ("pseudo-field after a field", [pseudo(), field("x", "1"), field(":path", "/")].concat()),
+        (
+            "pseudo-field after a field",
+            [pseudo(), field("x", "1"), field(":path", "/")].concat(),
+        ),
         ("repeated pseudo-field", with(&[field(":path", "/b")])),
         ("unknown pseudo-field", with(&[field(":odd", "1")])),
         ("response pseudo-field", with(&[field(":status", "200")])),
         ("no method", field(":path", "/")),
         ("empty path", {
-            let fields = [(":method", "GET"), (":scheme", "http"), (":path", ""), (":authority", "w")];
-            fields.iter().flat_map(|(name, value)| field(name, value)).collect()
+            let fields = [
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":path", ""),
+                (":authority", "w"),
+            ];
+            fields
+                .iter()
+                .flat_map(|(name, value)| field(name, value))
+                .collect()
         }),
     ] {
         let mut client = opened(&mesh);
         client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &block));
         let got = verdict(&mut client);
-        assert_eq!(got.map(|(_, code)| code), Some(PROTOCOL_ERROR), "{name}: {got:?}");
+        assert_eq!(
+            got.map(|(_, code)| code),
+            Some(PROTOCOL_ERROR),
+            "{name}: {got:?}"
+        );
     }
 }
 
@@ -241,7 +304,11 @@ fn body_that_differs_from_its_content_length_is_malformed() {
         let mut client = opened(&mesh);
         client.send(frame(HEADERS, END_HEADERS, 1, &block));
         client.send(frame(DATA, END_STREAM, 1, body.as_bytes()));
-        assert_eq!(verdict(&mut client).map(|(_, code)| code), Some(PROTOCOL_ERROR), "{body}");
+        assert_eq!(
+            verdict(&mut client).map(|(_, code)| code),
+            Some(PROTOCOL_ERROR),
+            "{body}"
+        );
     }
 }
 
@@ -259,13 +326,19 @@ fn frame_larger_than_its_limit_ends_the_connection() {
 fn head_that_never_ends_is_cut_after_the_header_time_out() {
     let up = endpoint(|stream| drop(stream));
     let plan = Plan::new(Protocol::Http2).endpoint(up, "v1");
-    let mesh = Mesh::with(plan, 1, |limits| limits.header_timeout = Duration::from_millis(300));
+    let mesh = Mesh::with(plan, 1, |limits| {
+        limits.header_timeout = Duration::from_millis(300)
+    });
     let start = Instant::now();
     let mut client = opened(&mesh);
     client.send(frame(HEADERS, 0, 1, &pseudo()));
     let _goaway = client.all();
     assert!(start.elapsed() >= Duration::from_millis(300));
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
     // The same for a preface that never comes.
     let mut silent = Reader::new(mesh.connect());
     let _end = silent.all();

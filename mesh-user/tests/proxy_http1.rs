@@ -149,7 +149,9 @@ fn refusals_say_their_name_and_keep_the_connection() {
         assert_eq!(answer.field("x-mesh-reject").as_deref(), name, "{to}");
         assert_eq!(answer.field("connection"), None, "{to}");
     }
-    eventually("one line for each request", || mesh.records("request").len() == 5);
+    eventually("one line for each request", || {
+        mesh.records("request").len() == 5
+    });
 }
 
 #[test]

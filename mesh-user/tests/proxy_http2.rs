@@ -24,8 +24,15 @@ fn one(protocol: Protocol, address: SocketAddr) -> Plan {
 }
 
 fn block<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("in time") })
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(PATIENCE, future)
+            .await
+            .expect("in time")
+    })
 }
 
 /// An endpoint on its own thread; `serve` gets each stream, and which connection it came on.
@@ -40,7 +47,10 @@ where
     listener.set_nonblocking(true).unwrap();
     let serve = Arc::new(serve);
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let mut connections = 0;
@@ -50,7 +60,9 @@ where
                 let number = connections;
                 connections += 1;
                 tokio::spawn(async move {
-                    let Ok(mut connection) = builder.handshake(stream).await else { return };
+                    let Ok(mut connection) = builder.handshake(stream).await else {
+                        return;
+                    };
                     while let Some(Ok((request, respond))) = connection.accept().await {
                         tokio::spawn(serve(request, respond, number));
                     }
@@ -70,11 +82,15 @@ async fn client(address: SocketAddr) -> SendRequest<Bytes> {
 }
 
 fn request(path: &str) -> http::request::Builder {
-    Request::builder().method("POST").uri(format!("http://web{path}"))
+    Request::builder()
+        .method("POST")
+        .uri(format!("http://web{path}"))
 }
 
 fn grpc(path: &str) -> http::request::Builder {
-    request(path).header("content-type", "application/grpc").header("te", "trailers")
+    request(path)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
 }
 
 /// The body, and the trailers.
@@ -97,18 +113,25 @@ fn echo() -> SocketAddr {
             let response = Response::builder()
                 .header("content-type", "application/grpc")
                 .header("connection-number", number)
-                .header("seen-te", te.unwrap_or(http::HeaderValue::from_static("none")))
+                .header(
+                    "seen-te",
+                    te.unwrap_or(http::HeaderValue::from_static("none")),
+                )
                 .header("seen-id", request.headers()["x-request-id"].len())
                 .body(())
                 .unwrap();
-            let Ok(mut out) = respond.send_response(response, false) else { return };
+            let Ok(mut out) = respond.send_response(response, false) else {
+                return;
+            };
             let mut body = request.into_body();
             while let Some(Ok(data)) = body.data().await {
                 let _ = body.flow_control().release_capacity(data.len());
                 let mut data = data;
                 while !data.is_empty() {
                     out.reserve_capacity(data.len());
-                    let Some(Ok(room)) = poll_fn(|cx| out.poll_capacity(cx)).await else { return };
+                    let Some(Ok(room)) = poll_fn(|cx| out.poll_capacity(cx)).await else {
+                        return;
+                    };
                     let part = data.split_to(room.min(data.len()));
                     if out.send_data(part, false).is_err() {
                         return;
@@ -128,8 +151,9 @@ fn unary_grpc_passes_with_trailers_and_te() {
     let mesh = Mesh::start(one(Protocol::Grpc, echo()));
     block(async {
         let mut sender = client(mesh.address).await;
-        let (response, mut out) =
-            sender.send_request(grpc("/s/m").body(()).unwrap(), false).unwrap();
+        let (response, mut out) = sender
+            .send_request(grpc("/s/m").body(()).unwrap(), false)
+            .unwrap();
         out.send_data(Bytes::from_static(b"message"), true).unwrap();
         let response = response.await.unwrap();
         assert_eq!(response.status(), 200);
@@ -142,7 +166,10 @@ fn unary_grpc_passes_with_trailers_and_te() {
         assert_eq!(trailers["x-echoed"], "yes");
     });
     eventually("the record", || mesh.records("request").len() == 1);
-    assert!(mesh.metric(&["istio_requests_total", "grpc_response_status=\"0\""]).is_some());
+    assert!(
+        mesh.metric(&["istio_requests_total", "grpc_response_status=\"0\""])
+            .is_some()
+    );
 }
 
 #[test]
@@ -151,7 +178,9 @@ fn prior_knowledge_is_told_on_http_and_unknown_ports() {
         let mesh = Mesh::start(one(protocol, echo()));
         block(async {
             let mut sender = client(mesh.address).await;
-            let (response, _) = sender.send_request(request("/").body(()).unwrap(), true).unwrap();
+            let (response, _) = sender
+                .send_request(request("/").body(()).unwrap(), true)
+                .unwrap();
             assert_eq!(response.await.unwrap().status(), 200, "{protocol:?}");
         });
     }
@@ -162,12 +191,18 @@ fn streams_flow_in_both_directions_while_open() {
     let mesh = Mesh::start(one(Protocol::Grpc, echo()));
     block(async {
         let mut sender = client(mesh.address).await;
-        let (response, mut out) = sender.send_request(grpc("/").body(()).unwrap(), false).unwrap();
+        let (response, mut out) = sender
+            .send_request(grpc("/").body(()).unwrap(), false)
+            .unwrap();
         let mut body = response.await.unwrap().into_body();
         for index in 0..10_u8 {
             out.send_data(Bytes::from(vec![index; 10]), false).unwrap();
             let data = body.data().await.unwrap().unwrap();
-            assert_eq!(data, vec![index; 10], "each message arrives before the next is sent");
+            assert_eq!(
+                data,
+                vec![index; 10],
+                "each message arrives before the next is sent"
+            );
         }
         out.send_data(Bytes::new(), true).unwrap();
         assert!(body.data().await.is_none());
@@ -183,7 +218,9 @@ fn streams_share_an_upstream_connection_up_to_the_peers_limit() {
         },
         |_, mut respond, number| async move {
             let response = Response::builder().header("connection-number", number);
-            let mut out = respond.send_response(response.body(()).unwrap(), false).unwrap();
+            let mut out = respond
+                .send_response(response.body(()).unwrap(), false)
+                .unwrap();
             let _reset = poll_fn(|cx| out.poll_reset(cx)).await;
         },
     );
@@ -193,10 +230,15 @@ fn streams_share_an_upstream_connection_up_to_the_peers_limit() {
         let mut held = Vec::new();
         let mut counts = [0; 4];
         for _ in 0..7 {
-            let (response, _) = sender.send_request(request("/").body(()).unwrap(), true).unwrap();
+            let (response, _) = sender
+                .send_request(request("/").body(()).unwrap(), true)
+                .unwrap();
             let response = response.await.unwrap();
-            let number: usize =
-                response.headers()["connection-number"].to_str().unwrap().parse().unwrap();
+            let number: usize = response.headers()["connection-number"]
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap();
             counts[number] += 1;
             held.push(response);
             sender = sender.ready().await.unwrap();
@@ -229,7 +271,9 @@ fn resets_pass_in_both_directions() {
     let mesh = Mesh::start(one(Protocol::Http2, up));
     block(async {
         let mut sender = client(mesh.address).await;
-        let (response, _) = sender.send_request(request("/reset").body(()).unwrap(), true).unwrap();
+        let (response, _) = sender
+            .send_request(request("/reset").body(()).unwrap(), true)
+            .unwrap();
         // The reset may overtake the head, which is then answered by name.
         match response.await {
             Ok(response) if response.status() == 200 => {
@@ -240,8 +284,9 @@ fn resets_pass_in_both_directions() {
             Err(error) => assert_eq!(error.reason(), Some(Reason::INADEQUATE_SECURITY)),
         }
         sender = sender.ready().await.unwrap();
-        let (response, mut out) =
-            sender.send_request(request("/wait").body(()).unwrap(), false).unwrap();
+        let (response, mut out) = sender
+            .send_request(request("/wait").body(()).unwrap(), false)
+            .unwrap();
         let _body = response.await.unwrap();
         out.send_reset(Reason::NO_ERROR);
         out.send_reset(Reason::CANCEL);
@@ -271,16 +316,23 @@ fn client_that_goes_away_cancels_its_streams() {
     block(async {
         let mut sender = client(mesh.address).await;
         for _ in 0..3 {
-            let (response, _) = sender.send_request(request("/").body(()).unwrap(), true).unwrap();
+            let (response, _) = sender
+                .send_request(request("/").body(()).unwrap(), true)
+                .unwrap();
             tokio::spawn(response);
             sender = sender.ready().await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     });
     // The runtime has gone, and the connection with it.
-    eventually("three cancelled streams", || reset.load(Ordering::SeqCst) == 3);
+    eventually("three cancelled streams", || {
+        reset.load(Ordering::SeqCst) == 3
+    });
     eventually("no request in flight", || {
-        mesh.snapshot().versions.iter().all(|version| version.breaker.gauges().requests == 0)
+        mesh.snapshot()
+            .versions
+            .iter()
+            .all(|version| version.breaker.gauges().requests == 0)
     });
     eventually("three records", || mesh.records("request").len() == 3);
 }
@@ -317,8 +369,9 @@ fn refused_stream_is_retried_for_any_method() {
     let mesh = Mesh::start(plan);
     block(async {
         let mut sender = client(mesh.address).await;
-        let (response, mut out) =
-            sender.send_request(request("/").body(()).unwrap(), false).unwrap();
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
         out.send_data(Bytes::from_static(b"whole"), true).unwrap();
         let response = response.await.unwrap();
         assert_eq!(response.status(), 200);
@@ -329,20 +382,24 @@ fn refused_stream_is_retried_for_any_method() {
 
 #[test]
 fn refusal_of_grpc_is_a_status_without_a_body() {
-    let plan = Plan::new(Protocol::Grpc).endpoint(nobody(), "v1").policy(|policy| {
-        policy.rate_limits = vec![RateLimitPolicy {
-            name: "few".into(),
-            key: vec![RateKey::Path],
-            requests: 1,
-            per: Duration::from_secs(3600),
-            burst: 1,
-        }];
-    });
+    let plan = Plan::new(Protocol::Grpc)
+        .endpoint(nobody(), "v1")
+        .policy(|policy| {
+            policy.rate_limits = vec![RateLimitPolicy {
+                name: "few".into(),
+                key: vec![RateKey::Path],
+                requests: 1,
+                per: Duration::from_secs(3600),
+                burst: 1,
+            }];
+        });
     let mesh = Mesh::start(plan);
     block(async {
         let mut sender = client(mesh.address).await;
         for (status, reject) in [("14", "connect_failed"), ("8", "rate_limited")] {
-            let (response, _) = sender.send_request(grpc("/").body(()).unwrap(), true).unwrap();
+            let (response, _) = sender
+                .send_request(grpc("/").body(()).unwrap(), true)
+                .unwrap();
             let response = response.await.unwrap();
             assert_eq!(response.status(), 200);
             let headers = response.headers();
@@ -362,7 +419,9 @@ fn refusal_of_plain_http2_has_status_and_body() {
     let mesh = Mesh::start(one(Protocol::Http2, nobody()));
     block(async {
         let mut sender = client(mesh.address).await;
-        let (response, _) = sender.send_request(request("/").body(()).unwrap(), true).unwrap();
+        let (response, _) = sender
+            .send_request(request("/").body(()).unwrap(), true)
+            .unwrap();
         let response = response.await.unwrap();
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["x-mesh-reject"], "connect_failed");
@@ -376,15 +435,31 @@ fn requests_that_would_be_ambiguous_downstream_are_refused() {
     block(async {
         let mut sender = client(mesh.address).await;
         for (name, build, status) in [
-            ("authority and host agree", request("/").header("host", "web"), 200),
-            ("authority and host differ", request("/").header("host", "other"), 400),
+            (
+                "authority and host agree",
+                request("/").header("host", "web"),
+                200,
+            ),
+            (
+                "authority and host differ",
+                request("/").header("host", "other"),
+                400,
+            ),
             (
                 "two hosts",
                 request("/").header("host", "web").header("host", "web"),
                 400,
             ),
-            ("CONNECT", Request::builder().method("CONNECT").uri("web:80"), 405),
-            ("target too long", request(&format!("/{}", "a".repeat(16 << 10))), 414),
+            (
+                "CONNECT",
+                Request::builder().method("CONNECT").uri("web:80"),
+                405,
+            ),
+            (
+                "target too long",
+                request(&format!("/{}", "a".repeat(16 << 10))),
+                414,
+            ),
         ] {
             let (response, _) = sender.send_request(build.body(()).unwrap(), true).unwrap();
             assert_eq!(response.await.unwrap().status(), status, "{name}");
@@ -431,7 +506,9 @@ fn request_timeout_of_http2_is_504() {
     let mesh = Mesh::start(plan);
     block(async {
         let mut sender = client(mesh.address).await;
-        let (response, _) = sender.send_request(request("/").body(()).unwrap(), true).unwrap();
+        let (response, _) = sender
+            .send_request(request("/").body(()).unwrap(), true)
+            .unwrap();
         let response = response.await.unwrap();
         assert_eq!(response.status(), 504);
         assert_eq!(response.headers()["x-mesh-reject"], "upstream_timeout");
@@ -452,8 +529,9 @@ fn sender_is_held_back_when_the_receiver_takes_nothing() {
     let mesh = Mesh::start(one(Protocol::Http2, up));
     block(async {
         let mut sender = client(mesh.address).await;
-        let (response, mut out) =
-            sender.send_request(request("/").body(()).unwrap(), false).unwrap();
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
         let _response = response.await.unwrap();
         let mut sent = 0;
         out.reserve_capacity(1 << 30);
@@ -479,8 +557,9 @@ fn fifty_mebibytes_pass_through_a_stream_unchanged() {
     let mesh = Mesh::start(one(Protocol::Http2, echo()));
     block(async {
         let mut sender = client(mesh.address).await;
-        let (response, mut out) =
-            sender.send_request(request("/").body(()).unwrap(), false).unwrap();
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
         tokio::spawn(async move {
             let mut left = COUNT;
             while left > 0 {
@@ -488,14 +567,20 @@ fn fifty_mebibytes_pass_through_a_stream_unchanged() {
                 let room = poll_fn(|cx| out.poll_capacity(cx)).await.unwrap().unwrap();
                 let part = room.min(left);
                 let from = COUNT - left;
-                let data: Vec<u8> = (from..from + part).map(|at| (at * 31 % 251) as u8).collect();
+                let data: Vec<u8> = (from..from + part)
+                    .map(|at| (at * 31 % 251) as u8)
+                    .collect();
                 left -= part;
                 out.send_data(data.into(), left == 0).unwrap();
             }
         });
         let (body, _) = collect(response.await.unwrap().into_body()).await.unwrap();
         assert_eq!(body.len(), COUNT);
-        assert!(body.iter().enumerate().all(|(at, byte)| *byte == (at * 31 % 251) as u8));
+        assert!(
+            body.iter()
+                .enumerate()
+                .all(|(at, byte)| *byte == (at * 31 % 251) as u8)
+        );
     });
 }
 
@@ -506,7 +591,10 @@ fn endpoint_that_says_goaway_gets_no_new_streams() {
     let (listener, address) = bind();
     listener.set_nonblocking(true).unwrap();
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             while let Ok((stream, _)) = listener.accept().await {
@@ -525,10 +613,15 @@ fn endpoint_that_says_goaway_gets_no_new_streams() {
     block(async {
         let mut sender = client(mesh.address).await;
         for index in 1..=5 {
-            let (response, _) = sender.send_request(request("/").body(()).unwrap(), true).unwrap();
+            let (response, _) = sender
+                .send_request(request("/").body(()).unwrap(), true)
+                .unwrap();
             assert_eq!(response.await.unwrap().status(), 200, "{index}");
             sender = sender.ready().await.unwrap();
         }
     });
-    assert!(connections.load(Ordering::SeqCst) >= 4, "each connection served about one stream");
+    assert!(
+        connections.load(Ordering::SeqCst) >= 4,
+        "each connection served about one stream"
+    );
 }

@@ -42,7 +42,11 @@ fn gated() -> (SocketAddr, Gate) {
         while reader.message().is_some() {
             own.requests.fetch_add(1, Ordering::SeqCst);
             eventually("the gate", || *own.open.lock().unwrap());
-            if reader.stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
+            if reader
+                .stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .is_err()
+            {
                 break;
             }
         }
@@ -86,7 +90,10 @@ fn max_requests_admits_exactly_its_number_over_two_workers() {
                 mesh.records("request").len() == 16 && gate.requests() == 8
             });
             *gate.open.lock().unwrap() = true;
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         let served = statuses.iter().filter(|(status, _)| *status == 200).count();
         assert_eq!(served, 8, "{workers} workers");
@@ -96,11 +103,18 @@ fn max_requests_admits_exactly_its_number_over_two_workers() {
                 .filter(|(status, _)| *status == 503)
                 .all(|(_, overloaded)| overloaded.as_deref() == Some("true"))
         );
-        assert_eq!(gate.connections.load(Ordering::SeqCst), 8, "no connection for a refused one");
+        assert_eq!(
+            gate.connections.load(Ordering::SeqCst),
+            8,
+            "no connection for a refused one"
+        );
         eventually("all are given back", || gauges(&mesh).requests == 0);
         let log = mesh.records("request");
         assert_eq!(log.len(), 24);
-        assert!(log.iter().any(|line| line.to_string().contains("overflow_requests")));
+        assert!(
+            log.iter()
+                .any(|line| line.to_string().contains("overflow_requests"))
+        );
     }
 }
 
@@ -114,7 +128,11 @@ fn max_connections_queues_requests_and_serves_them_all() {
             max.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             let mut reader = Reader::new(stream);
             while reader.message().is_some() {
-                if reader.stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
+                if reader
+                    .stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                    .is_err()
+                {
                     break;
                 }
             }
@@ -155,7 +173,10 @@ fn max_pending_at_its_limit_and_above() {
         eventually("two wait", || gauges(&mesh).pending == 2);
         let answer = ask();
         assert_eq!(answer.status(), 503);
-        assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("overflow_pending"));
+        assert_eq!(
+            answer.field("x-mesh-reject").as_deref(),
+            Some("overflow_pending")
+        );
         *gate.open.lock().unwrap() = true;
         assert_eq!(held.join().unwrap().status(), 200);
         for thread in waiting {
@@ -177,7 +198,9 @@ fn client_that_leaves_the_queue_gives_its_place_back() {
     waiting.send(GET);
     eventually("one waits", || gauges(&mesh).pending == 1);
     drop(waiting);
-    eventually("nobody waits", || gauges(&mesh).pending == 0 && gauges(&mesh).requests == 1);
+    eventually("nobody waits", || {
+        gauges(&mesh).pending == 0 && gauges(&mesh).requests == 1
+    });
     drop(held);
     eventually("no request is in flight", || gauges(&mesh).requests == 0);
     *gate.open.lock().unwrap() = true;
@@ -191,7 +214,14 @@ fn idle_connection_of_another_worker_makes_room_for_a_waiter() {
     // Each client may land on either worker; with one connection in all, they must hand it over.
     for _ in 0..20 {
         let start = Instant::now();
-        assert_eq!(Reader::new(mesh.connect()).send(GET).message().unwrap().status(), 200);
+        assert_eq!(
+            Reader::new(mesh.connect())
+                .send(GET)
+                .message()
+                .unwrap()
+                .status(),
+            200
+        );
         assert!(start.elapsed() < Duration::from_secs(5));
     }
 }
@@ -210,7 +240,10 @@ fn upstream_connections_of_the_node_at_their_limit_and_above() {
     eventually("four are held", || gate.requests() == 4);
     let answer = Reader::new(mesh.connect()).send(GET).message().unwrap();
     assert_eq!(answer.status(), 503);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("dial_permits"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("dial_permits")
+    );
     *gate.open.lock().unwrap() = true;
     for client in &mut held {
         assert_eq!(client.message().unwrap().status(), 200);
@@ -238,7 +271,9 @@ fn idle_upstream_connections_are_bounded_and_time_out() {
     }
     eventually("two are kept", || gauges(&mesh).connections == 2);
     eventually("none is kept for ever", || gauges(&mesh).connections == 0);
-    eventually("the endpoint sees it", || gate.connections.load(Ordering::SeqCst) == 0);
+    eventually("the endpoint sees it", || {
+        gate.connections.load(Ordering::SeqCst) == 0
+    });
 }
 
 #[test]
@@ -250,8 +285,17 @@ fn idle_upstream_connection_that_the_endpoint_closes_is_dropped_at_once() {
         }
     });
     let mesh = Mesh::start(one(up));
-    assert_eq!(Reader::new(mesh.connect()).send(GET).message().unwrap().status(), 200);
-    eventually("its permit is given back", || gauges(&mesh).connections == 0);
+    assert_eq!(
+        Reader::new(mesh.connect())
+            .send(GET)
+            .message()
+            .unwrap()
+            .status(),
+        200
+    );
+    eventually("its permit is given back", || {
+        gauges(&mesh).connections == 0
+    });
 }
 
 #[test]
@@ -275,14 +319,26 @@ fn rate_limit_answers_429_with_its_fields_and_admits_who_waits() {
     }
     let answer = client.send(GET).message().unwrap();
     assert_eq!(answer.status(), 429);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("rate_limited"));
-    assert!(answer.field("ratelimit-policy").unwrap().contains("\"per-workload\";q=2"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("rate_limited")
+    );
+    assert!(
+        answer
+            .field("ratelimit-policy")
+            .unwrap()
+            .contains("\"per-workload\";q=2")
+    );
     let wait: u64 = answer.field("retry-after").unwrap().parse().unwrap();
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(wait) {
         thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(client.send(GET).message().unwrap().status(), 200, "who waits is admitted");
+    assert_eq!(
+        client.send(GET).message().unwrap().status(),
+        200,
+        "who waits is admitted"
+    );
 }
 
 #[test]
@@ -305,9 +361,20 @@ fn head_that_comes_too_slowly_is_answered_408() {
     });
     let answer = client.message().unwrap();
     assert_eq!(answer.status(), 408);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("header_timeout"));
-    assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("header_timeout")
+    );
+    assert!(
+        start.elapsed() >= Duration::from_millis(300),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
     drop(client);
     drip.join().unwrap();
 }
@@ -332,7 +399,10 @@ fn body_without_progress_is_answered_408() {
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc");
     let answer = client.message().unwrap();
     assert_eq!(answer.status(), 408);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("body_timeout"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("body_timeout")
+    );
     assert!(client.is_closed());
     assert!(start.elapsed() >= Duration::from_millis(300));
     // Progress, however slow, is progress.
@@ -354,7 +424,11 @@ fn idle_client_is_closed_after_the_keep_alive_time_out() {
     assert_eq!(client.send(GET).message().unwrap().status(), 200);
     let start = Instant::now();
     assert!(client.is_closed(), "closed without an answer");
-    assert!(start.elapsed() >= Duration::from_millis(250), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() >= Duration::from_millis(250),
+        "{:?}",
+        start.elapsed()
+    );
     assert_eq!(mesh.records("request").len(), 1);
 }
 
@@ -362,28 +436,49 @@ fn idle_client_is_closed_after_the_keep_alive_time_out() {
 fn request_timeout_is_504_and_ends_the_upstream_connection() {
     let (up, gate) = gated();
     let plan = one(up).policy(|policy| {
-        policy.timeouts =
-            TimeoutPolicy { request: Some(Duration::from_millis(200)), ..TimeoutPolicy::default() };
+        policy.timeouts = TimeoutPolicy {
+            request: Some(Duration::from_millis(200)),
+            ..TimeoutPolicy::default()
+        };
     });
     let mesh = Mesh::start(plan);
     let mut client = Reader::new(mesh.connect());
     let start = Instant::now();
     let answer = client.send(GET).message().unwrap();
     assert_eq!(answer.status(), 504);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("upstream_timeout"));
-    assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("upstream_timeout")
+    );
+    assert!(
+        start.elapsed() >= Duration::from_millis(200),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
     *gate.open.lock().unwrap() = true;
-    assert_eq!(client.send(GET).message().unwrap().status(), 200, "on a new connection");
-    eventually("the late answer is never used", || gauges(&mesh).connections == 1);
+    assert_eq!(
+        client.send(GET).message().unwrap().status(),
+        200,
+        "on a new connection"
+    );
+    eventually("the late answer is never used", || {
+        gauges(&mesh).connections == 1
+    });
 }
 
 #[test]
 fn tries_end_at_the_request_timeout_however_many_are_left() {
     let (up, gate) = gated();
     let plan = one(up).policy(|policy| {
-        policy.timeouts =
-            TimeoutPolicy { request: Some(Duration::from_millis(250)), ..TimeoutPolicy::default() };
+        policy.timeouts = TimeoutPolicy {
+            request: Some(Duration::from_millis(250)),
+            ..TimeoutPolicy::default()
+        };
         policy.retries = Some(RetryPolicy {
             attempts: 10,
             per_try: Some(Duration::from_millis(100)),
@@ -397,9 +492,21 @@ fn tries_end_at_the_request_timeout_however_many_are_left() {
     let start = Instant::now();
     let answer = Reader::new(mesh.connect()).send(GET).message().unwrap();
     assert_eq!(answer.status(), 504);
-    assert!(start.elapsed() >= Duration::from_millis(250), "{:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
-    assert_eq!(gate.requests(), 3, "two whole tries and a part of the third");
+    assert!(
+        start.elapsed() >= Duration::from_millis(250),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        start.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(
+        gate.requests(),
+        3,
+        "two whole tries and a part of the third"
+    );
     *gate.open.lock().unwrap() = true;
 }
 
@@ -421,27 +528,34 @@ fn endpoint_that_does_not_answer_the_connect_is_given_up() {
         })
         .collect();
     let plan = one(full).policy(|policy| {
-        policy.timeouts =
-            TimeoutPolicy { connect: Some(Duration::from_millis(200)), ..TimeoutPolicy::default() };
+        policy.timeouts = TimeoutPolicy {
+            connect: Some(Duration::from_millis(200)),
+            ..TimeoutPolicy::default()
+        };
     });
     let mesh = Mesh::start(plan);
     let start = Instant::now();
     let answer = Reader::new(mesh.connect()).send(GET).message().unwrap();
     assert_eq!(answer.status(), 504);
-    assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("connect_timeout"));
+    assert_eq!(
+        answer.field("x-mesh-reject").as_deref(),
+        Some("connect_timeout")
+    );
     assert!(start.elapsed() >= Duration::from_millis(200));
 }
 
 #[test]
 fn overflow_never_counts_against_the_endpoint() {
     let (up, gate) = gated();
-    let plan = one(up).breaker(|breaker| breaker.max_requests = 1).policy(|policy| {
-        policy.ejection = Some(mesh_user::model::EjectionPolicy {
-            consecutive_5xx: 1,
-            max_percent: 100,
-            ..Default::default()
+    let plan = one(up)
+        .breaker(|breaker| breaker.max_requests = 1)
+        .policy(|policy| {
+            policy.ejection = Some(mesh_user::model::EjectionPolicy {
+                consecutive_5xx: 1,
+                max_percent: 100,
+                ..Default::default()
+            });
         });
-    });
     let mesh = Mesh::start(plan);
     let mut held = Reader::new(mesh.connect());
     held.send(GET);
@@ -449,11 +563,18 @@ fn overflow_never_counts_against_the_endpoint() {
     let mut client = Reader::new(mesh.connect());
     for _ in 0..5 {
         let answer = client.send(GET).message().unwrap();
-        assert_eq!(answer.field("x-mesh-reject").as_deref(), Some("overflow_requests"));
+        assert_eq!(
+            answer.field("x-mesh-reject").as_deref(),
+            Some("overflow_requests")
+        );
     }
     *gate.open.lock().unwrap() = true;
     assert_eq!(held.message().unwrap().status(), 200);
-    assert_eq!(client.send(GET).message().unwrap().status(), 200, "not ejected");
+    assert_eq!(
+        client.send(GET).message().unwrap().status(),
+        200,
+        "not ejected"
+    );
 }
 
 #[test]
@@ -493,10 +614,20 @@ fn drain_cuts_what_does_not_end_in_time_and_says_how_many() {
         .collect();
     eventually("three are in flight", || gate.requests() == 3);
     let start = Instant::now();
-    assert_eq!(mesh.workers.take().unwrap().drain(Duration::from_millis(200)), 3);
+    assert_eq!(
+        mesh.workers
+            .take()
+            .unwrap()
+            .drain(Duration::from_millis(200)),
+        3
+    );
     assert!(start.elapsed() >= Duration::from_millis(200));
     assert!(busy.iter_mut().all(|client| client.head().is_none()));
-    assert_eq!(mesh.records("request").len(), 3, "cut short, and recorded all the same");
+    assert_eq!(
+        mesh.records("request").len(),
+        3,
+        "cut short, and recorded all the same"
+    );
     assert_eq!(gauges(&mesh).requests, 0);
     *gate.open.lock().unwrap() = true;
 }
@@ -506,7 +637,9 @@ fn workers_show_that_they_turn() {
     let mesh = Mesh::with(one(nobody()), 2, |_| {});
     let workers = mesh.workers.as_ref().unwrap();
     let first = workers.oldest_tick();
-    eventually("a later tick of the oldest", || workers.oldest_tick() > first);
+    eventually("a later tick of the oldest", || {
+        workers.oldest_tick() > first
+    });
     let age = mesh_user::clock::now().since(workers.oldest_tick());
     assert!(age < Duration::from_secs(2), "{age:?}");
 }
@@ -536,17 +669,29 @@ fn panic_ends_its_connection_only_and_is_counted() {
     let mut client = Reader::new(mesh.connect());
     client.send("GET / HTTP/1.1\r\nhost: a\r\nto: trap\r\n\r\n");
     assert!(client.head().is_none(), "the connection ends");
-    assert_eq!(other.send(GET).message().unwrap().status(), 200, "the others live on");
-    assert_eq!(mesh.metric(&["task_panics_total{", "connection"]), Some(1.0));
+    assert_eq!(
+        other.send(GET).message().unwrap().status(),
+        200,
+        "the others live on"
+    );
+    assert_eq!(
+        mesh.metric(&["task_panics_total{", "connection"]),
+        Some(1.0)
+    );
     assert_eq!(gauges(&mesh).requests, 0, "its permits are given back");
-    eventually("recorded all the same", || mesh.records("request").len() == 3);
+    eventually("recorded all the same", || {
+        mesh.records("request").len() == 3
+    });
 }
 
 #[test]
 fn many_clients_at_once_get_their_own_answers() {
     let up = http_with(|request, _| {
         let path = request.head.split(' ').nth(1).unwrap();
-        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len())
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}",
+            path.len()
+        )
     });
     let mesh = Mesh::with(one(up), 2, |_| {});
     let barrier = Barrier::new(32);

@@ -23,7 +23,10 @@ fn one(protocol: Protocol, address: SocketAddr) -> Plan {
 /// Random-looking bytes, the same for the same seed.
 fn noise(seed: u64, count: usize) -> Vec<u8> {
     let mut rng = mesh_user::policy::rng::Rng::new(seed);
-    (0..count.div_ceil(8)).flat_map(|_| rng.next_u64().to_le_bytes()).take(count).collect()
+    (0..count.div_ceil(8))
+        .flat_map(|_| rng.next_u64().to_le_bytes())
+        .take(count)
+        .collect()
 }
 
 fn greeter() -> SocketAddr {
@@ -62,7 +65,10 @@ fn server_first_waits_for_detection_at_most_on_an_unknown_port() {
         })
         .min()
         .unwrap();
-    assert!(fastest >= Duration::from_millis(50), "the client had its time: {fastest:?}");
+    assert!(
+        fastest >= Duration::from_millis(50),
+        "the client had its time: {fastest:?}"
+    );
     assert!(fastest < Duration::from_millis(100), "{fastest:?}");
 }
 
@@ -79,7 +85,10 @@ fn unknown_port_tells_http_from_other_protocols() {
     let mesh = Mesh::start(one(Protocol::Auto, echo));
     let mut opaque = Reader::new(mesh.connect());
     let start = Instant::now();
-    assert_eq!(opaque.send(b"\x16\x03\x01binary").bytes(9), b"\x16\x03\x01binary");
+    assert_eq!(
+        opaque.send(b"\x16\x03\x01binary").bytes(9),
+        b"\x16\x03\x01binary"
+    );
     assert!(start.elapsed() < Duration::from_secs(1));
     // The endpoint echoes the head, which is no answer: so it was taken for HTTP.
     let mut http = Reader::new(mesh.connect());
@@ -130,17 +139,25 @@ fn reset_passes_in_both_directions() {
     });
     let mesh = Mesh::start(one(Protocol::Tcp, up));
     let mut client = Reader::new(mesh.connect());
-    assert!(client.send("die!").is_reset(), "from the endpoint to the client");
+    assert!(
+        client.send("die!").is_reset(),
+        "from the endpoint to the client"
+    );
     let mut client = Reader::new(mesh.connect());
     client.send("stay");
-    eventually("the endpoint has the connection", || mesh.workload.connections.load(Ordering::SeqCst) == 1);
+    eventually("the endpoint has the connection", || {
+        mesh.workload.connections.load(Ordering::SeqCst) == 1
+    });
     // A FIN is a FIN, a RST is a RST.
     drop(client);
     assert!(!got.recv_timeout(PATIENCE).unwrap(), "an orderly end");
     let mut client = Reader::new(mesh.connect());
     client.send("stay");
     reset(client.stream);
-    assert!(got.recv_timeout(PATIENCE).unwrap(), "from the client to the endpoint");
+    assert!(
+        got.recv_timeout(PATIENCE).unwrap(),
+        "from the client to the endpoint"
+    );
 }
 
 #[test]
@@ -154,7 +171,10 @@ fn hundred_mebibytes_pass_unchanged_in_both_directions_at_once() {
             }
             back.shutdown(Shutdown::Write).unwrap();
         });
-        assert!(Reader::new(stream).all() == noise(1, COUNT), "to the endpoint");
+        assert!(
+            Reader::new(stream).all() == noise(1, COUNT),
+            "to the endpoint"
+        );
         writer.join().unwrap();
     });
     let mesh = Mesh::start(one(Protocol::Tcp, up));
@@ -166,7 +186,10 @@ fn hundred_mebibytes_pass_unchanged_in_both_directions_at_once() {
         }
         forth.shutdown(Shutdown::Write).unwrap();
     });
-    assert!(Reader::new(client).all() == noise(2, COUNT), "to the client");
+    assert!(
+        Reader::new(client).all() == noise(2, COUNT),
+        "to the client"
+    );
     writer.join().unwrap();
     eventually("the record", || mesh.records("connection").len() == 1);
     let line = &mesh.log()[0];
@@ -193,14 +216,20 @@ fn single_bytes_pass_with_their_boundaries_in_time() {
         assert_eq!(byte[0], index);
     }
     // With Nagle's algorithm on either side each would take 40 ms.
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
 fn idle_connection_is_reset_after_the_idle_time_out() {
     let plan = one(Protocol::Tcp, greeter()).policy(|policy| {
-        policy.timeouts =
-            TimeoutPolicy { idle: Some(Duration::from_millis(200)), ..TimeoutPolicy::default() };
+        policy.timeouts = TimeoutPolicy {
+            idle: Some(Duration::from_millis(200)),
+            ..TimeoutPolicy::default()
+        };
     });
     let mesh = Mesh::start(plan);
     let start = Instant::now();
@@ -219,7 +248,10 @@ fn endpoint_that_refuses_is_left_for_another() {
         assert_eq!(Reader::new(mesh.connect()).bytes(11), b"220 hello\r\n");
     }
     let mesh = Mesh::start(one(Protocol::Tcp, nobody()));
-    assert!(Reader::new(mesh.connect()).is_reset(), "nobody serves: a reset, and no silence");
+    assert!(
+        Reader::new(mesh.connect()).is_reset(),
+        "nobody serves: a reset, and no silence"
+    );
     eventually("the record", || mesh.records("connection").len() == 1);
     assert!(mesh.log()[0].to_string().contains("UF"), "{:?}", mesh.log());
 }
@@ -255,7 +287,10 @@ fn stranger(mesh: &Mesh) -> SocketAddr {
     let (listener, address) = bind();
     listener.set_nonblocking(true).unwrap();
     let workload = Arc::clone(&mesh.workload);
-    mesh.workers.as_ref().unwrap().send(0, Command::Listen { workload, listener });
+    mesh.workers
+        .as_ref()
+        .unwrap()
+        .send(0, Command::Listen { workload, listener });
     address
 }
 
@@ -264,7 +299,11 @@ fn connection_to_the_proxy_itself_is_reset_as_a_loop() {
     let mesh = Mesh::start(one(Protocol::Tcp, greeter()));
     assert!(Reader::new(connect(stranger(&mesh))).is_reset());
     eventually("the record", || mesh.records("connection").len() == 1);
-    assert!(mesh.log()[0].to_string().contains("loop"), "{:?}", mesh.log());
+    assert!(
+        mesh.log()[0].to_string().contains("loop"),
+        "{:?}",
+        mesh.log()
+    );
 }
 
 #[test]
@@ -275,7 +314,10 @@ fn unknown_destination_is_reset_and_never_guessed() {
     assert!(Reader::new(connect(stranger(&mesh))).is_reset());
     eventually("the record", || mesh.records("connection").len() == 1);
     let line = mesh.log()[0].to_string();
-    assert!(line.contains("unknown_destination") && line.contains("192.0.2.1:80"), "{line}");
+    assert!(
+        line.contains("unknown_destination") && line.contains("192.0.2.1:80"),
+        "{line}"
+    );
 }
 
 #[test]
@@ -284,7 +326,10 @@ fn destination_from_the_flow_table_is_served() {
     let mut plan = one(Protocol::Tcp, greeter());
     plan.addresses = vec![vip];
     let mesh = Mesh::with_origins(plan, 1, |_| {}, Arc::new(Origin(vip)));
-    assert_eq!(Reader::new(connect(stranger(&mesh))).bytes(11), b"220 hello\r\n");
+    assert_eq!(
+        Reader::new(connect(stranger(&mesh))).bytes(11),
+        b"220 hello\r\n"
+    );
 }
 
 #[test]
@@ -302,14 +347,23 @@ fn workload_connections_at_their_limit_and_above_over_several_workers() {
                 })
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     });
     let served = results.iter().filter(|(_, served)| *served).count();
     assert_eq!(served, 20, "exactly the limit, whoever accepts");
     assert_eq!(mesh.workload.connections.load(Ordering::SeqCst), 20);
     drop(results);
-    eventually("all are given back", || mesh.workload.connections.load(Ordering::SeqCst) == 0);
-    assert!(mesh.log().iter().any(|line| line.to_string().contains("workload_connections")));
+    eventually("all are given back", || {
+        mesh.workload.connections.load(Ordering::SeqCst) == 0
+    });
+    assert!(
+        mesh.log()
+            .iter()
+            .any(|line| line.to_string().contains("workload_connections"))
+    );
 }
 
 #[test]
@@ -323,12 +377,18 @@ fn released_workload_keeps_no_socket() {
     let mesh = Mesh::start(one(Protocol::Tcp, up));
     let mut client = Reader::new(mesh.connect());
     assert_eq!(client.bytes(11), b"220 hello\r\n");
-    mesh.workers.as_ref().unwrap().send(0, Command::Release { pod_id: 7 });
+    mesh.workers
+        .as_ref()
+        .unwrap()
+        .send(0, Command::Release { pod_id: 7 });
     let _rest = client.all();
-    got.recv_timeout(PATIENCE).expect("the endpoint's connection ends");
+    got.recv_timeout(PATIENCE)
+        .expect("the endpoint's connection ends");
     eventually("the listener closes", || {
         TcpStream::connect(mesh.address)
             .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
     });
-    eventually("nothing refers to the workload", || Arc::strong_count(&mesh.workload) == 1);
+    eventually("nothing refers to the workload", || {
+        Arc::strong_count(&mesh.workload) == 1
+    });
 }

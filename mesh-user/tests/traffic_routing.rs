@@ -13,7 +13,9 @@ fn split_over_every_address_family_is_exact_on_one_connection() {
     let scene = start("t-split", SPLIT);
     let mapped = IpAddr::V6(VIP4.to_ipv6_mapped());
     for address in [IpAddr::V4(VIP4), IpAddr::V6(VIP6), mapped] {
-        let answers = scene.ask_at(&scene.client, address, &["--count", "500"]).unwrap();
+        let answers = scene
+            .ask_at(&scene.client, address, &["--count", "500"])
+            .unwrap();
         assert_eq!(answers.status(200), 500, "{address}: {answers:?}");
         // One connection stays on one worker: there the split is exact at whole cycles.
         assert_eq!(answers.version("v2"), 50, "{address}: {answers:?}");
@@ -28,7 +30,9 @@ fn split_over_every_address_family_is_exact_on_one_connection() {
         assert_eq!(answers.local.map(|local| local.ip()), Some(own));
     }
     // Over all workers: at most workers x backends off (SEMANTICS §5.9).
-    let answers = scene.ask(&scene.client, &["--count", "1000", "--close"]).unwrap();
+    let answers = scene
+        .ask(&scene.client, &["--count", "1000", "--close"])
+        .unwrap();
     let off = answers.version("v2").abs_diff(100);
     let workers = u32::try_from(scene.status().unwrap().workers).unwrap();
     assert!(off <= workers * 2, "{off} off: {answers:?}");
@@ -90,7 +94,9 @@ fn every_match_kind_decides_the_version() {
     }
     // The source is the pod, by the kernel's word; a header can't say otherwise.
     assert_eq!(scene.ask(&scene.tester, &[]).unwrap().version("v2"), 1);
-    let tags = scene.ask(&scene.client, &["--path", "/tags", "--count", "20"]).unwrap();
+    let tags = scene
+        .ask(&scene.client, &["--path", "/tags", "--count", "20"])
+        .unwrap();
     assert_eq!(tags.servers.keys().collect::<Vec<_>>(), ["web-v1-b"]);
     // An unmodified program that is not ours.
     let curl = format!("curl -s -o /dev/null -D - -H 'x-user: beta' http://{VIP4}/");
@@ -107,8 +113,14 @@ rules:
 ";
     let scene = start("t-empty", rules);
     let none = scene.ask(&scene.client, &["--path", "/c"]).unwrap();
-    assert_eq!((none.status(404), none.rejects.get("no_route")), (1, Some(&1)), "{none:?}");
-    let half = scene.ask(&scene.client, &["--path", "/b", "--count", "100"]).unwrap();
+    assert_eq!(
+        (none.status(404), none.rejects.get("no_route")),
+        (1, Some(&1)),
+        "{none:?}"
+    );
+    let half = scene
+        .ask(&scene.client, &["--path", "/b", "--count", "100"])
+        .unwrap();
     assert_eq!((half.status(503), half.status(200)), (50, 50), "{half:?}");
     assert_eq!(half.rejects.get("no_endpoint"), Some(&50));
     scene.tear_down().unwrap();
@@ -116,8 +128,13 @@ rules:
 
 #[test]
 fn rule_change_applies_to_the_next_request_on_an_open_connection() {
-    let scene = start("t-change", "rules:\n  - {service: web, route: [{version: v1}]}\n");
-    let mut load = scene.flood(&scene.client, 100, &["--pause-ms", "1"]).unwrap();
+    let scene = start(
+        "t-change",
+        "rules:\n  - {service: web, route: [{version: v1}]}\n",
+    );
+    let mut load = scene
+        .flood(&scene.client, 100, &["--pause-ms", "1"])
+        .unwrap();
     let lines = std::io::BufReader::new(load.stdout.take().unwrap());
     let (sender, reports) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
@@ -136,9 +153,8 @@ fn rule_change_applies_to_the_next_request_on_an_open_connection() {
     let mut seen = Vec::new();
     let followed = wait_until(std::time::Duration::from_secs(5), || {
         seen.extend(reports.try_iter());
-        seen.last().is_some_and(|last: &mesh_user::demo::ask::Answers| {
-            last.versions.keys().eq(["v2"])
-        })
+        seen.last()
+            .is_some_and(|last: &mesh_user::demo::ask::Answers| last.versions.keys().eq(["v2"]))
     });
     load.kill().unwrap();
     load.wait().unwrap();
@@ -146,8 +162,15 @@ fn rule_change_applies_to_the_next_request_on_an_open_connection() {
     reader.join().unwrap();
     assert!(followed, "{seen:?}");
     for report in &seen {
-        assert_eq!((report.failed(), report.connections), (0, 0), "the connection stayed open");
-        assert!(report.statuses.keys().eq(&[200]), "no request failed by the change");
+        assert_eq!(
+            (report.failed(), report.connections),
+            (0, 0),
+            "the connection stayed open"
+        );
+        assert!(
+            report.statuses.keys().eq(&[200]),
+            "no request failed by the change"
+        );
     }
     scene.tear_down().unwrap();
 }
@@ -166,7 +189,10 @@ fn invalid_update_leaves_the_rules_in_force_and_is_seen_in_status() {
     });
     assert!(told, "the error is not in status");
     // Place, value and what would be right.
-    assert!(message.contains("mesh.yaml:") && message.contains("wbe"), "{message}");
+    assert!(
+        message.contains("mesh.yaml:") && message.contains("wbe"),
+        "{message}"
+    );
     assert!(message.contains("web"), "{message}");
     assert_eq!(scene.status().unwrap().generation, generation);
     let answers = scene.ask(&scene.client, &["--count", "100"]).unwrap();
@@ -185,18 +211,31 @@ fn untouched_are_pods_outside_loopback_and_pod_addresses() {
     // A pod in the same cgroup tree, but not in the file.
     let outside = scene.bed.pod("outside").unwrap();
     let lost = scene.ask(&outside, &["--timeout-ms", "500"]).unwrap();
-    assert_eq!(lost.failed(), 1, "a pod that is not enrolled has no virtual address");
+    assert_eq!(
+        lost.failed(),
+        1,
+        "a pod that is not enrolled has no virtual address"
+    );
     let direct = format!("curl -s -D - -o /dev/null http://{}:8080/", scene.client.v4);
-    assert!(!shell(&scene, &outside, &direct).contains("200 OK"), "nobody listens there");
+    assert!(
+        !shell(&scene, &outside, &direct).contains("200 OK"),
+        "nobody listens there"
+    );
     // By the address of a pod no routing applies: always the same server, 9 of 9 (S7 AC1).
     let address = IpAddr::V4(server_address(&scene, "web-v1-a"));
     let before = captured(&scene);
-    let curl = format!("for i in 1 2 3 4 5 6 7 8 9; do curl -s -D - -o /dev/null http://{address}:8080/; done");
+    let curl = format!(
+        "for i in 1 2 3 4 5 6 7 8 9; do curl -s -D - -o /dev/null http://{address}:8080/; done"
+    );
     let text = shell(&scene, &scene.client, &curl);
     assert_eq!(text.matches("x-echo-name: web-v1-a").count(), 9, "{text}");
     // Loopback, IPv4 and IPv6: refused by the pod's own kernel, not captured.
     for loopback in ["127.0.0.1", "[::1]"] {
-        let text = shell(&scene, &scene.client, &format!("curl -s -o /dev/null -w '%{{exitcode}}' http://{loopback}:80/"));
+        let text = shell(
+            &scene,
+            &scene.client,
+            &format!("curl -s -o /dev/null -w '%{{exitcode}}' http://{loopback}:80/"),
+        );
         assert_eq!(text, "7", "curl to {loopback}: connection refused");
     }
     assert_eq!(captured(&scene), before);
@@ -206,13 +245,19 @@ fn untouched_are_pods_outside_loopback_and_pod_addresses() {
 fn captured(scene: &scene::Scene) -> u64 {
     let stats = json(scene, &["bpf", "stats", "list", "-o", "json"]);
     let items = stats["items"].as_array().expect("a list");
-    let row = items.iter().find(|row| row["reason"] == "captured").expect("the counter");
+    let row = items
+        .iter()
+        .find(|row| row["reason"] == "captured")
+        .expect("the counter");
     row["count"].as_u64().expect("a number")
 }
 
 fn server_address(scene: &scene::Scene, name: &str) -> std::net::Ipv4Addr {
     let pods = scene.bed.pods();
-    pods.iter().find(|pod| pod.name == name).expect("the pod").v4
+    pods.iter()
+        .find(|pod| pod.name == name)
+        .expect("the pod")
+        .v4
 }
 
 /// S8 AC1: what the kernel captured is what the proxy accepted, connection by connection.
@@ -220,7 +265,9 @@ fn server_address(scene: &scene::Scene, name: &str) -> std::net::Ipv4Addr {
 fn kernel_counter_equals_the_proxys_over_many_connects() {
     let scene = start("t-count", SPLIT);
     let before = captured(&scene);
-    let answers = scene.ask(&scene.client, &["--count", "5000", "--close"]).unwrap();
+    let answers = scene
+        .ask(&scene.client, &["--count", "5000", "--close"])
+        .unwrap();
     assert_eq!(answers.status(200), 5000, "{answers:?}");
     assert_eq!(captured(&scene) - before, 5000);
     let log = wait_until(std::time::Duration::from_secs(5), || {
@@ -228,10 +275,21 @@ fn kernel_counter_equals_the_proxys_over_many_connects() {
         // One line for each request and one for each connection.
         log.lines().count() >= 10_000
     });
-    let lines = std::fs::read_to_string(scene.access_log()).unwrap().lines().count();
-    assert!(log && lines == 10_000, "{lines} log lines for 5000 requests and connections");
+    let lines = std::fs::read_to_string(scene.access_log())
+        .unwrap()
+        .lines()
+        .count();
+    assert!(
+        log && lines == 10_000,
+        "{lines} log lines for 5000 requests and connections"
+    );
     let conns = json(&scene, &["bpf", "conns", "list", "-o", "json"]);
-    let left = conns["items"].as_array().unwrap().iter().filter(|row| row["leg"] == "out").count();
+    let left = conns["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|row| row["leg"] == "out")
+        .count();
     assert_eq!(left, 0, "flows are deleted at close: {conns}");
     scene.tear_down().unwrap();
 }
@@ -245,16 +303,33 @@ fn explain_prints_the_decision_of_the_data_path() {
         ("default/client", "x-user: nobody", "rest"),
         ("default/tester", "x-user: nobody", "source"),
     ] {
-        let explained =
-            json(&scene, &["explain", "--from", from, "--to", &to, "-H", header, "-o", "json"]);
-        assert!(explained.to_string().contains(&format!("\"{rule}\"")), "{explained}");
-        let pod = if from.ends_with("client") { &scene.client } else { &scene.tester };
+        let explained = json(
+            &scene,
+            &[
+                "explain", "--from", from, "--to", &to, "-H", header, "-o", "json",
+            ],
+        );
+        assert!(
+            explained.to_string().contains(&format!("\"{rule}\"")),
+            "{explained}"
+        );
+        let pod = if from.ends_with("client") {
+            &scene.client
+        } else {
+            &scene.tester
+        };
         let answers = scene.ask(pod, &["-H", header]).unwrap();
         let version = if rule == "rest" { "v1" } else { "v2" };
         assert_eq!(answers.version(version), 1);
     }
     let address = Ipv6Addr::LOCALHOST;
-    let none = scene.mesh(&["explain", "--from", "default/client", "--to", &format!("[{address}]:1")]);
+    let none = scene.mesh(&[
+        "explain",
+        "--from",
+        "default/client",
+        "--to",
+        &format!("[{address}]:1"),
+    ]);
     assert!(none.unwrap().status.success(), "not of the mesh: passes");
     scene.tear_down().unwrap();
 }

@@ -3,15 +3,16 @@
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::{
-    abi::CAPTURE_MARK,
+    abi::{CAPTURE_MARK, MARK_MASK},
     maps::{OUT_DENY, OUT_PASS},
+    service::DECIDE_KERNEL,
 };
 use mesh_user::testbed::Pod;
 
 use crate::support::{
     LIMIT, Mesh, PORT, VIP4, VIP6,
     agent::Service,
-    client::{Dial, connect, dial},
+    client::{Dial, connect, dial, python},
     serve_in, serve_vips_on_node, vip4, vip6,
 };
 
@@ -147,6 +148,55 @@ fn closed_pod_is_refused_at_once_when_the_agent_is_gone() {
         }
         assert_eq!(mesh.count("refuse_agent_gone"), 3, "{how:?}");
     }
+}
+
+/// Without it: a socket whose intent can't be kept goes to an endpoint all the same, and
+/// `getpeername()` tells the application so.
+///
+/// The kernel charges socket storage to the socket's option memory, so a namespace without any is
+/// where storing fails. (The other half, the mark, can't be made to fail: `bpf_setsockopt` asks for
+/// no capability, and SO_MARK takes every number. Nor can handing a capture over to `flow_ops`: that
+/// map has its memory from the start, and its oldest entry gives way.)
+#[test]
+fn connect_whose_intent_can_not_be_stored_follows_the_failure_mode() {
+    let mut mesh = Mesh::new("intent");
+    let (open, _) = mesh.live_pod("open", false);
+    let (closed, _) = mesh.live_pod("closed", true);
+    let (_, services) = to_endpoint(&mut mesh);
+    let services = services.into_iter().map(|service| Service {
+        decision: DECIDE_KERNEL,
+        ..service
+    });
+    mesh.agent()
+        .table(&services.collect::<Vec<_>>(), &[])
+        .unwrap();
+    serve_vips_on_node(&mesh.bed);
+    for pod in [&open, &closed] {
+        let script = "open('/proc/sys/net/core/optmem_max', 'w').write('1')";
+        python(&mesh.bed, pod, script, &[]);
+    }
+    for (to, mapped) in families() {
+        let how = Dial {
+            mapped,
+            ..Dial::default()
+        };
+        let seen = dial(&mesh.bed, &open, to, how);
+        assert!(seen.data.starts_with("node "), "{to}: {seen:?}");
+        assert_eq!(seen.mark & MARK_MASK, 0, "{to}");
+        let seen = dial(&mesh.bed, &closed, to, how);
+        assert_eq!(
+            (seen.errno, seen.ms < 100.0),
+            (libc::ECONNREFUSED, true),
+            "{to}"
+        );
+    }
+    let counts = (
+        mesh.count("bypass_state_failed"),
+        mesh.count("refuse_state_failed"),
+    );
+    assert_eq!(counts, (3, 3));
+    assert_eq!(mesh.agent().events().len(), 6);
+    assert!(mesh.agent().accepts().is_empty());
 }
 
 /// Without it: an operator can't take the mesh out of the way.

@@ -151,6 +151,36 @@ fn adopted_workload_whose_namespace_is_gone_is_removed_at_start() {
     assert!(mesh.agent().enrol("fresh", &fresh.netns, false).unwrap() > kept_id);
 }
 
+/// Without it: a workload that the new configuration does not name stays captured or refused until
+/// somebody cleans up by hand.
+#[test]
+fn adopted_workload_that_nobody_enrols_expires() {
+    let mut mesh = Mesh::new("expire");
+    let pod = mesh.bed.pod("a").unwrap();
+    let before = objects::network(&pod.netns);
+    let id = mesh.agent().enrol("a", &pod.netns, true).unwrap();
+    mesh.agent().live(id).unwrap();
+    mesh.proxied();
+    serve_vips_on_node(&mesh.bed);
+    mesh.agent = None;
+    mesh.start_agent(2, false).unwrap();
+    let started = Instant::now();
+    // Until then it is what it was: closed, and refused.
+    assert_eq!(connect(&mesh.bed, &pod, vip4()).errno, libc::ECONNREFUSED);
+    let gone = mesh_user::testbed::wait_until(Duration::from_secs(15), || {
+        mesh.agent().poll();
+        mesh.view().workloads().is_empty()
+    });
+    assert!(gone, "it is still there after {:?}", started.elapsed());
+    assert!(
+        started.elapsed() > Duration::from_secs(8),
+        "the first snapshot had no time to name it"
+    );
+    assert_eq!(before, objects::network(&pod.netns));
+    assert_eq!(objects::steers(&pod.netns), 0);
+    assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("node "));
+}
+
 /// Without it: removing the mesh leaves programs, rules or routes that nobody can explain later.
 #[test]
 fn cleanup_leaves_an_empty_difference() {

@@ -4,16 +4,21 @@ use std::{path::Path, process::Command};
 
 use aya::maps::{HashMap, Map, MapData};
 use mesh_common::{
+    addr::Addr,
+    listener::{KIND_OUT, ListenerKey},
     maps::get,
-    pod::{FAIL_OPEN, MODE_OFF, PodEntry},
+    pod::{FAIL_OPEN, MODE_OFF, PodAddr, PodEntry},
 };
-use mesh_user::kernel::{Instance, mounts};
+use mesh_user::{
+    kernel::{Instance, mounts},
+    testbed::Pod,
+};
 
 use crate::support::{
     Mesh, VIP4,
     agent::{Agent, Service},
     client::connect,
-    objects, vip4,
+    foreign, objects, vip4,
 };
 
 fn pins(instance: &Instance) -> std::path::PathBuf {
@@ -49,7 +54,70 @@ fn refused(mesh: &mut Mesh, attach: &[&Path]) -> String {
         0,
         "{error}"
     );
+    nothing_ran(mesh, &error);
     error
+}
+
+/// No lock file, no directory: the instance is as if nobody had tried.
+fn nothing_ran(mesh: &Mesh, error: &str) {
+    let dir = mesh.instance.run_dir();
+    assert!(!dir.exists(), "{} is left: {error}", dir.display());
+}
+
+/// Starts an agent behind a shell script that takes something away in a mount namespace of its
+/// own, and returns why it refuses. Attach points are below the mount: its path may be another.
+fn refused_behind(mesh: &Mesh, wrapper: &[&str], script: &str) -> String {
+    let script = format!("set -e; {script}; exec \"$0\" \"$@\"");
+    let wrapper = [wrapper, &["sh", "-c", &script]].concat();
+    let agent = Agent::spawn_by(&mesh.bed, &wrapper);
+    let mount = mounts::cgroup2().unwrap().unwrap();
+    let pods = mesh.bed.pods_cgroup();
+    let attach = [pods.strip_prefix(mount).unwrap().to_owned()];
+    let error = agent
+        .start(&mesh.instance, &attach, 1, false)
+        .expect_err("refused");
+    assert!(!pins(&mesh.instance).exists(), "pins are left: {error}");
+    assert!(!agent_cgroup(&mesh.instance).exists(), "{error}");
+    nothing_ran(mesh, &error);
+    error
+}
+
+const PRIVATE: &[&str] = &["unshare", "--mount"];
+
+/// Without it: «Permission denied» from somewhere below.
+#[test]
+fn machine_without_a_usable_bpffs_is_refused_by_name() {
+    let mesh = Mesh::without_agent("bpffs");
+    let bpffs = mounts::bpffs().unwrap().expect("a bpffs");
+    let bpffs = bpffs.display();
+    let read_only = format!("mount -o remount,bind,ro '{bpffs}'");
+    let error = refused_behind(&mesh, PRIVATE, &read_only);
+    for part in ["pins can't be made at", "Read-only", "remount,rw"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // None mounted, and no place to mount one at. cgroup2 moves to where it is not covered.
+    let nowhere = format!(
+        "umount -l '{bpffs}'; mount -t cgroup2 none /mnt; umount -Rl /sys/fs/cgroup; \
+         mount -t tmpfs none /sys/fs"
+    );
+    let error = refused_behind(&mesh, PRIVATE, &nowhere);
+    assert!(
+        error.contains("no bpffs, and mounting one at /sys/fs/bpf failed")
+            && error.contains("mount -t bpf bpf"),
+        "{error}"
+    );
+}
+
+/// Without it: a rootless container has «all capabilities», and the kernel's EPERM explains
+/// nothing.
+#[test]
+fn own_user_namespace_is_refused_by_name() {
+    let mesh = Mesh::without_agent("user");
+    let error = refused_behind(&mesh, &["unshare", "--user", "--map-root-user"], ":");
+    assert!(
+        error.contains("user namespace of its own") && error.contains("hostUsers: true"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -126,6 +194,7 @@ fn missing_capabilities_are_named() {
             error.contains(&format!("missing capabilities: {named};")),
             "{drop}: {error}"
         );
+        nothing_ran(&mesh, &error);
     }
     assert!(!pins(&mesh.instance).exists());
 }
@@ -143,6 +212,7 @@ fn machine_without_cgroup2_is_refused_by_name() {
         error.contains("no cgroup2 mount") && error.contains("mount -t cgroup2"),
         "{error}"
     );
+    nothing_ran(&mesh, &error);
 }
 
 #[test]
@@ -316,6 +386,80 @@ fn full_workload_map_is_refused_by_name_and_at_the_limit_only() {
     map.remove(&cookie(0)).unwrap();
     mesh.agent().live(id).expect("one place is enough");
     assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
+}
+
+fn pinned(mesh: &Mesh, map: &str) -> std::path::PathBuf {
+    let versions = std::fs::read_dir(pins(&mesh.instance)).unwrap();
+    let root = versions.flatten().next().expect("one version");
+    root.path().join(map)
+}
+
+/// Nothing of a refused enrolment is left, and what is enrolled is served as before.
+fn refused_when_full(mesh: &mut Mesh, map: &str, first: &Pod) -> Pod {
+    let pod = mesh.bed.pod("b").unwrap();
+    let before = objects::network(&pod.netns);
+    let error = mesh
+        .agent()
+        .enrol("b", &pod.netns, false)
+        .expect_err("refused");
+    let capacity = get(map).capacity;
+    assert_eq!(error, format!("map {map} is full at {capacity} entries"));
+    assert_eq!(before, objects::network(&pod.netns));
+    assert_eq!(objects::steers(&pod.netns), 0);
+    assert_eq!(mesh.entries("POD_BY_NETNS"), 1);
+    assert!(connect(&mesh.bed, first, vip4()).data.starts_with("proxy "));
+    pod
+}
+
+#[test]
+fn full_address_map_is_refused_by_name_and_at_the_limit_only() {
+    let mut mesh = Mesh::new("addrs");
+    let (first, _) = mesh.live_pod("a", false);
+    mesh.proxied();
+    let data = MapData::from_pin(pinned(&mesh, "POD_BY_ADDR")).unwrap();
+    let map = Map::from_map_data(data).unwrap();
+    let mut map: HashMap<MapData, Addr, PodAddr> = map.try_into().unwrap();
+    let nobody = PodAddr {
+        pod_id: u32::MAX,
+        generation: 0,
+        fail: FAIL_OPEN,
+        _pad: [0; 3],
+    };
+    let addr = |number: u32| Addr::from_v6_be([0xfd, 1, 2, number]);
+    // The first has two addresses; the second would need two places and finds one.
+    for number in 0..get("POD_BY_ADDR").capacity - 3 {
+        map.insert(addr(number), nobody, 0).unwrap();
+    }
+    let pod = refused_when_full(&mut mesh, "POD_BY_ADDR", &first);
+    assert_eq!(mesh.entries("LISTENERS"), 2, "the second's are gone");
+    map.remove(&addr(0)).unwrap();
+    mesh.agent()
+        .enrol("b", &pod.netns, false)
+        .expect("two places are enough");
+}
+
+#[test]
+fn full_listener_map_is_refused_by_name_and_at_the_limit_only() {
+    let mut mesh = Mesh::new("listen");
+    let (first, _) = mesh.live_pod("a", false);
+    mesh.proxied();
+    // One socket under many keys. It stands for those of many workloads.
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let key = |number| ListenerKey {
+        pod_id: u32::MAX - number,
+        kind: KIND_OUT,
+        shard: 0,
+    };
+    // Two shards stand, and two more would be needed where one place is left.
+    let many = get("LISTENERS").capacity - 3;
+    let pin = pinned(&mesh, "LISTENERS");
+    foreign::fill_listeners(&pin, (0..many).map(key), &socket);
+    let pod = refused_when_full(&mut mesh, "LISTENERS", &first);
+    // The kernel takes closed sockets out of the map itself.
+    drop(socket);
+    mesh.eventually("there is room again", || {
+        mesh.agent().enrol("b", &pod.netns, false).is_ok()
+    });
 }
 
 #[test]

@@ -94,7 +94,10 @@ impl Plan {
             dial_from: DialFrom::Workload,
         };
         Self {
-            model: Model { services: vec![service], ..Model::default() },
+            model: Model {
+                services: vec![service],
+                ..Model::default()
+            },
             addresses: Vec::new(),
         }
     }
@@ -215,7 +218,13 @@ impl Mesh {
     }
 
     pub(crate) fn with(plan: Plan, workers: usize, change: impl FnOnce(&mut Limits)) -> Self {
-        Self::build(plan, workers, change, Arc::new(NoOrigins), Arc::new(HereSockets))
+        Self::build(
+            plan,
+            workers,
+            change,
+            Arc::new(NoOrigins),
+            Arc::new(HereSockets),
+        )
     }
 
     pub(crate) fn with_sockets(plan: Plan, sockets: Arc<dyn SocketSource>) -> Self {
@@ -306,7 +315,10 @@ impl Mesh {
 
     /// The access-log lines so far of one kind: `request` or `connection`.
     pub(crate) fn records(&self, kind: &str) -> Vec<serde_json::Value> {
-        self.log().into_iter().filter(|line| line["mesh.record"] == kind).collect()
+        self.log()
+            .into_iter()
+            .filter(|line| line["mesh.record"] == kind)
+            .collect()
     }
 
     /// The value of the first series of `/metrics` whose line contains all of `parts`.

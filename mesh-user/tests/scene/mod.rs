@@ -38,7 +38,9 @@ pub(crate) fn json(scene: &Scene, arguments: &[&str]) -> serde_json::Value {
 pub(crate) fn shell(scene: &Scene, pod: &Pod, line: &str) -> String {
     let mut command = std::process::Command::new("sh");
     command.args(["-c", line]);
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped());
     let child = scene.bed.spawn_in(pod, command).expect("sh starts");
     let output = child.wait_with_output().expect("sh ends");
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -48,7 +50,9 @@ pub(crate) fn shell(scene: &Scene, pod: &Pod, line: &str) -> String {
 pub(crate) fn python(scene: &Scene, pod: &Pod, program: &str) -> String {
     let mut command = std::process::Command::new("python3");
     command.args(["-c", program]);
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped());
     let child = scene.bed.spawn_in(pod, command).expect("python3 starts");
     let output = child.wait_with_output().expect("python3 ends");
     String::from_utf8_lossy(&output.stdout).into_owned()

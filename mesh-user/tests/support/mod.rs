@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod client;
+pub(crate) mod foreign;
 pub(crate) mod objects;
 
 use std::{

@@ -41,15 +41,8 @@ pub(crate) fn ids(instance: &Instance) -> Vec<String> {
         found.push(format!("link {}", row.link_id));
         found.push(format!("prog {}", row.prog_id));
     }
-    let bpffs = mounts::bpffs().expect("mountinfo").expect("a bpffs");
-    let dir = bpffs.join("mesh").join(instance.name());
-    let root = std::fs::read_dir(dir)
-        .expect("pins")
-        .next()
-        .expect("a version")
-        .expect("one");
     for spec in ALL {
-        let pin = root.path().join(spec.name).display().to_string();
+        let pin = pinned(instance, spec.name);
         found.push(format!(
             "map {}",
             json("bpftool", &["-j", "map", "show", "pinned", &pin])["id"]
@@ -58,6 +51,21 @@ pub(crate) fn ids(instance: &Instance) -> Vec<String> {
     found.sort();
     found.dedup();
     found
+}
+
+/// Where a map is pinned.
+fn pinned(instance: &Instance, map: &str) -> String {
+    let bpffs = mounts::bpffs().expect("mountinfo").expect("a bpffs");
+    let dir = bpffs.join("mesh").join(instance.name());
+    let mut versions = std::fs::read_dir(dir).expect("pins");
+    let root = versions.next().expect("a version").expect("one");
+    root.path().join(map).display().to_string()
+}
+
+/// How many entries a map has.
+pub(crate) fn entries(instance: &Instance, map: &str) -> usize {
+    let pin = pinned(instance, map);
+    list("bpftool", &["-j", "map", "dump", "pinned", &pin]).len()
 }
 
 /// Whether the kernel has freed such an object.
