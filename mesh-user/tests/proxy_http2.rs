@@ -625,3 +625,94 @@ fn endpoint_that_says_goaway_gets_no_new_streams() {
         "each connection served about one stream"
     );
 }
+
+#[test]
+fn drain_says_goaway_and_lets_streams_end() {
+    let gate = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&gate);
+    let up = server(
+        |_| {},
+        move |_, mut respond, _| {
+            let seen = Arc::clone(&seen);
+            async move {
+                seen.fetch_add(1, Ordering::SeqCst);
+                while seen.load(Ordering::SeqCst) < 2 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                respond.send_response(Response::new(()), true).unwrap();
+            }
+        },
+    );
+    let mut mesh = Mesh::start(one(Protocol::Http2, up));
+    block(async {
+        let stream = tokio::net::TcpStream::connect(mesh.address).await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        let ended = tokio::spawn(connection);
+        let mut sender = sender.ready().await.unwrap();
+        let (response, _) = sender
+            .send_request(request("/").body(()).unwrap(), true)
+            .unwrap();
+        while gate.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let workers = mesh.workers.take().unwrap();
+        let drain = thread::spawn(move || workers.drain(PATIENCE));
+        // No new stream is taken, while the old one is in flight.
+        while sender.clone().ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        gate.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(response.await.unwrap().status(), 200);
+        ended.await.unwrap().unwrap();
+        assert_eq!(drain.join().unwrap(), 0, "nothing was cut");
+    });
+}
+
+#[test]
+fn max_requests_counts_streams() {
+    let up = server(
+        |_| {},
+        |_, mut respond, _| async move {
+            let _why = poll_fn(|cx| respond.poll_reset(cx)).await;
+        },
+    );
+    let plan = one(Protocol::Grpc, up).breaker(|breaker| breaker.max_requests = 2);
+    let mesh = Mesh::start(plan);
+    block(async {
+        let mut sender = client(mesh.address).await;
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            held.push(
+                sender
+                    .send_request(grpc("/").body(()).unwrap(), true)
+                    .unwrap(),
+            );
+            sender = sender.ready().await.unwrap();
+        }
+        let in_flight = || {
+            let snapshot = mesh.snapshot();
+            snapshot
+                .versions
+                .iter()
+                .map(|v| v.breaker.gauges().requests)
+                .max()
+                .unwrap_or(0)
+        };
+        while in_flight() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (response, _) = sender
+            .send_request(grpc("/").body(()).unwrap(), true)
+            .unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.headers()["x-mesh-reject"], "overflow_requests");
+        assert_eq!(response.headers()["x-mesh-overloaded"], "true");
+        assert_eq!(response.headers()["grpc-status"], "14");
+        for (_, stream) in &mut held {
+            stream.send_reset(Reason::CANCEL);
+        }
+        while in_flight() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
