@@ -22,12 +22,25 @@ use crate::{
 pub struct OutRuleKey {
     /// IP protocol: 6 for TCP.
     pub proto: u8,
-    #[doc(hidden)]
-    pub _pad: u8,
+    /// 4 or 6. IPv4 addresses stand as v4-mapped, so without it `::/0` would mean all of IPv4 too.
+    pub family: u8,
     /// Port, network order; 0: any.
     pub port_be: [u8; 2],
     /// Address; a prefix of it counts.
     pub addr: Addr,
+}
+
+impl OutRuleKey {
+    /// For TCP to this address (or range) and port (0: any).
+    #[inline(always)]
+    pub const fn tcp(addr: Addr, port: u16) -> Self {
+        Self {
+            proto: 6,
+            family: if addr.is_v4() { 4 } else { 6 },
+            port_be: port.to_be_bytes(),
+            addr,
+        }
+    }
 }
 plain!(OutRuleKey, 20, [u8, u8, [u8; 2], Addr]);
 

@@ -195,12 +195,7 @@ impl World for Kernel {
     }
     #[inline(always)]
     fn out_rule(&self, port: u16, addr: &Addr) -> Option<u32> {
-        let data = OutRuleKey {
-            proto: TCP,
-            _pad: 0,
-            port_be: port.to_be_bytes(),
-            addr: *addr,
-        };
+        let data = OutRuleKey::tcp(*addr, port);
         maps::OUT_RULES.get(&OutRulePrefix {
             bits: OUT_RULE_FIXED_BITS + 128,
             data,

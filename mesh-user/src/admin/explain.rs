@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::MonoNanos,
+    model::OutboundAction,
     policy::{
-        RequestView, Snapshot,
+        PortIx, RequestView, Snapshot,
         explain::{Explanation, explain},
         request::HeaderList,
         split::Cursors,
@@ -40,6 +41,15 @@ pub struct Question {
 pub enum Answer {
     /// A service of the model decides.
     Service(Box<Explanation>),
+    /// An outbound rule decides in the kernel, before any service is looked up.
+    Rule {
+        /// What was asked for.
+        asked: String,
+        /// The rule's range.
+        range: String,
+        /// Passed untouched, or refused with ECONNREFUSED.
+        action: OutboundAction,
+    },
     /// Not a service of the model: the connection is not touched.
     Outside {
         /// What was asked for.
@@ -53,7 +63,11 @@ impl Answer {
     /// Whether the request would be refused.
     pub fn refused(&self) -> bool {
         use crate::policy::explain::Fate;
-        matches!(self, Self::Service(it) if matches!(it.outcome, Fate::Refused { .. }))
+        match self {
+            Self::Service(it) => matches!(it.outcome, Fate::Refused { .. }),
+            Self::Rule { action, .. } => *action == OutboundAction::Deny,
+            Self::Outside { .. } => false,
+        }
     }
 }
 
@@ -117,6 +131,16 @@ pub fn answer(
         Some(ip) => snapshot.port_at(ip, question.port),
         None => snapshot.port_named(&host.to_ascii_lowercase(), question.port),
     };
+    let destination = address.or_else(|| first_address(snapshot, port?));
+    if let Some(rule) =
+        destination.and_then(|ip| snapshot.model.outbound_rule(ip, question.port))
+    {
+        return Ok(Answer::Rule {
+            asked: authority(question, address),
+            range: rule.cidr.to_string(),
+            action: rule.action,
+        });
+    }
     let Some(port) = port else {
         return outside(question, address);
     };
@@ -140,6 +164,14 @@ pub fn answer(
     let cursors = Cursors::default();
     let explanation = explain(snapshot, port, Some(source), &request, &cursors, now);
     Ok(Answer::Service(Box::new(explanation)))
+}
+
+/// The address that a hostname of the service stands for: by the platform's DNS, its first one.
+fn first_address(snapshot: &Snapshot, port: PortIx) -> Option<IpAddr> {
+    let plan = snapshot.port(port);
+    let mut services = snapshot.model.services.iter();
+    let service = services.find(|s| *s.name == *plan.service && *s.namespace == *plan.namespace)?;
+    service.addresses.first().copied()
 }
 
 fn authority(question: &Question, address: Option<IpAddr>) -> String {

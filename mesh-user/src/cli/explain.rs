@@ -64,6 +64,21 @@ fn tell(question: &Question, answer: &Value, io: &mut Io<'_>) -> std::io::Result
         let because = harmless(&cell(&answer["because"]));
         return writeln!(io.out, "{} {because}", paint.good("not touched:"));
     }
+    if answer["destination"] == "rule" {
+        let range = harmless(&cell(&answer["range"]));
+        return match answer["action"].as_str() {
+            Some("deny") => writeln!(
+                io.out,
+                "{} by the outbound rule for {range}: ECONNREFUSED from the kernel",
+                paint.bad("refused")
+            ),
+            _ => writeln!(
+                io.out,
+                "{} the outbound rule for {range} lets it pass",
+                paint.good("not touched:")
+            ),
+        };
+    }
     writeln!(
         io.out,
         "service   {} port {}, decided by: {} ({})",

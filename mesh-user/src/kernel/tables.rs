@@ -150,12 +150,7 @@ impl Sockets {
 
 /// A key of `OUT_RULES`.
 pub(super) fn rule_key(addr: Addr, prefix: u8, port: u16) -> lpm_trie::Key<OutRuleKey> {
-    let data = OutRuleKey {
-        proto: 6,
-        _pad: 0,
-        port_be: port.to_be_bytes(),
-        addr: masked(addr, prefix),
-    };
+    let data = OutRuleKey::tcp(masked(addr, prefix), port);
     lpm_trie::Key::new(
         mesh_common::maps::OUT_RULE_FIXED_BITS + u32::from(prefix.min(128)),
         data,

@@ -484,6 +484,19 @@ pub struct OutboundRule {
     pub action: OutboundAction,
 }
 
+impl Model {
+    /// The outbound rule that decides for a destination: the longest range; of equal ranges the one
+    /// that names the port. What the kernel's hook does, for people.
+    pub fn outbound_rule(&self, ip: IpAddr, port: u16) -> Option<&OutboundRule> {
+        let ip = ip.to_canonical();
+        self.outbound
+            .iter()
+            .filter(|rule| rule.cidr.contains(&ip))
+            .filter(|rule| rule.ports.is_empty() || rule.ports.contains(&port))
+            .max_by_key(|rule| (rule.cidr.prefix_len(), !rule.ports.is_empty()))
+    }
+}
+
 /// What happens to a connection that an outbound rule covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

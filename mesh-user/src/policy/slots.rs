@@ -389,6 +389,35 @@ fn outbound(model: &Model) -> Vec<(Addr, u8, u16, u32)> {
                 .map(|port| (network, rule.cidr.prefix_len() + longer, *port, action)),
         );
     }
+    with_narrower_ranges_under_each_port(rules)
+}
+
+type OutboundEntry = (Addr, u8, u16, u32);
+
+/// The hook looks the exact port up first, and any port (0) only when nothing covers the address
+/// there. So that the longest range wins whichever look-up finds it, a range for any port that lies
+/// inside a range for one port stands under that port too.
+fn with_narrower_ranges_under_each_port(mut rules: Vec<OutboundEntry>) -> Vec<OutboundEntry> {
+    let inside = |inner: &OutboundEntry, outer: &OutboundEntry| {
+        let shift = 128 - u32::from(outer.1.min(128));
+        let bits = |addr: &Addr| u128::from_be_bytes(addr.octets()).checked_shr(shift);
+        inner.1 > outer.1
+            && inner.0.is_v4() == outer.0.is_v4()
+            && bits(&inner.0).unwrap_or(0) == bits(&outer.0).unwrap_or(0)
+    };
+    let mut more = Vec::new();
+    for outer in rules.iter().filter(|rule| rule.2 != 0) {
+        for inner in rules.iter().filter(|rule| rule.2 == 0 && inside(rule, outer)) {
+            let entry = (inner.0, inner.1, outer.2, inner.3);
+            let given = rules
+                .iter()
+                .any(|rule| (rule.0, rule.1, rule.2) == (entry.0, entry.1, entry.2));
+            if !given && !more.contains(&entry) {
+                more.push(entry);
+            }
+        }
+    }
+    rules.extend(more);
     rules
 }
 

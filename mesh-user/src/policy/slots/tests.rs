@@ -323,3 +323,53 @@ fn ports_of_one_service_have_numbers_and_backends_of_their_own() {
         "10.0.1.1:9090".parse().unwrap()
     );
 }
+
+/// The kernel's two look-ups (exact port, then any port), each of the longest prefix, against the
+/// plain reading of the file: the longest range wins.
+#[test]
+fn outbound_look_ups_find_the_longest_range_of_the_right_family() {
+    use crate::model::OutboundRule;
+
+    let mut rng = crate::policy::rng::Rng::new(7);
+    let networks = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "::/0", "fd00::/8", "fd00:1::/32"];
+    let asked = ["10.1.2.3", "10.1.9.9", "10.9.9.9", "192.0.2.1", "fd00:1::1", "fd00:2::1", "2001:db8::1"];
+    for round in 0..2000 {
+        let mut model = Model::default();
+        for network in networks {
+            if rng.below(2) == 0 {
+                continue;
+            }
+            let ports = [vec![], vec![443], vec![443, 80]][rng.below(3) as usize].clone();
+            let action = [OutboundAction::Pass, OutboundAction::Deny][rng.below(2) as usize];
+            model.outbound.push(OutboundRule { cidr: network.parse().unwrap(), ports, action });
+        }
+        let table = outbound(&model);
+        for ip in asked {
+            let ip: std::net::IpAddr = ip.parse().unwrap();
+            for port in [443, 80, 22] {
+                let wanted = model.outbound_rule(ip, port).map(|rule| match rule.action {
+                    OutboundAction::Pass => maps::OUT_PASS,
+                    OutboundAction::Deny => maps::OUT_DENY,
+                });
+                assert_eq!(hook(&table, ip, port), wanted, "round {round}, {ip}:{port}, {model:?}");
+            }
+        }
+    }
+}
+
+fn hook(table: &[OutboundEntry], ip: std::net::IpAddr, port: u16) -> Option<u32> {
+    let addr = Addr::from_ip(ip);
+    let longest = |port: u16| {
+        table
+            .iter()
+            .filter(|rule| rule.2 == port && rule.0.is_v4() == addr.is_v4())
+            .filter(|rule| {
+                let shift = 128 - u32::from(rule.1);
+                let bits = |a: Addr| u128::from_be_bytes(a.octets()).checked_shr(shift).unwrap_or(0);
+                bits(rule.0) == bits(addr)
+            })
+            .max_by_key(|rule| rule.1)
+            .map(|rule| rule.3)
+    };
+    longest(port).or_else(|| longest(0))
+}
