@@ -191,8 +191,12 @@ impl NodeAgent {
         self.workers.swap(Arc::clone(&new));
         if let Err(error) = control.kernel.apply(&table) {
             self.workers.swap(Arc::clone(&old));
-            // The maps were not full with the old table, so they take it again.
-            control.kernel.apply(&old_table)?;
+            // At a start nothing of ours was in force: what a predecessor left stays, for it is
+            // what `failure: closed` and the last split stand on.
+            if control.in_force.is_some() {
+                // The maps were not full with the old table, so they take it again.
+                control.kernel.apply(&old_table)?;
+            }
             return Err(error);
         }
         new.enforce();
@@ -211,19 +215,17 @@ impl NodeAgent {
         report.last_error = None;
         report.restart_needed = restart_needed(&self.settings, &config.agent);
         report.workloads = enrolments.status();
-        for field in &report.restart_needed {
-            tracing::warn!(
-                field,
-                "changed in the file, but needs a restart to take effect"
-            );
-        }
         Ok(new.generation)
     }
 
-    /// A new valid file.
-    pub(super) fn loaded(&self, config: &Config, now: MonoNanos) {
+    /// A new valid file. `waiting`: settings in it that wait for a restart; the platform put the
+    /// running values in their place.
+    pub(super) fn loaded(&self, config: &Config, waiting: Vec<String>, now: MonoNanos) {
         match self.put_in_force(config, now) {
-            Ok(generation) => tracing::info!(generation, "snapshot in force"),
+            Ok(generation) => {
+                tracing::info!(generation, "snapshot in force");
+                lock(&self.report).restart_needed = waiting;
+            }
             Err(error) => self.rejected(error.to_string()),
         }
     }
@@ -291,6 +293,15 @@ impl NodeAgent {
             .in_force
             .as_ref()
             .map_or(self.settings.drain, |config| config.agent.drain)
+    }
+
+    /// While draining nothing is enrolled any more, but a pod that goes must be let go.
+    pub(super) fn tick_draining(&self) {
+        let mut control = lock(&self.control);
+        let Control {
+            kernel, enrolments, ..
+        } = &mut *control;
+        enrolments.let_go_of_gone(kernel, &self.workers, clock::now());
     }
 
     pub(super) fn set_draining(&self) {

@@ -77,6 +77,17 @@ impl Enrolments {
 
     /// Lets go of workloads whose namespace went away, and tries those that are due again.
     pub(super) fn tick(&mut self, kernel: &mut Kernel, workers: &Workers, now: MonoNanos) {
+        self.let_go_of_gone(kernel, workers, now);
+        self.retry(kernel, workers, now);
+    }
+
+    /// Lets go of workloads whose namespace went away.
+    pub(super) fn let_go_of_gone(
+        &mut self,
+        kernel: &mut Kernel,
+        workers: &Workers,
+        now: MonoNanos,
+    ) {
         for gone in kernel.poll_gone() {
             tracing::info!(workload = %gone.key, why = %gone.why, "workload gone");
             let_go(Some(gone.pod_id), kernel, workers);
@@ -89,7 +100,6 @@ impl Enrolments {
                 slot.retry_at = now.after(RETRY);
             }
         }
-        self.retry(kernel, workers, now);
     }
 
     fn retry(&mut self, kernel: &mut Kernel, workers: &Workers, now: MonoNanos) {

@@ -33,6 +33,9 @@ use crate::{
 /// How often the control loop looks around: lost workloads, retries of enrolment.
 const TICK: Duration = Duration::from_millis(250);
 
+/// The same while draining; shorter, since the end of the drain is noticed by it too.
+const DRAIN_TICK: Duration = Duration::from_millis(50);
+
 /// What `mesh run` was asked to do.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -160,6 +163,7 @@ async fn control(
     let mut terminate = signal(SignalKind::terminate()).context("can't watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("can't watch SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("can't watch SIGHUP")?;
+    let file = source.status();
     let mut events = source.watch();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -175,7 +179,10 @@ async fn control(
                 }
             }
             event = events.recv(), if watching => match event {
-                Some(FileEvent::Loaded(config)) => agent.loaded(&config, clock::now()),
+                Some(FileEvent::Loaded(config)) => {
+                    let waiting = file.borrow().needs_restart.clone();
+                    agent.loaded(&config, waiting, clock::now());
+                }
                 Some(FileEvent::Rejected(error)) => agent.rejected(error.render(false)),
                 None => {
                     watching = false;
@@ -196,7 +203,14 @@ impl Running {
         // A heartbeat of 0 is stale: the connect hook stops capturing before a listener closes,
         // so that no connection is left in a listener's queue.
         let workers = self.heartbeat.stop();
-        let cut = workers.drain(limit);
+        let cut = std::thread::scope(|scope| {
+            let drain = scope.spawn(|| workers.drain(limit));
+            while !drain.is_finished() {
+                self.agent.tick_draining();
+                std::thread::sleep(DRAIN_TICK);
+            }
+            drain.join().unwrap_or(0)
+        });
         tracing::info!(cut, "stopped");
         drop(self.admin);
     }

@@ -62,7 +62,8 @@ pub struct FileStatus {
     pub last_error: Option<FileFailure>,
     /// Warnings about what is in force, rendered; none: no warnings.
     pub warnings: Option<String>,
-    /// Settings in the file that wait for a restart: `agent.workers`, `agent.metrics`, `attach`.
+    /// Settings in the file that wait for a restart: `agent.workers`, `agent.unknown-netns`,
+    /// `agent.metrics`, `attach`.
     pub needs_restart: Vec<String>,
 }
 
@@ -308,6 +309,10 @@ fn keep_until_restart(running: &AgentConfig, new: &mut AgentConfig) -> Vec<Strin
     if new.workers != running.workers {
         new.workers = running.workers;
         changed.push("agent.workers".to_owned());
+    }
+    if new.unknown_netns != running.unknown_netns {
+        new.unknown_netns = running.unknown_netns;
+        changed.push("agent.unknown-netns".to_owned());
     }
     if new.metrics != running.metrics {
         new.metrics = running.metrics;

@@ -295,9 +295,7 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
             }
             Order::Command(Command::Release { pod_id }) => {
                 listeners.remove(pod_id);
-                accept::abort_where(core, |slot| slot.pod_id == pod_id);
-                core.pool.release(pod_id);
-                core.h2.release(pod_id);
+                release(core, pod_id);
             }
             Order::Evict { breaker } => {
                 if !core.pool.evict_of_breaker(breaker) {
@@ -306,14 +304,41 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
             }
             Order::Drain { limit } => {
                 drop(listeners);
-                return drain(core, limit).await;
+                return drain(core, limit, orders).await;
             }
         }
     }
     0
 }
 
-async fn drain(core: &Rc<Core>, limit: Duration) -> usize {
+/// Drains, and still lets go of workloads that disappear meanwhile.
+async fn drain(
+    core: &Rc<Core>,
+    limit: Duration,
+    orders: &mut UnboundedReceiver<Order>,
+) -> usize {
+    let releases = async {
+        while let Some(order) = orders.recv().await {
+            if let Order::Command(Command::Release { pod_id }) = order {
+                release(core, pod_id);
+            }
+        }
+        // The control side is gone: nobody will tell us anything any more.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        cut = end_all(core, limit) => cut,
+        () = releases => 0,
+    }
+}
+
+fn release(core: &Core, pod_id: u32) {
+    accept::abort_where(core, |slot| slot.pod_id == pod_id);
+    core.pool.release(pod_id);
+    core.h2.release(pod_id);
+}
+
+async fn end_all(core: &Rc<Core>, limit: Duration) -> usize {
     core.draining.set(true);
     core.pool.clear();
     core.drained.notify_waiters();

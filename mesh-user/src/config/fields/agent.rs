@@ -27,7 +27,8 @@ pub(crate) static AGENT: Object = Object {
                 ("refuse", "ECONNREFUSED"),
             ]),
             Absent::Default("pass", "pods keep working"),
-            "What happens to a network namespace below the attach point that is not enrolled.",
+            "What happens to a network namespace below the attach point that is not enrolled. \
+             Needs a restart.",
         ),
         field(
             "metrics",
