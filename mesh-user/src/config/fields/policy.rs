@@ -243,7 +243,8 @@ static TIMEOUT: Object = Object {
             "request",
             OFF_OR_DAY,
             Absent::Means("the service's policy, else 15s, as Envoy"),
-            "The whole request, retries included, from the end of the client's request: 504.",
+            "The whole request, retries included, from the end of the client's request: 504. It ends long \
+             streams too: `0s` for services that stream.",
         ),
         field(
             "connect",
