@@ -4,7 +4,9 @@
 //! a restart opens no hole. Those whose namespace is gone go at once, those that nobody enrols go
 //! after a grace.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use mesh_common::addr::Addr;
 
 use super::{
     Kernel,
@@ -13,7 +15,7 @@ use super::{
     object::STEER,
     records::{self, Record},
     sys::{self, LinkTarget},
-    workload,
+    workload::{self, map_addr},
 };
 
 /// How long an adopted workload waits to be enrolled again: the first snapshot comes within
@@ -72,22 +74,29 @@ impl Kernel {
         updated.unwrap_or(false)
     }
 
-    /// The adopted workload with this namespace, which is then enrolled anew under its number.
+    /// The adopted workload with this namespace, which is then enrolled anew under its number. What
+    /// the maps say of it stays until the new truth stands beside it: it may be captured already.
     pub(super) fn take_adopted(&mut self, identity: &Identity) -> Option<Record> {
         let id = self
             .adopted
             .iter()
             .find(|(_, record)| record.cookie == identity.cookie)
             .map(|(id, _)| *id)?;
-        let record = self.adopted.remove(&id);
-        // Its addresses may have changed while nobody watched.
-        for key in self.addresses_of(id) {
-            report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
-        }
-        record
+        self.adopted.remove(&id)
     }
 
-    fn addresses_of(&self, pod_id: u32) -> Vec<mesh_common::addr::Addr> {
+    /// Gives back what `POD_BY_ADDR` says of a workload beyond its addresses: they may have changed
+    /// while nobody watched.
+    pub(super) fn disclaim_others(&mut self, pod_id: u32, addresses: &BTreeSet<IpAddr>) {
+        let wanted: BTreeSet<Addr> = addresses.iter().map(map_addr).collect();
+        for key in self.addresses_of(pod_id) {
+            if !wanted.contains(&key) {
+                report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
+            }
+        }
+    }
+
+    fn addresses_of(&self, pod_id: u32) -> Vec<Addr> {
         self.tables
             .pod_by_addr
             .iter()

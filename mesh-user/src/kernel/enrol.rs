@@ -107,21 +107,24 @@ impl Kernel {
         id
     }
 
-    /// From the listeners to the self-probe. On an error the caller releases the workload.
+    /// From the addresses to the self-probe. On an error the caller releases the workload.
     fn connect_up(
         &mut self,
         pod_id: u32,
         prepared: &Prepared,
     ) -> Result<Arc<PodSockets>, EnrolError> {
+        // Before the listeners: an adopted workload is captured as soon as its first one stands, and
+        // `steer` knows a captured connection by its source.
+        for ip in &prepared.addresses {
+            self.claim(pod_id, *ip)?;
+        }
         // The first shard last: the connect hooks take it as the sign that all are there.
         for (shard, listener) in (0..SHARDS_MAX as u16).zip(&prepared.listeners).rev() {
             self.listeners
                 .insert(&listener_key(pod_id, shard), listener)
                 .map_err(full("LISTENERS"))?;
         }
-        for ip in &prepared.addresses {
-            self.claim(pod_id, *ip)?;
-        }
+        self.disclaim_others(pod_id, &prepared.addresses.iter().copied().collect());
         let workload = self
             .workloads
             .get(&pod_id)

@@ -4,7 +4,7 @@
 //! directory, so that the CLI reads it with the agent dead and a restart adopts it.
 //!
 //! Order that is an invariant (DESIGN §2): connect hooks and `flow_ops` -> sysctl, rule and route
-//! in the pod (inert until something is marked) -> listeners -> `LISTENERS` -> `POD_BY_ADDR` ->
+//! in the pod (inert until something is marked) -> listeners -> `POD_BY_ADDR` -> `LISTENERS` ->
 //! `steer` -> self-probe -> `POD_BY_NETNS`. Undo: `POD_BY_NETNS`, `steer`, listeners, routes.
 
 mod adopt;
