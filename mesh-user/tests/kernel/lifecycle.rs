@@ -185,6 +185,7 @@ fn adopted_workload_that_nobody_enrols_expires() {
     serve_vips_on_node(&mesh.bed);
     mesh.agent = None;
     mesh.start_agent(2, false).unwrap();
+    mesh.agent().want(&["another"]);
     let started = Instant::now();
     // Until then it is what it was: closed, and refused.
     assert_eq!(connect(&mesh.bed, &pod, vip4()).errno, libc::ECONNREFUSED);

@@ -388,12 +388,6 @@ fn full_workload_map_is_refused_by_name_and_at_the_limit_only() {
     assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
 }
 
-fn pinned(mesh: &Mesh, map: &str) -> std::path::PathBuf {
-    let versions = std::fs::read_dir(pins(&mesh.instance)).unwrap();
-    let root = versions.flatten().next().expect("one version");
-    root.path().join(map)
-}
-
 /// Nothing of a refused enrolment is left, and what is enrolled is served as before.
 fn refused_when_full(mesh: &mut Mesh, map: &str, first: &Pod) -> Pod {
     let pod = mesh.bed.pod("b").unwrap();
@@ -416,7 +410,7 @@ fn full_address_map_is_refused_by_name_and_at_the_limit_only() {
     let mut mesh = Mesh::new("addrs");
     let (first, _) = mesh.live_pod("a", false);
     mesh.proxied();
-    let data = MapData::from_pin(pinned(&mesh, "POD_BY_ADDR")).unwrap();
+    let data = MapData::from_pin(mesh.pin("POD_BY_ADDR")).unwrap();
     let map = Map::from_map_data(data).unwrap();
     let mut map: HashMap<MapData, Addr, PodAddr> = map.try_into().unwrap();
     let nobody = PodAddr {
@@ -452,7 +446,7 @@ fn full_listener_map_is_refused_by_name_and_at_the_limit_only() {
     };
     // Two shards stand, and two more would be needed where one place is left.
     let many = get("LISTENERS").capacity - 3;
-    let pin = pinned(&mesh, "LISTENERS");
+    let pin = mesh.pin("LISTENERS");
     foreign::fill_listeners(&pin, (0..many).map(key), &socket);
     let pod = refused_when_full(&mut mesh, "LISTENERS", &first);
     // The kernel takes closed sockets out of the map itself.
@@ -527,7 +521,7 @@ fn table_that_failed_half_way_is_taken_back_by_the_next_one() {
     let before = format!("{:?}", mesh.view().services());
     // Somebody else's entries: room for two of the three rules.
     let capacity = get("OUT_RULES").capacity;
-    let map = Map::LpmTrie(MapData::from_pin(pinned(&mesh, "OUT_RULES")).unwrap());
+    let map = Map::LpmTrie(MapData::from_pin(mesh.pin("OUT_RULES")).unwrap());
     let mut map: LpmTrie<_, OutRuleKey, u32> = map.try_into().unwrap();
     for number in 0..capacity - 2 {
         let key = OutRuleKey {
