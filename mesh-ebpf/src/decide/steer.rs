@@ -1,8 +1,9 @@
 //! Which listener takes a SYN that arrives inside a workload's namespace.
 //!
 //! By addresses: `sk_lookup` does not know the network namespace (the helper is refused). The
-//! interface helps in one case only: a destination that a foreign load balancer put in the virtual
-//! address's place after our connect hook, and that is another workload of this node.
+//! interface says whether our route turned the connection around (then it came over `lo`) or it
+//! entered from outside, for an address of which we may know nothing
+//! (docs/decisions/0008).
 
 use mesh_common::{
     abi::{ABI_VERSION, Config, SHARDS_MAX},
@@ -76,12 +77,15 @@ pub fn decide(request: &Request, world: &impl World) -> Verdict {
         return other(Reason::SteerPassOther);
     }
     let local = world.pod(&request.local);
-    // From outside: whoever has the destination gets it. Over `lo` only its own traffic does: the
-    // address of another workload is there because a marked connection was turned around.
-    if let Some(local) = &local
-        && request.interface != LOOPBACK
-    {
-        return entering(local);
+    // From outside: whoever has the destination gets it, also one that takes addresses which we
+    // don't know (AnyIP ranges, one that was added a moment ago): what was captured comes over
+    // `lo`, so the source's listener has no business here. Over `lo` a workload gets only its own
+    // traffic: the address of another one is there because a marked connection was turned around.
+    if request.interface != LOOPBACK {
+        return match &local {
+            Some(local) => entering(local),
+            None => other(Reason::SteerPassOther),
+        };
     }
     let remote = world.pod(&request.remote);
     let pod = match (&local, &remote) {

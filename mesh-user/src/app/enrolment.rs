@@ -1,7 +1,7 @@
 //! The workloads of this node: wanted by the model, enrolled in the kernel, served by the workers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
@@ -34,7 +34,8 @@ struct Slot {
 }
 
 impl Enrolments {
-    /// Follows the model: releases what is no longer wanted or was changed, enrols what is new.
+    /// Follows the model: releases what is no longer wanted or moved, enrols what is new, changes
+    /// failure modes in place.
     pub(super) fn follow(
         &mut self,
         model: &Model,
@@ -48,6 +49,7 @@ impl Enrolments {
             .filter(|workload| workload.capture)
             .map(|workload| (Arc::from(workload.key()), workload))
             .collect();
+        kernel.want(wanted.keys().map(Arc::clone));
         let stale: Vec<Arc<str>> = self
             .slots
             .iter()
@@ -64,13 +66,18 @@ impl Enrolments {
             }
         }
         for (key, workload) in wanted {
-            self.slots.entry(key).or_insert_with(|| Slot {
-                wanted: workload.clone(),
-                pod_id: None,
-                state: WorkloadState::Pending,
-                error: None,
-                retry_at: now,
-            });
+            match self.slots.entry(key) {
+                Entry::Vacant(slot) => {
+                    slot.insert(Slot {
+                        wanted: workload.clone(),
+                        pod_id: None,
+                        state: WorkloadState::Pending,
+                        error: None,
+                        retry_at: now,
+                    });
+                }
+                Entry::Occupied(mut slot) => slot.get_mut().change(workload, kernel, now),
+            }
         }
         self.retry(kernel, workers, now);
     }
@@ -144,10 +151,30 @@ impl Enrolments {
     }
 }
 
-/// Whether an enrolled workload can stay as it is: only what the kernel was told counts, tags and
-/// identity live in the snapshot.
+impl Slot {
+    /// The same workload in the same place, with other settings: its connections live on.
+    fn change(&mut self, wanted: &Workload, kernel: &mut Kernel, now: MonoNanos) {
+        let failure = wanted.failure;
+        if failure != self.wanted.failure {
+            match self.pod_id {
+                Some(pod_id) => {
+                    if let Err(error) = kernel.set_failure(pod_id, failure) {
+                        tracing::warn!(workload = wanted.key(), %error, "its failure mode is the old one");
+                        self.error = Some(error.to_string());
+                    }
+                }
+                // What holds a workload that could not be enrolled is its failure mode.
+                None => self.retry_at = now,
+            }
+        }
+        self.wanted = wanted.clone();
+    }
+}
+
+/// Whether an enrolled workload can stay: the failure mode is changed in place, tags and identity
+/// live in the snapshot.
 fn same_place(a: &Workload, b: &Workload) -> bool {
-    a.netns == b.netns && a.failure == b.failure
+    a.netns == b.netns
 }
 
 /// State first, capture second: listeners are served before the kernel sends anything to them.

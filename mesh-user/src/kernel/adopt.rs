@@ -1,10 +1,13 @@
 //! What an agent before us left in the maps, and what becomes of it.
 //!
 //! Its workloads stay captured or refused by their failure mode until they are enrolled again:
-//! a restart opens no hole. Those whose namespace is gone go at once, those that nobody enrols go
-//! after a grace.
+//! a restart opens no hole. Those whose namespace is gone go at once, those that the model does not
+//! name go after a grace. One that is named and can't be enrolled is *held*: its failure mode stays
+//! in force, as that of any workload with `failure: closed` whose enrolment fails.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use mesh_common::addr::Addr;
 
 use super::{
     Kernel,
@@ -13,10 +16,11 @@ use super::{
     object::STEER,
     records::{self, Record},
     sys::{self, LinkTarget},
-    workload,
+    workload::{self, map_addr},
 };
+use crate::model::Failure;
 
-/// How long an adopted workload waits to be enrolled again: the first snapshot comes within
+/// How long an adopted workload waits to be named by the model: the first snapshot comes within
 /// seconds of the start.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -43,7 +47,9 @@ impl Kernel {
         for id in ids {
             let record = known.iter().find(|record| record.pod_id == id).cloned();
             match record {
-                Some(record) if self.still_there(&record) => {
+                Some(mut record) if self.still_there(&record) => {
+                    // Without the link its path must be probed again.
+                    record.held |= !self.adopt_steer(&record);
                     self.adopted.insert(id, record);
                 }
                 other => self.purge(id, other.as_ref()),
@@ -52,7 +58,7 @@ impl Kernel {
         self.write_records();
     }
 
-    /// Whether the namespace is the same, and our link on it took the new program.
+    /// Whether the namespace is the same, and its failure mode in force.
     fn still_there(&self, record: &Record) -> bool {
         let live = self
             .tables
@@ -60,9 +66,11 @@ impl Kernel {
             .get(&record.cookie, 0)
             .is_ok_and(|entry| entry.pod_id == record.pod_id);
         let same = netns::inside_if(&record.netns, record.inode, || ());
-        if !live || !matches!(same, Ok(Some(()))) {
-            return false;
-        }
+        live && matches!(same, Ok(Some(())))
+    }
+
+    /// Whether our link on its namespace took the new program.
+    fn adopt_steer(&self, record: &Record) -> bool {
         let pin = self.pins.link(STEER, u64::from(record.pod_id));
         let updated = sys::open_pin(&pin).and_then(|link| {
             let info = sys::link_info(&link)?;
@@ -72,22 +80,49 @@ impl Kernel {
         updated.unwrap_or(false)
     }
 
-    /// The adopted workload with this namespace, which is then enrolled anew under its number.
+    /// Names the workloads that the model wants captured: one that is adopted or held and not among
+    /// them goes, after the grace of a start. Before the first call none does: no model says so.
+    pub fn want(&mut self, keys: impl IntoIterator<Item = Arc<str>>) {
+        self.wanted = Some(keys.into_iter().collect());
+    }
+
+    /// Keeps the failure mode of a workload in force that could not be enrolled: without a live
+    /// listener the connect hooks refuse what it says to refuse.
+    pub(super) fn hold(&mut self, record: Record, failure: Failure) {
+        let (pod_id, cookie) = (record.pod_id, record.cookie);
+        self.unpin_steer(pod_id);
+        self.remove_listeners(pod_id);
+        let held = true;
+        self.adopted.insert(pod_id, Record { held, ..record });
+        if let Err(error) = self.write_failure(pod_id, cookie, failure) {
+            tracing::warn!(pod_id, %error, "the failure mode of a workload is not in force");
+        }
+        self.write_records();
+    }
+
+    /// The adopted workload with this namespace, which is then enrolled anew under its number. What
+    /// the maps say of it stays until the new truth stands beside it: it may be captured already.
     pub(super) fn take_adopted(&mut self, identity: &Identity) -> Option<Record> {
         let id = self
             .adopted
             .iter()
             .find(|(_, record)| record.cookie == identity.cookie)
             .map(|(id, _)| *id)?;
-        let record = self.adopted.remove(&id);
-        // Its addresses may have changed while nobody watched.
-        for key in self.addresses_of(id) {
-            report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
-        }
-        record
+        self.adopted.remove(&id)
     }
 
-    fn addresses_of(&self, pod_id: u32) -> Vec<mesh_common::addr::Addr> {
+    /// Gives back what `POD_BY_ADDR` says of a workload beyond its addresses: they may have changed
+    /// while nobody watched.
+    pub(super) fn disclaim_others(&mut self, pod_id: u32, addresses: &BTreeSet<IpAddr>) {
+        let wanted: BTreeSet<Addr> = addresses.iter().map(map_addr).collect();
+        for key in self.addresses_of(pod_id) {
+            if !wanted.contains(&key) {
+                report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
+            }
+        }
+    }
+
+    pub(super) fn addresses_of(&self, pod_id: u32) -> Vec<Addr> {
         self.tables
             .pod_by_addr
             .iter()
@@ -97,25 +132,45 @@ impl Kernel {
             .collect()
     }
 
-    /// Removes adopted workloads that are gone, or that nobody enrolled in time.
+    /// Removes adopted workloads that are gone, or that the model did not name in time.
     pub(super) fn expire_adopted(&mut self) {
         let late = self.started.elapsed() > GRACE;
         let over: Vec<u32> = self
             .adopted
             .iter()
             .filter(|(_, record)| {
-                late || !matches!(
-                    netns::inside_if(&record.netns, record.inode, || ()),
-                    Ok(Some(()))
-                )
+                let unwanted = (self.wanted.as_ref())
+                    .is_some_and(|wanted| !wanted.contains(record.key.as_str()));
+                (late && unwanted)
+                    || !matches!(
+                        netns::inside_if(&record.netns, record.inode, || ()),
+                        Ok(Some(()))
+                    )
             })
             .map(|(id, _)| *id)
             .collect();
-        for id in &over {
+        self.drop_adopted(&over);
+    }
+
+    /// Removes what is adopted or held under this name in another namespace: the workload lives
+    /// here now.
+    pub(super) fn expire_elsewhere(&mut self, key: &str, cookie: u64) {
+        let elsewhere = |record: &Record| record.key == key && record.cookie != cookie;
+        let over: Vec<u32> = self
+            .adopted
+            .iter()
+            .filter(|(_, record)| elsewhere(record))
+            .map(|(id, _)| *id)
+            .collect();
+        self.drop_adopted(&over);
+    }
+
+    fn drop_adopted(&mut self, ids: &[u32]) {
+        for id in ids {
             let record = self.adopted.remove(id);
             self.purge(*id, record.as_ref());
         }
-        if !over.is_empty() {
+        if !ids.is_empty() {
             self.write_records();
         }
     }

@@ -110,16 +110,25 @@ impl Installed {
         found
     }
 
-    /// Writes the difference between what stands and the table.
+    /// Writes the difference between what stands and the table. After an error of a write the next
+    /// call starts from what the maps hold then.
     pub(super) fn apply(
         &mut self,
         tables: &mut Tables,
         table: &KernelTable,
     ) -> Result<(), KernelError> {
         let plan = plan(self, table)?;
-        plan.write(self, tables)?;
-        *self = plan.next;
-        Ok(())
+        match plan.write(self, tables) {
+            Ok(()) => {
+                *self = plan.next;
+                Ok(())
+            }
+            Err(error) => {
+                // Neither the old nor the new one stands: what does is in the maps alone.
+                *self = Self::adopt(tables);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -296,23 +305,29 @@ impl Plan {
             }
         }
         // Denials before the services that they are about.
-        for ((addr, prefix, port), action) in &self.next.rules {
-            if now.rules.get(&(*addr, *prefix, *port)) != Some(action) {
-                let key = rule_key(*addr, *prefix, *port);
-                tables
-                    .out_rules
-                    .insert(&key, *action, 0)
-                    .map_err(at("OUT_RULES"))?;
-            }
-        }
+        let crowded = self.write_rules(now, tables).map_err(at("OUT_RULES"))?;
         self.write_services(now, tables)?;
-        for (addr, prefix, port) in now.rules.keys() {
-            if !self.next.rules.contains_key(&(*addr, *prefix, *port)) {
-                let key = rule_key(*addr, *prefix, *port);
-                absent(tables.out_rules.remove(&key)).map_err(at("OUT_RULES"))?;
-            }
+        if !crowded {
+            remove_stale_rules(&self.next, now, tables).map_err(at("OUT_RULES"))?;
         }
         self.retire_backends(now, tables)
+    }
+
+    /// New and changed rules; whether the stale ones had to go first, since the map could not hold
+    /// both.
+    fn write_rules(&self, now: &Installed, tables: &mut Tables) -> Result<bool, MapError> {
+        let crowded = crowded("OUT_RULES", &now.rules, &self.next.rules);
+        if crowded {
+            remove_stale_rules(&self.next, now, tables)?;
+        }
+        for (key, action) in &self.next.rules {
+            if now.rules.get(key) != Some(action) {
+                let (addr, prefix, port) = *key;
+                let key = rule_key(addr, prefix, port);
+                tables.out_rules.insert(&key, *action, 0)?;
+            }
+        }
+        Ok(crowded)
     }
 
     fn write_services(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
@@ -321,13 +336,7 @@ impl Plan {
             source,
         };
         // Removals first where the map could not hold both.
-        let both = now
-            .services
-            .keys()
-            .filter(|key| !self.next.services.contains_key(*key))
-            .count()
-            + self.next.services.len();
-        let first = both > get("SERVICES").capacity as usize;
+        let first = crowded("SERVICES", &now.services, &self.next.services);
         if first {
             remove_stale(&self.next, now, tables).map_err(at)?;
         }
@@ -376,6 +385,26 @@ fn service_key(addr: Addr, port: u16) -> ServiceKey {
         proto: 6,
         _pad: 0,
     }
+}
+
+/// Whether a map can't hold what stands and what comes at the same time.
+fn crowded<K: Ord, V>(map: &'static str, now: &BTreeMap<K, V>, next: &BTreeMap<K, V>) -> bool {
+    let stale = now.keys().filter(|key| !next.contains_key(*key)).count();
+    stale + next.len() > get(map).capacity as usize
+}
+
+fn remove_stale_rules(
+    next: &Installed,
+    now: &Installed,
+    tables: &mut Tables,
+) -> Result<(), MapError> {
+    for key in now.rules.keys() {
+        if !next.rules.contains_key(key) {
+            let (addr, prefix, port) = *key;
+            absent(tables.out_rules.remove(&rule_key(addr, prefix, port)))?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_stale(next: &Installed, now: &Installed, tables: &mut Tables) -> Result<(), MapError> {

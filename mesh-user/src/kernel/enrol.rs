@@ -16,6 +16,7 @@ use super::{
     instances,
     netns::{self, Identity},
     object::STEER,
+    records::Record,
     sockets::PodSockets,
     workload::{
         self, Prepared, Sources, Workload, attach_steer, listener_key, map_addr, prepare,
@@ -28,32 +29,52 @@ impl Kernel {
     /// Enrols a workload up to the self-probe. Synchronous; takes milliseconds.
     ///
     /// # Errors
-    /// Namespace gone, address taken by another workload, map full, probe failed, ...; nothing of
-    /// the workload is left then.
+    /// Namespace gone, address taken by another workload, map full, probe failed, ... Nothing of
+    /// the workload is left then, but for one thing: where it must not bypass the mesh
+    /// (`failure: closed`), or was captured by an agent before us, its failure mode is in force
+    /// until it is enrolled, [unwanted](Kernel::want) or gone.
     pub fn enrol(&mut self, wanted: &Enrol) -> Result<Enrolled, EnrolError> {
         let (netns, identity) = netns::open(&wanted.netns)?;
         self.check_identity(&identity)?;
         self.check_instances(&netns, &identity)?;
-        let shards = self.config.shards as u16;
-        let mark = self.config.agent_mark;
-        let prepared = prepare(&netns, &identity, self.steering(), mark, shards)?;
+        self.expire_elsewhere(&wanted.key, identity.cookie);
         let adopted = self.take_adopted(&identity);
-        let pod_id = adopted
-            .as_ref()
-            .map_or_else(|| self.fresh_id(), |record| record.pod_id);
-        let before = adopted
-            .as_ref()
-            .and_then(|record| record.sysctl_before.clone());
-        let sysctl_before = prepared.sysctl_before.clone().or(before);
+        let before = adopted.is_some();
+        let record = Record {
+            pod_id: adopted
+                .as_ref()
+                .map_or_else(|| self.fresh_id(), |record| record.pod_id),
+            key: wanted.key.to_string(),
+            netns: identity.path.clone(),
+            inode: identity.inode,
+            cookie: identity.cookie,
+            sysctl_before: adopted
+                .as_ref()
+                .and_then(|record| record.sysctl_before.clone()),
+            held: adopted.as_ref().is_some_and(|record| record.held),
+        };
+        let steering = self.steering();
+        let (mark, shards) = (self.config.agent_mark, self.config.shards as u16);
+        let prepared = match prepare(&netns, &identity, steering, mark, shards) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                if before || wanted.failure == Failure::Closed {
+                    self.hold(record, wanted.failure);
+                }
+                return Err(error);
+            }
+        };
+        let (pod_id, sysctl_before) = (record.pod_id, record.sysctl_before.clone());
         let workload = Workload {
             key: Arc::clone(&wanted.key),
             failure: wanted.failure,
             sockets: Arc::new(PodSockets::new(netns, mark)),
             addresses: BTreeSet::new(),
             source: Sources::of(&prepared.addresses),
-            sysctl_before,
+            sysctl_before: prepared.sysctl_before.clone().or(sysctl_before),
             // What an agent before us put live is live still, and must stay so.
-            live: adopted.is_some(),
+            live: before,
+            probed: before && !record.held,
             identity,
         };
         self.workloads.insert(pod_id, workload);
@@ -67,10 +88,27 @@ impl Kernel {
                 })
             }
             Err(error) => {
-                self.release(pod_id);
+                self.step_back(pod_id, &error);
                 Err(error)
             }
         }
+    }
+
+    /// After an enrolment that failed on its way.
+    fn step_back(&mut self, pod_id: u32, error: &EnrolError) {
+        let Some(workload) = self.workloads.get(&pod_id) else {
+            return;
+        };
+        let other = matches!(error, EnrolError::OtherInstance { .. });
+        if other || !(workload.live || workload.failure == Failure::Closed) {
+            self.release(pod_id);
+            return;
+        }
+        let (record, failure) = (workload.record(pod_id), workload.failure);
+        if let Some(workload) = self.workloads.remove(&pod_id) {
+            workload.sockets.close();
+        }
+        self.hold(record, failure);
     }
 
     fn check_identity(&self, identity: &Identity) -> Result<(), EnrolError> {
@@ -107,37 +145,42 @@ impl Kernel {
         id
     }
 
-    /// From the listeners to the self-probe. On an error the caller releases the workload.
+    /// From the addresses to the self-probe. On an error the caller releases the workload.
     fn connect_up(
         &mut self,
         pod_id: u32,
         prepared: &Prepared,
     ) -> Result<Arc<PodSockets>, EnrolError> {
+        // Before the listeners: an adopted workload is captured as soon as its first one stands, and
+        // `steer` knows a captured connection by its source.
+        for ip in &prepared.addresses {
+            self.claim(pod_id, *ip)?;
+        }
         // The first shard last: the connect hooks take it as the sign that all are there.
         for (shard, listener) in (0..SHARDS_MAX as u16).zip(&prepared.listeners).rev() {
             self.listeners
                 .insert(&listener_key(pod_id, shard), listener)
                 .map_err(full("LISTENERS"))?;
         }
-        for ip in &prepared.addresses {
-            self.claim(pod_id, *ip)?;
-        }
+        self.disclaim_others(pod_id, &prepared.addresses.iter().copied().collect());
         let workload = self
             .workloads
             .get(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
-        let (sockets, live) = (Arc::clone(&workload.sockets), workload.live);
+        let (sockets, live, probed) = (
+            Arc::clone(&workload.sockets),
+            workload.live,
+            workload.probed,
+        );
         let (identity, source) = (workload.identity.clone(), workload.source);
         let netns = sockets.namespace().ok_or(EnrolError::Unknown(pod_id))?;
         let pin = self.pins.link(STEER, u64::from(pod_id));
         attach_steer(&self.steer, &netns, identity.inode, &pin)?;
         // Again: two that enrol at the same time see each other's link here at the latest.
         self.check_instances(&netns, &identity)?;
-        if live {
-            // Applications' connections arrive already: the probe would take one of them. The
-            // agent before us has probed this path.
-            self.insert_netns(pod_id)?;
-        } else {
+        // Where applications' connections arrive already the probe would cut them. The agent before
+        // us has probed this path.
+        if !probed {
             self.seem_alive()?;
             self_probe(
                 &netns,
@@ -145,6 +188,9 @@ impl Kernel {
                 source,
                 self.config.capture_mark,
             )?;
+        }
+        if live {
+            self.insert_netns(pod_id)?;
         }
         Ok(sockets)
     }
@@ -178,12 +224,7 @@ impl Kernel {
             .workloads
             .get_mut(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
-        let value = PodAddr {
-            pod_id,
-            generation: self.generation,
-            fail: fail(workload.failure),
-            _pad: [0; 3],
-        };
+        let value = pod_addr(pod_id, self.generation, workload.failure);
         let result = self.tables.pod_by_addr.insert(key, value, 0);
         result.map_err(|error| map_error("POD_BY_ADDR", error))?;
         workload.addresses.insert(ip);
@@ -216,19 +257,67 @@ impl Kernel {
             .workloads
             .get(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
+        let (cookie, failure) = (workload.identity.cookie, workload.failure);
+        self.write_netns(pod_id, cookie, failure)
+    }
+
+    fn write_netns(
+        &mut self,
+        pod_id: u32,
+        cookie: u64,
+        failure: Failure,
+    ) -> Result<(), EnrolError> {
         let entry = PodEntry {
             pod_id,
             mode: MODE_MARK,
-            fail: fail(workload.failure),
+            fail: fail(failure),
             _pad: 0,
             generation: self.generation,
             _pad2: 0,
         };
-        let result = self
-            .tables
-            .pod_by_netns
-            .insert(workload.identity.cookie, entry, 0);
+        let result = self.tables.pod_by_netns.insert(cookie, entry, 0);
         result.map_err(|error| map_error("POD_BY_NETNS", error))
+    }
+
+    /// Puts a failure mode in force, for connects and for what is on its way.
+    pub(super) fn write_failure(
+        &mut self,
+        pod_id: u32,
+        cookie: u64,
+        failure: Failure,
+    ) -> Result<(), EnrolError> {
+        self.write_netns(pod_id, cookie, failure)?;
+        self.write_addresses(pod_id, failure)
+    }
+
+    fn write_addresses(&mut self, pod_id: u32, failure: Failure) -> Result<(), EnrolError> {
+        let value = pod_addr(pod_id, self.generation, failure);
+        for key in self.addresses_of(pod_id) {
+            self.tables
+                .pod_by_addr
+                .insert(key, value, 0)
+                .map_err(|error| map_error("POD_BY_ADDR", error))?;
+        }
+        Ok(())
+    }
+
+    /// Changes what happens to a workload when the agent is gone. Its connections live on.
+    ///
+    /// # Errors
+    /// A map could not be written, or there is no such workload.
+    pub fn set_failure(&mut self, pod_id: u32, failure: Failure) -> Result<(), EnrolError> {
+        let workload = self
+            .workloads
+            .get_mut(&pod_id)
+            .ok_or(EnrolError::Unknown(pod_id))?;
+        workload.failure = failure;
+        if workload.live {
+            let cookie = workload.identity.cookie;
+            self.write_failure(pod_id, cookie, failure)
+        } else {
+            // `go_live` says the rest.
+            self.write_addresses(pod_id, failure)
+        }
     }
 
     /// First step of release: capture stops at once. Connections live on.
@@ -296,6 +385,15 @@ impl Kernel {
         if let Some(workload) = self.workloads.get_mut(&pod_id) {
             workload.addresses.remove(&ip);
         }
+    }
+}
+
+fn pod_addr(pod_id: u32, generation: u32, failure: Failure) -> PodAddr {
+    PodAddr {
+        pod_id,
+        generation,
+        fail: fail(failure),
+        _pad: [0; 3],
     }
 }
 

@@ -4,7 +4,7 @@
 //! directory, so that the CLI reads it with the agent dead and a restart adopts it.
 //!
 //! Order that is an invariant (DESIGN §2): connect hooks and `flow_ops` -> sysctl, rule and route
-//! in the pod (inert until something is marked) -> listeners -> `LISTENERS` -> `POD_BY_ADDR` ->
+//! in the pod (inert until something is marked) -> listeners -> `POD_BY_ADDR` -> `LISTENERS` ->
 //! `steer` -> self-probe -> `POD_BY_NETNS`. Undo: `POD_BY_NETNS`, `steer`, listeners, routes.
 
 mod adopt;
@@ -35,7 +35,7 @@ mod watch;
 mod workload;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -170,8 +170,11 @@ pub struct Kernel {
     steer: OwnedFd,
     installed: Installed,
     workloads: BTreeMap<u32, Workload>,
-    /// What an agent before us enrolled and we have not, yet.
+    /// What an agent before us enrolled and we have not, yet; and what we could not enrol and hold
+    /// by its failure mode.
     adopted: BTreeMap<u32, Record>,
+    /// What the model wants captured; `None` before there is one.
+    wanted: Option<BTreeSet<Arc<str>>>,
     started: Instant,
     next_id: u32,
     generation: u32,
@@ -210,6 +213,7 @@ impl Kernel {
             steer: parts.steer,
             workloads: BTreeMap::new(),
             adopted: BTreeMap::new(),
+            wanted: None,
             started: Instant::now(),
             next_id: 1,
             generation: 1,

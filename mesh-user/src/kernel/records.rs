@@ -24,6 +24,9 @@ pub(super) struct Record {
     pub(super) cookie: u64,
     /// `net.ipv4.tcp_fwmark_accept` before us, where we changed it.
     pub(super) sysctl_before: Option<String>,
+    /// Its enrolment failed, its failure mode holds: nobody has probed its path yet.
+    #[serde(default)]
+    pub(super) held: bool,
 }
 
 fn file(instance: &Instance) -> PathBuf {

@@ -28,6 +28,8 @@ use crate::model::Failure;
 
 /// How long the self-probe waits: a connection over `lo` arrives within microseconds.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// Other connections than the probe's that an error names.
+const STRANGERS_TOLD: usize = 4;
 /// Documentation addresses (RFC 5737, RFC 3849): nobody has them.
 const PROBE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const PROBE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
@@ -45,6 +47,8 @@ pub(super) struct Workload {
     pub(super) source: Sources,
     pub(super) sysctl_before: Option<String>,
     pub(super) live: bool,
+    /// The path from a marked connection to a listener has been seen to work.
+    pub(super) probed: bool,
 }
 
 /// The source address of captured connections, by family.
@@ -77,6 +81,7 @@ impl Workload {
             inode: self.identity.inode,
             cookie: self.identity.cookie,
             sysctl_before: self.sysctl_before.clone(),
+            held: false,
         }
     }
 }
@@ -199,6 +204,9 @@ pub(super) fn attach_steer(
 
 /// A marked connection from inside the namespace must arrive at one of the listeners with its true
 /// addresses, for each family: the whole path, before any application is put on it.
+///
+/// A workload that was held until now (its failure mode is in force, captured from its first
+/// listener on) may connect in the meantime: such a connection is closed, as it was refused before.
 pub(super) fn self_probe(
     netns: &OwnedFd,
     listeners: &[TcpListener],
@@ -214,22 +222,37 @@ pub(super) fn self_probe(
             .map_err(|error| failed(format!("connect: {error}")))?;
         let own = socket.local_addr().ok().and_then(|addr| addr.as_socket());
         let own = own.ok_or_else(|| failed("no local address".to_owned()))?;
-        let (peer, local) = accept_one(listeners)
-            .map_err(|error| failed(format!("accept: {error}")))?
-            .ok_or_else(|| failed("it did not arrive".to_owned()))?;
-        if local != towards || peer != own {
-            return Err(failed(format!(
-                "arrived as {peer} -> {local}, expected {own}"
-            )));
+        let end = Instant::now() + PROBE_LIMIT;
+        let mut strangers = Vec::new();
+        loop {
+            let (peer, local) = accept_one(listeners, end)
+                .map_err(|error| failed(format!("accept: {error}")))?
+                .ok_or_else(|| failed(did_not_arrive(own, &strangers)))?;
+            if local == towards && peer == own {
+                break;
+            }
+            strangers.truncate(STRANGERS_TOLD - 1);
+            strangers.push(format!("{peer} -> {local}"));
         }
     }
     Ok(())
 }
 
+fn did_not_arrive(own: SocketAddr, strangers: &[String]) -> String {
+    if strangers.is_empty() {
+        "it did not arrive".to_owned()
+    } else {
+        let others = strangers.join(", ");
+        format!("expected it from {own}, arrived: {others}")
+    }
+}
+
 /// Takes one connection from any of the listeners: peer and local address, of their own family.
-fn accept_one(listeners: &[TcpListener]) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
+fn accept_one(
+    listeners: &[TcpListener],
+    end: Instant,
+) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let end = Instant::now() + PROBE_LIMIT;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let mut fds: Vec<PollFd<'_>> = listeners

@@ -2,18 +2,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use aya::maps::{HashMap, Map, MapData};
 use mesh_common::{
     abi::{CAPTURE_MARK, MARK_MASK},
+    addr::Addr,
     maps::{OUT_DENY, OUT_PASS},
+    pod::{FAIL_CLOSED, FAIL_OPEN, PodAddr},
     service::DECIDE_KERNEL,
 };
-use mesh_user::testbed::Pod;
+use mesh_user::testbed::{Pod, wait_until};
 
 use crate::support::{
     LIMIT, Mesh, PORT, VIP4, VIP6,
     agent::Service,
     client::{Dial, connect, dial, python},
-    serve_in, serve_vips_on_node, vip4, vip6,
+    objects, serve_in, serve_vips_on_node, vip4, vip6,
 };
 
 /// How an agent ends.
@@ -352,4 +355,170 @@ fn kernel_decided_service_without_endpoint_is_refused_by_name() {
     let seen = connect(&mesh.bed, &pod, vip4());
     assert_eq!((seen.errno, seen.ms < 100.0), (libc::ECONNREFUSED, true));
     assert_eq!(mesh.agent().events(), ["refuse_no_endpoint"]);
+}
+
+/// Fails every enrolment of the pod that has the address: somebody else has it. Up to the next
+/// start of an agent, which removes what it knows no workload of.
+struct Taken {
+    map: HashMap<MapData, Addr, PodAddr>,
+    key: Addr,
+    before: Option<PodAddr>,
+}
+
+impl Taken {
+    fn new(mesh: &Mesh, ip: IpAddr) -> Self {
+        let map = Map::HashMap(MapData::from_pin(mesh.pin("POD_BY_ADDR")).unwrap());
+        let mut map: HashMap<_, Addr, PodAddr> = map.try_into().unwrap();
+        let key = Addr::from_ip(ip);
+        let before = map.get(&key, 0).ok();
+        let nobody = PodAddr {
+            pod_id: 1 << 20,
+            generation: 0,
+            fail: FAIL_OPEN,
+            _pad: [0; 3],
+        };
+        map.insert(key, nobody, 0).unwrap();
+        Self { map, key, before }
+    }
+
+    fn give_back(mut self) {
+        match self.before {
+            Some(before) => self.map.insert(self.key, before, 0).unwrap(),
+            None => self.map.remove(&self.key).unwrap(),
+        }
+    }
+}
+
+fn refused(mesh: &Mesh, pod: &Pod, why: &str) {
+    for (to, mapped) in families() {
+        let how = Dial {
+            mapped,
+            ..Dial::default()
+        };
+        let seen = dial(&mesh.bed, pod, to, how);
+        assert_eq!(seen.errno, libc::ECONNREFUSED, "{why} {to}: {seen:?}");
+    }
+}
+
+/// Without it: a workload that must not bypass the mesh does as soon as its enrolment fails.
+#[test]
+fn closed_pod_is_refused_while_it_can_not_be_enrolled() {
+    let mut mesh = Mesh::new("held");
+    let pod = mesh.bed.pod("a").unwrap();
+    let before = objects::network(&pod.netns);
+    mesh.proxied();
+    serve_vips_on_node(&mesh.bed);
+    mesh.agent().want(&["a"]);
+    Taken::new(&mesh, pod.v6.into());
+    let enrol = |mesh: &Mesh, closed| mesh.agent().enrol("a", &pod.netns, closed);
+    let error = enrol(&mesh, false).expect_err("refused");
+    assert!(error.contains("belongs to"), "{error}");
+    assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("node "));
+    for _ in 0..2 {
+        enrol(&mesh, true).expect_err("refused");
+        refused(&mesh, &pod, "its first enrolment");
+        assert_eq!(objects::steers(&pod.netns), 0);
+        assert_eq!(mesh.entries("LISTENERS"), 0);
+    }
+    // Its mode may change, and what else it does is none of our business.
+    enrol(&mesh, false).expect_err("refused");
+    assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("node "));
+    enrol(&mesh, true).expect_err("refused");
+    // A restart changes nothing.
+    mesh.agent = None;
+    mesh.start_agent(2, false).unwrap();
+    mesh.agent().want(&["a"]);
+    refused(&mesh, &pod, "the next agent");
+    let taken = Taken::new(&mesh, pod.v6.into());
+    enrol(&mesh, true).expect_err("refused");
+    refused(&mesh, &pod, "its second enrolment");
+    taken.give_back();
+    let id = enrol(&mesh, true).expect("nothing stands in the way");
+    mesh.agent().live(id).unwrap();
+    for to in [vip4(), vip6()] {
+        assert_eq!(connect(&mesh.bed, &pod, to).data, format!("proxy {to}"));
+    }
+    mesh.agent().release(id);
+    assert_eq!(before, objects::network(&pod.netns));
+    assert_eq!(mesh.entries("POD_BY_NETNS"), 0);
+}
+
+/// Without it: a workload of the agent before bypasses the mesh when its enrolment fails, or when
+/// the grace of a start is over.
+#[test]
+fn adopted_closed_pod_stays_refused_until_the_model_does_not_want_it() {
+    let mut mesh = Mesh::new("keep");
+    let pod = mesh.bed.pod("a").unwrap();
+    let before = objects::network(&pod.netns);
+    let id = mesh.agent().enrol("a", &pod.netns, true).unwrap();
+    mesh.agent().live(id).unwrap();
+    mesh.proxied();
+    serve_vips_on_node(&mesh.bed);
+    mesh.agent = None;
+    mesh.start_agent(2, false).unwrap();
+    mesh.agent().want(&["a"]);
+    let taken = Taken::new(&mesh, pod.v6.into());
+    let started = std::time::Instant::now();
+    let over = wait_until(std::time::Duration::from_secs(15), || {
+        mesh.agent().poll();
+        mesh.agent()
+            .enrol("a", &pod.netns, true)
+            .expect_err("refused");
+        refused(&mesh, &pod, "adopted");
+        started.elapsed().as_secs() >= 11
+    });
+    assert!(over);
+    mesh.agent().want(&[]);
+    assert_eq!(mesh.agent().poll(), Vec::<u32>::new());
+    assert_eq!(mesh.entries("POD_BY_NETNS"), 0);
+    assert_eq!(before, objects::network(&pod.netns));
+    assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("node "));
+    taken.give_back();
+}
+
+/// Without it: changing one word of the configuration cuts every connection of the workload.
+#[test]
+fn failure_mode_changes_under_an_open_connection() {
+    let mut mesh = Mesh::new("flip");
+    let (pod, id) = mesh.live_pod("a", false);
+    mesh.proxied();
+    serve_vips_on_node(&mesh.bed);
+    mesh.agent().hold(true);
+    let open = mesh
+        .bed
+        .in_netns(&pod, || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.set_mark(CAPTURE_MARK)?;
+            socket.connect_timeout(&vip4().into(), LIMIT)?;
+            Ok::<_, std::io::Error>(std::net::TcpStream::from(socket))
+        })
+        .unwrap()
+        .unwrap();
+    mesh.eventually("it is accepted", || mesh.agent().accepts().len() == 1);
+    let fails = |mesh: &Mesh| {
+        let map = Map::HashMap(MapData::from_pin(mesh.pin("POD_BY_ADDR")).unwrap());
+        let map: HashMap<_, Addr, PodAddr> = map.try_into().unwrap();
+        let all = map.iter().map(|entry| entry.unwrap().1.fail);
+        all.collect::<Vec<_>>()
+    };
+    assert_eq!(fails(&mesh), [FAIL_OPEN; 2]);
+    mesh.agent().failure(id, true);
+    assert_eq!(fails(&mesh), [FAIL_CLOSED; 2]);
+    // It is open still: the agent's answer has come, and its end has not.
+    open.set_nonblocking(true).unwrap();
+    let mut seen: Vec<u8> = Vec::new();
+    mesh.eventually("its answer", || {
+        let mut buffer = [0; 64];
+        match std::io::Read::read(&mut &open, &mut buffer) {
+            Ok(0) => panic!("cut"),
+            Ok(count) => seen.extend(&buffer[..count]),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        seen == b"proxy 10.96.0.10:80"
+    });
+    assert!(std::io::Read::read(&mut &open, &mut [0]).is_err(), "cut");
+    end(&mut mesh, id, End::Hung);
+    refused(&mesh, &pod, "closed now");
+    mesh.agent().failure(id, false);
+    assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("node "));
 }

@@ -122,6 +122,27 @@ print(sorted(seen.items()))
     assert!(!seen.contains("'node'"), "bypassed: {seen}");
 }
 
+/// Without it: an address that changed while no agent ran is not captured, or stays the workload's
+/// for ever.
+#[test]
+fn addresses_that_changed_while_no_agent_ran_are_right_after_the_restart() {
+    let mut mesh = Mesh::new("moved");
+    let (pod, id) = mesh.live_pod("a", true);
+    mesh.proxied();
+    mesh.agent = None;
+    ip(&mesh, &pod, "addr add 10.78.0.1/16 dev eth0");
+    ip(&mesh, &pod, &format!("addr del {}/16 dev eth0", pod.v4));
+    mesh.start_agent(2, false).unwrap();
+    assert_eq!(mesh.agent().enrol("a", &pod.netns, true), Ok(id));
+    let addresses = mesh.view().workloads()[0].addresses.clone();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
+    assert!(addresses.contains(&[10, 78, 0, 1].into()) && addresses.contains(&pod.v6.into()));
+    for to in [vip4(), vip6()] {
+        let seen = connect(&mesh.bed, &pod, to);
+        assert_eq!(seen.data, format!("proxy {to}"), "{seen:?}");
+    }
+}
+
 /// Without it: what nobody wants any more stays captured for ever.
 #[test]
 fn adopted_workload_whose_namespace_is_gone_is_removed_at_start() {
@@ -164,6 +185,7 @@ fn adopted_workload_that_nobody_enrols_expires() {
     serve_vips_on_node(&mesh.bed);
     mesh.agent = None;
     mesh.start_agent(2, false).unwrap();
+    mesh.agent().want(&["another"]);
     let started = Instant::now();
     // Until then it is what it was: closed, and refused.
     assert_eq!(connect(&mesh.bed, &pod, vip4()).errno, libc::ECONNREFUSED);

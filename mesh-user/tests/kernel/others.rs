@@ -1,6 +1,9 @@
 //! Next to others: a platform's socket load balancer, another instance, version 1 cgroups.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    process::Command,
+};
 
 use mesh_user::{
     kernel::{Instance, cleanup::cleanup},
@@ -104,6 +107,25 @@ fn workload_that_a_foreign_load_balancer_sends_to_itself_passes_and_is_counted()
         (mesh.count("captured"), mesh.count("steer_pass_in")),
         (1, 1)
     );
+}
+
+/// Without it: what a workload sends to an address that another one takes without our knowing (an
+/// AnyIP range) is given to its own listener in the wrong namespace, and never completes.
+#[test]
+fn workload_reaches_addresses_of_another_that_are_not_registered() {
+    let mut mesh = Mesh::new("anyip");
+    let (a, _) = mesh.live_pod("a", false);
+    let (b, _) = mesh.live_pod("b", false);
+    mesh.proxied();
+    let port = serve_in(&mesh.bed, &a, "a");
+    let mut command = Command::new("ip");
+    command.args(["route", "add", "local", "10.77.240.0/24", "dev", "lo"]);
+    let status = mesh.bed.spawn_in(&a, command).unwrap().wait().unwrap();
+    assert!(status.success());
+    let seen = connect(&mesh.bed, &b, ([10, 77, 240, 5], port).into());
+    assert_eq!(seen.data, format!("a {}", b.v4), "{seen:?}");
+    assert!(mesh.agent().accepts().is_empty());
+    assert!(connect(&mesh.bed, &b, vip4()).data.starts_with("proxy "));
 }
 
 /// A second instance on the same bed, cleaned up whatever happens.

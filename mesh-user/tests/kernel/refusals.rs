@@ -2,11 +2,11 @@
 
 use std::{path::Path, process::Command};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, lpm_trie};
 use mesh_common::{
     addr::Addr,
     listener::{KIND_OUT, ListenerKey},
-    maps::get,
+    maps::{OUT_DENY, OUT_RULE_FIXED_BITS, OutRuleKey, get},
     pod::{FAIL_OPEN, MODE_OFF, PodAddr, PodEntry},
 };
 use mesh_user::{
@@ -18,7 +18,7 @@ use crate::support::{
     Mesh, VIP4,
     agent::{Agent, Service},
     client::connect,
-    foreign, objects, vip4,
+    foreign, objects, vip4, vip6,
 };
 
 fn pins(instance: &Instance) -> std::path::PathBuf {
@@ -388,12 +388,6 @@ fn full_workload_map_is_refused_by_name_and_at_the_limit_only() {
     assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
 }
 
-fn pinned(mesh: &Mesh, map: &str) -> std::path::PathBuf {
-    let versions = std::fs::read_dir(pins(&mesh.instance)).unwrap();
-    let root = versions.flatten().next().expect("one version");
-    root.path().join(map)
-}
-
 /// Nothing of a refused enrolment is left, and what is enrolled is served as before.
 fn refused_when_full(mesh: &mut Mesh, map: &str, first: &Pod) -> Pod {
     let pod = mesh.bed.pod("b").unwrap();
@@ -416,7 +410,7 @@ fn full_address_map_is_refused_by_name_and_at_the_limit_only() {
     let mut mesh = Mesh::new("addrs");
     let (first, _) = mesh.live_pod("a", false);
     mesh.proxied();
-    let data = MapData::from_pin(pinned(&mesh, "POD_BY_ADDR")).unwrap();
+    let data = MapData::from_pin(mesh.pin("POD_BY_ADDR")).unwrap();
     let map = Map::from_map_data(data).unwrap();
     let mut map: HashMap<MapData, Addr, PodAddr> = map.try_into().unwrap();
     let nobody = PodAddr {
@@ -452,7 +446,7 @@ fn full_listener_map_is_refused_by_name_and_at_the_limit_only() {
     };
     // Two shards stand, and two more would be needed where one place is left.
     let many = get("LISTENERS").capacity - 3;
-    let pin = pinned(&mesh, "LISTENERS");
+    let pin = mesh.pin("LISTENERS");
     foreign::fill_listeners(&pin, (0..many).map(key), &socket);
     let pod = refused_when_full(&mut mesh, "LISTENERS", &first);
     // The kernel takes closed sockets out of the map itself.
@@ -485,6 +479,72 @@ fn table_that_does_not_fit_changes_nothing() {
         connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "),
         "{VIP4} is served still"
     );
+}
+
+fn address(number: u32) -> std::net::IpAddr {
+    std::net::Ipv4Addr::from_bits(0x0b00_0000 + number).into()
+}
+
+/// Without it: a full half of the rules can't be exchanged for another full half, and the refusal
+/// comes in the middle of writing.
+#[test]
+fn rules_that_do_not_fit_beside_the_old_ones_take_their_place() {
+    let mesh = Mesh::new("halves");
+    let rules = |from: u32, count: u32| -> Vec<_> {
+        let numbers = from..from + count;
+        numbers.map(|n| (address(n), 32, 0, OUT_DENY)).collect()
+    };
+    mesh.agent().table(&[], &rules(0, 40_000)).unwrap();
+    mesh.agent().table(&[], &rules(40_000, 40_000)).unwrap();
+    assert_eq!(mesh.entries("OUT_RULES"), 40_000);
+    let capacity = get("OUT_RULES").capacity;
+    let error = mesh
+        .agent()
+        .table(&[], &rules(0, capacity + 1))
+        .expect_err("refused");
+    assert!(
+        error.contains("map OUT_RULES is full: 65537 entries are needed"),
+        "{error}"
+    );
+    assert_eq!(mesh.entries("OUT_RULES"), 40_000);
+    mesh.agent().table(&[], &[]).unwrap();
+    assert_eq!(mesh.entries("OUT_RULES"), 0);
+}
+
+/// Without it: a table that failed half-way leaves entries that no later table takes away.
+#[test]
+fn table_that_failed_half_way_is_taken_back_by_the_next_one() {
+    let mut mesh = Mesh::new("torn");
+    let (pod, _) = mesh.live_pod("a", false);
+    mesh.proxied();
+    let services = [Service::proxy(vip4()), Service::proxy(vip6())];
+    let before = format!("{:?}", mesh.view().services());
+    // Somebody else's entries: room for two of the three rules.
+    let capacity = get("OUT_RULES").capacity;
+    let map = Map::LpmTrie(MapData::from_pin(mesh.pin("OUT_RULES")).unwrap());
+    let mut map: LpmTrie<_, OutRuleKey, u32> = map.try_into().unwrap();
+    for number in 0..capacity - 2 {
+        let key = OutRuleKey {
+            proto: 6,
+            _pad: 0,
+            port_be: [0; 2],
+            addr: Addr::from_ip(address(number)),
+        };
+        let key = lpm_trie::Key::new(OUT_RULE_FIXED_BITS + 128, key);
+        map.insert(&key, OUT_DENY, 0).unwrap();
+    }
+    let end = (address(1 << 20), 80);
+    let torn = [services[0].clone().to(&[end.into()])];
+    let rules = [1_u16, 2, 3].map(|port| (VIP4, 32, port, OUT_DENY));
+    let error = mesh.agent().table(&torn, &rules).expect_err("no room");
+    assert!(error.contains("OUT_RULES"), "{error}");
+    assert_eq!(mesh.entries("OUT_RULES"), u64::from(capacity), "torn");
+    mesh.agent().table(&services, &[]).unwrap();
+    assert_eq!(mesh.entries("OUT_RULES"), 0);
+    assert_eq!(before, format!("{:?}", mesh.view().services()));
+    assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
+    mesh.agent().table(&torn, &rules).expect("it fits now");
+    assert_eq!(mesh.entries("OUT_RULES"), 3);
 }
 
 /// Without it: a proxy takes a connection that it can't place, and guesses.

@@ -94,6 +94,8 @@ enum Request {
         closed: bool,
     },
     Live(u32),
+    Failure(u32, bool),
+    Want(Vec<String>),
     Release(u32),
     DropListeners(u32),
     Beat(bool),
@@ -214,6 +216,17 @@ impl Agent {
         self.done(&Request::Live(pod_id))
     }
 
+    /// Changes a workload's failure mode.
+    pub(crate) fn failure(&self, pod_id: u32, closed: bool) {
+        self.done(&Request::Failure(pod_id, closed)).expect("set");
+    }
+
+    /// Names what the model wants.
+    pub(crate) fn want(&self, keys: &[&str]) {
+        let keys = keys.iter().map(ToString::to_string).collect();
+        self.done(&Request::Want(keys)).expect("told");
+    }
+
     pub(crate) fn release(&self, pod_id: u32) {
         self.done(&Request::Release(pod_id))
             .expect("release can't fail");
@@ -316,6 +329,14 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+fn failure(closed: bool) -> Failure {
+    if closed {
+        Failure::Closed
+    } else {
+        Failure::Open
+    }
+}
+
 impl State {
     fn answer(&mut self, request: Request) -> Result<Value, String> {
         if let Request::Start {
@@ -344,11 +365,6 @@ impl State {
         match request {
             Request::Start { .. } => Err("answered above".to_owned()),
             Request::Enrol { key, netns, closed } => {
-                let failure = if closed {
-                    Failure::Closed
-                } else {
-                    Failure::Open
-                };
                 let pid = netns
                     .to_str()
                     .and_then(|text| text.strip_prefix("pid:")?.parse().ok());
@@ -356,7 +372,7 @@ impl State {
                 let wanted = Enrol {
                     key: key.into(),
                     netns,
-                    failure,
+                    failure: failure(closed),
                 };
                 let enrolled = kernel.enrol(&wanted).map_err(text)?;
                 let origins = kernel.origins();
@@ -378,6 +394,14 @@ impl State {
                 Ok(json!(enrolled.pod_id))
             }
             Request::Live(pod_id) => kernel.go_live(pod_id).map(|()| Value::Null).map_err(text),
+            Request::Failure(pod_id, closed) => kernel
+                .set_failure(pod_id, failure(closed))
+                .map(|()| Value::Null)
+                .map_err(text),
+            Request::Want(keys) => {
+                kernel.want(keys.into_iter().map(Arc::from));
+                Ok(Value::Null)
+            }
             Request::Release(pod_id) => {
                 kernel.stop_capture(pod_id);
                 self.stop_loops(pod_id);

@@ -14,7 +14,7 @@ use std::{
 };
 
 use mesh_user::{
-    kernel::{Instance, cleanup::cleanup, view::View},
+    kernel::{Instance, cleanup::cleanup, mounts, view::View},
     testbed::{Pod, Testbed, wait_until},
 };
 
@@ -108,6 +108,14 @@ impl Mesh {
         self.agent()
             .table(&[Service::proxy(vip4()), Service::proxy(vip6())], &[])
             .expect("table");
+    }
+
+    /// Where a map of the instance is pinned.
+    pub(crate) fn pin(&self, map: &str) -> std::path::PathBuf {
+        let bpffs = mounts::bpffs().expect("mountinfo").expect("a bpffs");
+        let root = bpffs.join("mesh").join(self.instance.name());
+        let mut versions = std::fs::read_dir(root).expect("pins").flatten();
+        versions.next().expect("one version").path().join(map)
     }
 
     pub(crate) fn view(&self) -> View {

@@ -83,7 +83,7 @@ fn request(remote: &str, local: &str) -> Request {
         remote_port: 40_000,
         local: addr(local),
         proto: TCP,
-        interface: 7,
+        interface: LOOPBACK,
     }
 }
 
@@ -172,6 +172,25 @@ fn address_of_another_workload_over_lo_is_a_connection_that_leaves() {
             "{request:?}"
         );
     }
+}
+
+/// Without it: a workload that dials an address which another one takes without our knowing (AnyIP,
+/// just added) is given to its own listener inside the other's namespace: no handshake completes.
+#[test]
+fn connection_from_outside_is_never_given_to_its_sources_listener() {
+    let world = fake();
+    for remote in ["10.0.0.1", "fd00::2"] {
+        let request = Request {
+            interface: 7,
+            ..request(remote, "10.96.0.1")
+        };
+        let verdict = decide(&request, &world);
+        assert_eq!(
+            (verdict.pass, verdict.reason, verdict.pod_id),
+            (true, Reason::SteerPassOther, 0)
+        );
+    }
+    assert!(world.tried.borrow().is_empty());
 }
 
 #[test]
