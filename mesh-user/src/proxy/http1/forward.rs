@@ -161,7 +161,9 @@ impl Session {
                 }
                 Turn::Refuse(reject) => {
                     sending.drop_ready(&mut self.buf);
-                    let close = !(sending.is_taken() || self.drop_body(&mut sending.body));
+                    // After a broken body nobody knows where the next request begins.
+                    let close = reject == Reject::BadRequest
+                        || !(sending.is_taken() || self.drop_body(&mut sending.body));
                     return self
                         .refuse(&mut log, Some(&request), reject, &verdict, close)
                         .await;
