@@ -625,3 +625,57 @@ fn endpoint_that_says_goaway_gets_no_new_streams() {
         "each connection served about one stream"
     );
 }
+
+/// Ejects at the first failure, whatever the share.
+fn touchy(policy: &mut mesh_user::model::Policy) {
+    policy.ejection = Some(mesh_user::model::EjectionPolicy {
+        consecutive_5xx: 1,
+        max_percent: 100,
+        ..Default::default()
+    });
+}
+
+#[test]
+fn upload_that_stalls_is_the_clients_fault() {
+    let plan = one(Protocol::Http2, echo()).policy(touchy);
+    let mesh = Mesh::with(plan, 1, |limits| {
+        limits.body_timeout = Duration::from_millis(200);
+    });
+    // An endpoint that has answered, and one that waits for the body.
+    let silent = server(
+        |_| {},
+        |_, mut respond, _| async move {
+            let _why = poll_fn(|cx| respond.poll_reset(cx)).await;
+        },
+    );
+    let waiting = Mesh::with(one(Protocol::Http2, silent).policy(touchy), 1, |limits| {
+        limits.body_timeout = Duration::from_millis(200);
+    });
+    block(async {
+        let mut sender = client(waiting.address).await;
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
+        out.send_data(Bytes::from_static(b"part"), false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 408);
+        assert_eq!(response.headers()["x-mesh-reject"], "body_timeout");
+        let mut sender = client(mesh.address).await;
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
+        out.send_data(Bytes::from_static(b"part"), false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        collect(response.into_body()).await.unwrap_err();
+    });
+    eventually("the record", || mesh.records("request").len() == 1);
+    for mesh in [&waiting, &mesh] {
+        let snapshot = mesh.snapshot();
+        let endpoints = snapshot.versions.iter().flat_map(|v| &v.endpoints);
+        for endpoint in endpoints {
+            assert_eq!(endpoint.live.recorded().1, 0, "no failure of the endpoint");
+            assert!(endpoint.live.is_eligible());
+        }
+    }
+}

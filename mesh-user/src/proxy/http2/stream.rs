@@ -340,6 +340,16 @@ impl Stream {
                 retry_after(version, attempts, method, failure, whole, core)
                     .map_or(Turn::Refuse(Reject::UpstreamReset), Turn::Again)
             }
+            End::BodyTimeout => {
+                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                exchange.sink.send_reset(Reason::CANCEL);
+                if let Some(answer) = &mut exchange.answer {
+                    answer.sink.send_reset(Reason::CANCEL);
+                    self.log.reject = Some(Reject::BodyTimeout);
+                    return Turn::Done;
+                }
+                Turn::Refuse(Reject::BodyTimeout)
+            }
             End::RequestTimeout | End::TryTimeout | End::Still => {
                 record(outcome.unwrap_or(Outcome::Timeout), ended);
                 attempts.tried.push(endpoint.id);
