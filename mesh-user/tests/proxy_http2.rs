@@ -679,3 +679,60 @@ fn upload_that_stalls_is_the_clients_fault() {
         }
     }
 }
+
+#[test]
+fn idle_connection_yields_to_a_stream_for_another_endpoint() {
+    let plan = one(Protocol::Http2, held()).endpoint(held(), "v1");
+    let plan = plan.breaker(|breaker| breaker.max_connections = 1);
+    let mesh = Mesh::start(plan);
+    block(async {
+        let mut sender = client(mesh.address).await;
+        let mut first = None;
+        let mut rest = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (response, out) = sender
+                .send_request(request("/").body(()).unwrap(), false)
+                .unwrap();
+            if first.is_none() {
+                assert_eq!(response.await.unwrap().status(), 200);
+                first = Some(out);
+            } else {
+                rest.spawn(async move {
+                    let mut out = out;
+                    out.send_data(Bytes::new(), true).unwrap();
+                    let response = response.await.unwrap();
+                    assert_eq!(response.status(), 200);
+                    collect(response.into_body()).await.unwrap();
+                });
+            }
+            sender = sender.ready().await.unwrap();
+        }
+        while gauges(&mesh).pending == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        first.unwrap().send_data(Bytes::new(), true).unwrap();
+        while let Some(done) = rest.join_next().await {
+            done.unwrap();
+        }
+    });
+}
+
+/// Answers at once, and ends the answer when the request ends.
+fn held() -> SocketAddr {
+    server(
+        |_| {},
+        |request, mut respond, _| async move {
+            let mut out = respond.send_response(Response::new(()), false).unwrap();
+            let _ = collect(request.into_body()).await;
+            let _ = out.send_data(Bytes::new(), true);
+        },
+    )
+}
+
+fn gauges(mesh: &Mesh) -> mesh_user::policy::breaker::Gauges {
+    let snapshot = mesh.snapshot();
+    let gauges = snapshot.versions.iter().map(|v| v.breaker.gauges());
+    gauges
+        .max_by_key(|gauges| gauges.pending)
+        .unwrap_or_default()
+}
