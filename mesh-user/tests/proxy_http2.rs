@@ -681,6 +681,54 @@ fn upload_that_stalls_is_the_clients_fault() {
 }
 
 #[test]
+fn trailers_of_a_request_are_sent_again() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&count);
+    let up = server(
+        |_| {},
+        move |request, mut respond, _| {
+            let first = seen.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                let (_, trailers) = collect(request.into_body()).await.unwrap();
+                if first {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                    return;
+                }
+                let sum = trailers.map(|trailers| trailers["x-sum"].clone());
+                let sum = sum.unwrap_or(http::HeaderValue::from_static("none"));
+                let response = Response::builder().header("seen-sum", sum);
+                let _ = respond.send_response(response.body(()).unwrap(), true);
+            }
+        },
+    );
+    let plan = one(Protocol::Http2, up).policy(|policy| {
+        policy.retries = Some(RetryPolicy {
+            attempts: 1,
+            per_try: None,
+            on: Vec::new(),
+            statuses: Vec::new(),
+            non_idempotent: false,
+            backoff: Duration::from_millis(1),
+        });
+    });
+    let mesh = Mesh::start(plan);
+    block(async {
+        let mut sender = client(mesh.address).await;
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
+        out.send_data(Bytes::from_static(b"data"), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "7".parse().unwrap());
+        out.send_trailers(trailers).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["seen-sum"], "7");
+    });
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+}
+
+#[test]
 fn idle_connection_yields_to_a_stream_for_another_endpoint() {
     let plan = one(Protocol::Http2, held()).endpoint(held(), "v1");
     let plan = plan.breaker(|breaker| breaker.max_connections = 1);
