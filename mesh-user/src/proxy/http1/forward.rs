@@ -42,6 +42,8 @@ struct Course<'a> {
     at: VersionIx,
     version: &'a VersionPlan,
     request: &'a Request,
+    /// When the request's head was complete.
+    complete: MonoNanos,
     /// `RateLimit` lines for the answer.
     extra: &'a [u8],
 }
@@ -123,6 +125,7 @@ impl Session {
     pub(super) async fn forward(&mut self, going: Going, mut log: RequestLog) -> Next {
         let Going {
             request,
+            complete,
             plan,
             verdict,
         } = going;
@@ -143,9 +146,10 @@ impl Session {
             at: plan.version,
             version,
             request: &request,
+            complete,
             extra: &extra,
         };
-        let mut sending = Sending::new(request.body, keep_max, log.started);
+        let mut sending = Sending::new(request.body, keep_max, complete);
         let mut attempts = Attempts::default();
         loop {
             let turn = self
@@ -238,15 +242,14 @@ impl Session {
     ) -> Turn {
         let version = course.version;
         let now = if attempts.count == 0 {
-            log.started
+            course.complete
         } else {
             clock::now()
         };
         attempts.count += 1;
-        let until = deadline(
-            sending.complete.unwrap_or(log.started),
-            version.request_timeout,
-        );
+        // The time of a request whose body is still to come has not begun: the span then bounds
+        // only the wait for a connection.
+        let until = deadline(sending.complete.unwrap_or(now), version.request_timeout);
         if now >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }

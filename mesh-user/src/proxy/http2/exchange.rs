@@ -203,7 +203,11 @@ impl Exchange {
         }
         let request = stream.until(spans.request);
         let per_try = if self.answer.is_none() && self.request.done {
-            deadline(spans.started, spans.per_try)
+            // The endpoint's time begins when it has the whole request.
+            let from = stream
+                .complete
+                .map_or(spans.started, |at| at.max(spans.started));
+            deadline(from, spans.per_try)
         } else {
             NEVER
         };
