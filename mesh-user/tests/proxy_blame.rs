@@ -1,4 +1,4 @@
-//! What an endpoint answers for, and what it does not: time-outs.
+//! What an endpoint answers for, and what it does not: time-outs, probes after an ejection.
 
 mod proxy_support;
 
@@ -10,8 +10,12 @@ use std::{
 };
 
 use mesh_user::{
-    model::{Protocol, RetryPolicy, TimeoutPolicy},
-    policy::snapshot::EndpointState,
+    clock,
+    model::{EjectionPolicy, Policy, Protocol, RetryPolicy, TimeoutPolicy},
+    policy::{
+        ejection::Standing,
+        snapshot::{EndpointState, Outcome},
+    },
 };
 use proxy_support::*;
 
@@ -63,4 +67,65 @@ fn head_that_comes_slowly_takes_nothing_from_the_endpoints_time() {
     eventually("the record of each", || {
         only(&mesh).live.recorded() == (3, 0)
     });
+}
+
+/// Ejects at the 3rd failure, for a moment, and asks with a probe whether it is over.
+fn probing(policy: &mut Policy) {
+    policy.ejection = Some(EjectionPolicy {
+        consecutive_5xx: 3,
+        consecutive_gateway: 0,
+        consecutive_local_origin: 0,
+        interval: Duration::from_secs(1),
+        base: Duration::from_millis(1),
+        max: Duration::from_secs(1),
+        max_percent: 100,
+        probe: true,
+    });
+}
+
+/// Ejects the endpoint and sweeps until it asks for its probe.
+fn probe_due(mesh: &Mesh) -> Arc<EndpointState> {
+    let (snapshot, endpoint) = (mesh.snapshot(), only(mesh));
+    for version in 0..snapshot.versions.len() {
+        let plan = &snapshot.versions[version];
+        if plan.endpoints.iter().any(|member| member.id == endpoint.id) {
+            let version = mesh_user::policy::VersionIx(version as u32);
+            for _ in 0..3 {
+                snapshot.record(version, &endpoint, Outcome::Status(500), clock::now());
+            }
+            break;
+        }
+    }
+    assert!(!endpoint.live.is_eligible());
+    eventually("its return", || {
+        snapshot.sweep(clock::now().after(Duration::from_secs(60)));
+        endpoint.live.standing() == Standing::Probing
+    });
+    endpoint
+}
+
+#[test]
+fn probe_that_can_not_connect_ejects_again() {
+    for protocol in [Protocol::Http, Protocol::Tcp] {
+        let mesh = Mesh::start(one(protocol, nobody()).policy(probing));
+        let endpoint = probe_due(&mesh);
+        let mut client = Reader::new(mesh.connect());
+        client.send(GET);
+        client.all();
+        assert_eq!(endpoint.live.ejections().0, 2, "{protocol:?}");
+    }
+}
+
+#[test]
+fn probe_that_is_cut_off_ejects_again() {
+    let up = endpoint(|stream| {
+        let mut reader = Reader::new(stream);
+        let _request = reader.message();
+        reset(reader.stream);
+    });
+    let mesh = Mesh::start(one(Protocol::Http, up).policy(probing));
+    let endpoint = probe_due(&mesh);
+    let answer = Reader::new(mesh.connect()).send(GET).message().unwrap();
+    assert!(answer.status() >= 500);
+    assert_eq!(endpoint.live.ejections().0, 2);
 }

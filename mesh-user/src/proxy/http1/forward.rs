@@ -269,7 +269,7 @@ impl Session {
             Ok(upstream) => upstream,
             Err(None) => return Turn::gone(log),
             Err(Some(failed)) => {
-                drop(chosen.permit);
+                // The permit, which may be that of a probe, outlives the record.
                 let refuse = Turn::Refuse(failed.reject());
                 let Some(outcome) = failed.outcome() else {
                     return refuse;
@@ -384,10 +384,13 @@ impl Session {
             }
             failed => {
                 let reused = upstream.reused;
-                drop((upstream, permit));
-                settle(
+                drop(upstream);
+                let turn = settle(
                     course, endpoint, failed, outlook, reused, sending, attempts, log,
-                )
+                );
+                // After the record: a probe without a verdict is due again.
+                drop(permit);
+                turn
             }
         }
     }
@@ -417,7 +420,7 @@ impl Session {
     }
 }
 
-/// Records an attempt that failed, and says what follows. Its connection and permit are gone.
+/// Records an attempt that failed, and says what follows. Its connection is gone.
 #[expect(
     clippy::too_many_arguments,
     reason = "the end of an attempt, each for its own use"

@@ -235,7 +235,7 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         self.log.endpoint = Some(endpoint.address);
-        let permit = match version.breaker.request(&endpoint) {
+        let _permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),
         };
@@ -247,7 +247,7 @@ impl Stream {
             Ok(opened) => opened,
             Err(None) => return Turn::Refuse(Reject::DownstreamClosed),
             Err(Some(failed)) => {
-                drop(permit);
+                // The permit, which may be that of a probe, outlives the record.
                 let Some(outcome) = failed.outcome() else {
                     return Turn::Refuse(failed.reject());
                 };
