@@ -251,3 +251,31 @@ fn answers_of_the_table_are_handled_as_it_says() {
         failures.join("\n")
     );
 }
+
+#[test]
+fn chunks_that_break_after_their_end_hide_no_request() {
+    let seen = Arc::new(Mutex::new(Vec::<u8>::new()));
+    let kept = Arc::clone(&seen);
+    let up = endpoint(move |stream| {
+        let mut reader = Reader::new(stream);
+        while reader.more().unwrap_or(false) {
+            kept.lock().unwrap().append(&mut reader.rest);
+        }
+    });
+    let mesh = Mesh::start(Plan::new(Protocol::Http).endpoint(up, "v1"));
+    let mut client = Reader::new(mesh.connect());
+    let data = "\r\nGET /evil HTTP/1.1\r\nhost: a\r\n\r\n";
+    client.send(format!(
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
+        data.len()
+    ));
+    // The size line is taken in before the rest comes.
+    eventually("the first segment", || {
+        seen.lock().unwrap().ends_with(b"\r\n\r\n21\r\n")
+    });
+    client.send(format!("{data}\r\n0\r\n "));
+    assert_eq!(client.message().unwrap().status(), 400);
+    assert!(client.is_closed(), "what follows is no request");
+    eventually("the record", || mesh.records("connection").len() == 1);
+    assert_eq!(mesh.records("request").len(), 1);
+}

@@ -716,3 +716,162 @@ fn max_requests_counts_streams() {
         }
     });
 }
+
+/// Ejects at the first failure, whatever the share.
+fn touchy(policy: &mut mesh_user::model::Policy) {
+    policy.ejection = Some(mesh_user::model::EjectionPolicy {
+        consecutive_5xx: 1,
+        max_percent: 100,
+        ..Default::default()
+    });
+}
+
+#[test]
+fn upload_that_stalls_is_the_clients_fault() {
+    let plan = one(Protocol::Http2, echo()).policy(touchy);
+    let mesh = Mesh::with(plan, 1, |limits| {
+        limits.body_timeout = Duration::from_millis(200);
+    });
+    // An endpoint that has answered, and one that waits for the body.
+    let silent = server(
+        |_| {},
+        |_, mut respond, _| async move {
+            let _why = poll_fn(|cx| respond.poll_reset(cx)).await;
+        },
+    );
+    let waiting = Mesh::with(one(Protocol::Http2, silent).policy(touchy), 1, |limits| {
+        limits.body_timeout = Duration::from_millis(200);
+    });
+    block(async {
+        let mut sender = client(waiting.address).await;
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
+        out.send_data(Bytes::from_static(b"part"), false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 408);
+        assert_eq!(response.headers()["x-mesh-reject"], "body_timeout");
+        let mut sender = client(mesh.address).await;
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
+        out.send_data(Bytes::from_static(b"part"), false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        collect(response.into_body()).await.unwrap_err();
+    });
+    eventually("the record", || mesh.records("request").len() == 1);
+    for mesh in [&waiting, &mesh] {
+        let snapshot = mesh.snapshot();
+        let endpoints = snapshot.versions.iter().flat_map(|v| &v.endpoints);
+        for endpoint in endpoints {
+            assert_eq!(endpoint.live.recorded().1, 0, "no failure of the endpoint");
+            assert!(endpoint.live.is_eligible());
+        }
+    }
+}
+
+#[test]
+fn trailers_of_a_request_are_sent_again() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&count);
+    let up = server(
+        |_| {},
+        move |request, mut respond, _| {
+            let first = seen.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                let (_, trailers) = collect(request.into_body()).await.unwrap();
+                if first {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                    return;
+                }
+                let sum = trailers.map(|trailers| trailers["x-sum"].clone());
+                let sum = sum.unwrap_or(http::HeaderValue::from_static("none"));
+                let response = Response::builder().header("seen-sum", sum);
+                let _ = respond.send_response(response.body(()).unwrap(), true);
+            }
+        },
+    );
+    let plan = one(Protocol::Http2, up).policy(|policy| {
+        policy.retries = Some(RetryPolicy {
+            attempts: 1,
+            per_try: None,
+            on: Vec::new(),
+            statuses: Vec::new(),
+            non_idempotent: false,
+            backoff: Duration::from_millis(1),
+        });
+    });
+    let mesh = Mesh::start(plan);
+    block(async {
+        let mut sender = client(mesh.address).await;
+        let (response, mut out) = sender
+            .send_request(request("/").body(()).unwrap(), false)
+            .unwrap();
+        out.send_data(Bytes::from_static(b"data"), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "7".parse().unwrap());
+        out.send_trailers(trailers).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["seen-sum"], "7");
+    });
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn idle_connection_yields_to_a_stream_for_another_endpoint() {
+    let plan = one(Protocol::Http2, held()).endpoint(held(), "v1");
+    let plan = plan.breaker(|breaker| breaker.max_connections = 1);
+    let mesh = Mesh::start(plan);
+    block(async {
+        let mut sender = client(mesh.address).await;
+        let mut first = None;
+        let mut rest = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (response, out) = sender
+                .send_request(request("/").body(()).unwrap(), false)
+                .unwrap();
+            if first.is_none() {
+                assert_eq!(response.await.unwrap().status(), 200);
+                first = Some(out);
+            } else {
+                rest.spawn(async move {
+                    let mut out = out;
+                    out.send_data(Bytes::new(), true).unwrap();
+                    let response = response.await.unwrap();
+                    assert_eq!(response.status(), 200);
+                    collect(response.into_body()).await.unwrap();
+                });
+            }
+            sender = sender.ready().await.unwrap();
+        }
+        while gauges(&mesh).pending == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        first.unwrap().send_data(Bytes::new(), true).unwrap();
+        while let Some(done) = rest.join_next().await {
+            done.unwrap();
+        }
+    });
+}
+
+/// Answers at once, and ends the answer when the request ends.
+fn held() -> SocketAddr {
+    server(
+        |_| {},
+        |request, mut respond, _| async move {
+            let mut out = respond.send_response(Response::new(()), false).unwrap();
+            let _ = collect(request.into_body()).await;
+            let _ = out.send_data(Bytes::new(), true);
+        },
+    )
+}
+
+fn gauges(mesh: &Mesh) -> mesh_user::policy::breaker::Gauges {
+    let snapshot = mesh.snapshot();
+    let gauges = snapshot.versions.iter().map(|v| v.breaker.gauges());
+    gauges
+        .max_by_key(|gauges| gauges.pending)
+        .unwrap_or_default()
+}

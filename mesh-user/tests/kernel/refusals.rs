@@ -526,7 +526,7 @@ fn table_that_failed_half_way_is_taken_back_by_the_next_one() {
     for number in 0..capacity - 2 {
         let key = OutRuleKey {
             proto: 6,
-            _pad: 0,
+            family: 4,
             port_be: [0; 2],
             addr: Addr::from_ip(address(number)),
         };

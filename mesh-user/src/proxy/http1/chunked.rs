@@ -48,6 +48,9 @@ enum At {
     /// The line feed that ends the message.
     EndLf,
     Done,
+    /// For good: a byte that broke the framing was not taken, and who offers it again must not
+    /// find a way on from where the good bytes before it had led.
+    Broken,
 }
 
 /// The state of one chunked body.
@@ -107,7 +110,10 @@ impl Chunked {
                     return Ok(step);
                 }
             } else {
-                self.framing(input[at])?;
+                if let Err(malformed) = self.framing(input[at]) {
+                    self.at = At::Broken;
+                    return Err(malformed);
+                }
                 at += 1;
                 if self.data_only {
                     step.skip += 1
@@ -217,6 +223,17 @@ mod tests {
             let (out, end) = run(GOOD, piece, true).unwrap();
             assert_eq!(end, Some(GOOD.len() - 5), "{piece}");
             assert_eq!(out, b"hello0123456789", "{piece}");
+        }
+    }
+
+    #[test]
+    fn chunked_once_broken_stays_broken() {
+        let mut chunked = Chunked::new(false);
+        chunked.step(b"2\r\n").unwrap();
+        let rest = b"\r\n\r\n0\r\n ";
+        for _ in 0..3 {
+            assert_eq!(chunked.step(rest), Err(Malformed));
+            assert!(!chunked.is_done());
         }
     }
 

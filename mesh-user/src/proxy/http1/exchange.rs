@@ -467,7 +467,11 @@ impl<'a> Exchange<'a> {
             .complete
             .map_or(NEVER, |complete| deadline(complete, self.spans.request));
         let per_try = if self.response.is_none() && self.request_done {
-            deadline(self.started, self.spans.per_try)
+            // The endpoint's time begins when it has the whole request.
+            let from = sending
+                .complete
+                .map_or(self.started, |at| at.max(self.started));
+            deadline(from, self.spans.per_try)
         } else {
             NEVER
         };

@@ -42,6 +42,8 @@ struct Course<'a> {
     at: VersionIx,
     version: &'a VersionPlan,
     request: &'a Request,
+    /// When the request's head was complete.
+    complete: MonoNanos,
     /// `RateLimit` lines for the answer.
     extra: &'a [u8],
 }
@@ -123,6 +125,7 @@ impl Session {
     pub(super) async fn forward(&mut self, going: Going, mut log: RequestLog) -> Next {
         let Going {
             request,
+            complete,
             plan,
             verdict,
         } = going;
@@ -143,9 +146,10 @@ impl Session {
             at: plan.version,
             version,
             request: &request,
+            complete,
             extra: &extra,
         };
-        let mut sending = Sending::new(request.body, keep_max, log.started);
+        let mut sending = Sending::new(request.body, keep_max, complete);
         let mut attempts = Attempts::default();
         loop {
             let turn = self
@@ -161,7 +165,9 @@ impl Session {
                 }
                 Turn::Refuse(reject) => {
                     sending.drop_ready(&mut self.buf);
-                    let close = !(sending.is_taken() || self.drop_body(&mut sending.body));
+                    // After a broken body nobody knows where the next request begins.
+                    let close = reject == Reject::BadRequest
+                        || !(sending.is_taken() || self.drop_body(&mut sending.body));
                     return self
                         .refuse(&mut log, Some(&request), reject, &verdict, close)
                         .await;
@@ -236,15 +242,14 @@ impl Session {
     ) -> Turn {
         let version = course.version;
         let now = if attempts.count == 0 {
-            log.started
+            course.complete
         } else {
             clock::now()
         };
         attempts.count += 1;
-        let until = deadline(
-            sending.complete.unwrap_or(log.started),
-            version.request_timeout,
-        );
+        // The time of a request whose body is still to come has not begun: the span then bounds
+        // only the wait for a connection.
+        let until = deadline(sending.complete.unwrap_or(now), version.request_timeout);
         if now >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
@@ -264,7 +269,7 @@ impl Session {
             Ok(upstream) => upstream,
             Err(None) => return Turn::gone(log),
             Err(Some(failed)) => {
-                drop(chosen.permit);
+                // The permit, which may be that of a probe, outlives the record.
                 let refuse = Turn::Refuse(failed.reject());
                 let Some(outcome) = failed.outcome() else {
                     return refuse;
@@ -379,10 +384,13 @@ impl Session {
             }
             failed => {
                 let reused = upstream.reused;
-                drop((upstream, permit));
-                settle(
+                drop(upstream);
+                let turn = settle(
                     course, endpoint, failed, outlook, reused, sending, attempts, log,
-                )
+                );
+                // After the record: a probe without a verdict is due again.
+                drop(permit);
+                turn
             }
         }
     }
@@ -412,7 +420,7 @@ impl Session {
     }
 }
 
-/// Records an attempt that failed, and says what follows. Its connection and permit are gone.
+/// Records an attempt that failed, and says what follows. Its connection is gone.
 #[expect(
     clippy::too_many_arguments,
     reason = "the end of an attempt, each for its own use"

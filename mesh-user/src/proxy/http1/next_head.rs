@@ -31,6 +31,17 @@ pub(super) enum NoHead {
     Refused(Reject, MonoNanos),
 }
 
+/// A request head that stands at the front of the buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    /// Its length.
+    pub(super) length: usize,
+    /// When its first byte was seen: for the log.
+    pub(super) began: MonoNanos,
+    /// When its last byte was: time-outs of the request count from here.
+    pub(super) complete: MonoNanos,
+}
+
 /// Reads up to the end of the next head.
 #[derive(Debug)]
 pub(super) struct NextHead {
@@ -54,7 +65,7 @@ impl NextHead {
         }
     }
 
-    /// The head's length and when it began.
+    /// The head, once all of it is there.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -62,7 +73,7 @@ impl NextHead {
         stream: &mut TcpStream,
         buf: &mut Buf,
         timer: &mut Timer,
-    ) -> Poll<Result<(usize, MonoNanos), NoHead>> {
+    ) -> Poll<Result<Head, NoHead>> {
         let limits = conn.core.limits();
         let line_max = limits.target_bytes_max + LINE_REST_BYTES_MAX;
         loop {
@@ -72,6 +83,8 @@ impl NextHead {
             }
             let undecided = self.may_skip && buf.bytes() == b"\r";
             if !buf.is_empty() && !undecided {
+                // The clock is read again only for a head that took more than one read.
+                let earlier = self.began;
                 let began = *self.began.get_or_insert_with(clock::now);
                 conn.idle.set(false);
                 match if self.first {
@@ -87,7 +100,13 @@ impl NextHead {
                             .scan
                             .advance(buf.bytes(), limits.head_bytes_max, line_max)
                         {
-                            Ok(Some(length)) => return Poll::Ready(Ok((length, began))),
+                            Ok(Some(length)) => {
+                                return Poll::Ready(Ok(Head {
+                                    length,
+                                    began,
+                                    complete: earlier.map_or(began, |_| clock::now()),
+                                }));
+                            }
                             Ok(None) => {}
                             Err(reject) => {
                                 return Poll::Ready(Err(NoHead::Refused(reject, began)));

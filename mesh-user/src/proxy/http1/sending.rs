@@ -22,14 +22,15 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// `keep_max`: how many body bytes are kept for another attempt.
-    pub(super) fn new(body: Body, keep_max: usize, started: MonoNanos) -> Self {
+    /// `keep_max`: how many body bytes are kept for another attempt. `head`: when the head was
+    /// complete.
+    pub(super) fn new(body: Body, keep_max: usize, head: MonoNanos) -> Self {
         Self {
             ready: 0,
             kept: Vec::new(),
             replayable: true,
             keep_max,
-            complete: body.is_done().then_some(started),
+            complete: body.is_done().then_some(head),
             bytes: 0,
             body,
         }

@@ -8,7 +8,7 @@ use super::{
     answer::{self, After},
     body::Body,
     fields::Fields,
-    next_head::{NextHead, NoHead},
+    next_head::{Head, NextHead, NoHead},
     request::{self, Request},
 };
 use crate::{
@@ -88,6 +88,8 @@ pub(in crate::proxy) async fn serve(
 #[derive(Debug)]
 pub(super) struct Going {
     pub(super) request: Request,
+    /// When its head was complete.
+    pub(super) complete: MonoNanos,
     pub(super) plan: Plan,
     pub(super) verdict: Verdict,
 }
@@ -102,11 +104,11 @@ enum Decision {
 }
 
 impl Session {
-    async fn run(&mut self, first: Result<(usize, MonoNanos), NoHead>) -> Next {
+    async fn run(&mut self, first: Result<Head, NoHead>) -> Next {
         let mut head = first;
         loop {
             let next = match head {
-                Ok((length, began)) => self.request(length, began).await,
+                Ok(head) => self.request(head).await,
                 Err(NoHead::Refused(reject, began)) => self.refuse_head(reject, began).await,
                 Err(NoHead::Closed | NoHead::Http2) => Next::Gone,
             };
@@ -233,7 +235,10 @@ impl Session {
     }
 
     /// Reads, checks, decides: everything that needs the head as it came.
-    fn decide(&mut self, length: usize, log: &mut RequestLog) -> Decision {
+    fn decide(&mut self, head: Head, log: &mut RequestLog) -> Decision {
+        let Head {
+            length, complete, ..
+        } = head;
         let conn = &self.conn;
         let core = &conn.core;
         let decision = request::parse(&self.buf.bytes()[..length], &core.limits(), |parsed| {
@@ -250,10 +255,11 @@ impl Session {
             }
             let fields = Fields(parsed.fields);
             let view = parsed.view(&fields, &destination);
-            let admitted = attempt::admit(conn, &log.snapshot, &self.place, &view, log.started);
+            let admitted = attempt::admit(conn, &log.snapshot, &self.place, &view, complete);
             Ok(match admitted {
                 Ok(Admitted { plan, verdict }) => Decision::Forward(Going {
                     request,
+                    complete,
                     plan,
                     verdict,
                 }),
@@ -274,9 +280,9 @@ impl Session {
         })
     }
 
-    async fn request(&mut self, length: usize, began: MonoNanos) -> Next {
-        let mut log = self.request_log(began);
-        match self.decide(length, &mut log) {
+    async fn request(&mut self, head: Head) -> Next {
+        let mut log = self.request_log(head.began);
+        match self.decide(head, &mut log) {
             Decision::Forward(going) => self.forward(going, log).await,
             Decision::LastHop(request) => {
                 let open = request.keep_alive && self.takes_rest(&request);

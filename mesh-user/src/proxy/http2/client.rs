@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     rc::Rc,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -17,7 +18,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 use super::{settings, wire::Wire};
 use crate::{
     clock::{self, MonoNanos},
-    policy::Reject,
+    policy::{Reject, breaker::Breaker},
     proxy::{
         accept::guarded,
         buffer::Buf,
@@ -39,6 +40,8 @@ struct Shared {
     /// It takes no new streams: the peer said so, or it broke.
     closing: Cell<bool>,
     idle_since: Cell<MonoNanos>,
+    /// Counts it.
+    breaker: Arc<Breaker>,
     driver: RefCell<Option<AbortHandle>>,
 }
 
@@ -89,7 +92,8 @@ impl Drop for Lease {
         self.shared.streams.set(streams);
         if streams == 0 {
             self.shared.idle_since.set(clock::now());
-            if self.shared.closing.get() {
+            // As with HTTP/1: nothing is kept idle while somebody waits for its permit.
+            if self.shared.closing.get() || self.shared.breaker.has_waiters() {
                 self.shared.cut();
             }
         }
@@ -322,6 +326,7 @@ async fn connect(
         streams: Cell::new(0),
         closing: Cell::new(false),
         idle_since: Cell::new(clock::now()),
+        breaker: Arc::clone(target.breaker),
         driver: RefCell::new(None),
     });
     let driven = {

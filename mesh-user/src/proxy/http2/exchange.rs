@@ -35,6 +35,9 @@ pub(super) enum End {
     },
     RequestTimeout,
     TryTimeout,
+    /// Nothing moved, and it is the client's turn: to send, or to take the answer.
+    BodyTimeout,
+    /// Nothing moved, and it is the endpoint's turn.
     Still,
 }
 
@@ -200,19 +203,24 @@ impl Exchange {
         }
         let request = stream.until(spans.request);
         let per_try = if self.answer.is_none() && self.request.done {
-            deadline(spans.started, spans.per_try)
+            // The endpoint's time begins when it has the whole request.
+            let from = stream
+                .complete
+                .map_or(spans.started, |at| at.max(spans.started));
+            deadline(from, spans.per_try)
         } else {
             NEVER
         };
+        // What the endpoint no longer takes, the client no longer owes.
+        let sends = self.request_broken.is_none() && self.request.waits_for_source;
+        let takes = self
+            .answer
+            .as_ref()
+            .is_some_and(|answer| !answer.flow.waits_for_source);
+        let owed = sends || takes;
         // A gRPC stream may be silent for as long as its client likes; of any other request the
         // body has to come.
-        let owed = !stream.grpc
-            && (self.request.waits_for_source
-                || self
-                    .answer
-                    .as_ref()
-                    .is_some_and(|answer| !answer.flow.waits_for_source));
-        let span = if owed {
+        let span = if owed && !stream.grpc {
             stream.conn.core.limits().body_timeout
         } else {
             spans.idle
@@ -224,6 +232,8 @@ impl Exchange {
                 End::RequestTimeout
             } else if first == per_try {
                 End::TryTimeout
+            } else if owed {
+                End::BodyTimeout
             } else {
                 End::Still
             }

@@ -178,7 +178,10 @@ impl Flow {
         let part = self.chunk.split_to(room.min(self.chunk.len()));
         let count = part.len();
         // The last data carries the end, unless trailers do.
-        let last = self.chunk.is_empty() && self.replayed == self.kept && source.is_end_stream();
+        let last = self.chunk.is_empty()
+            && self.replayed == self.kept
+            && self.trailers.is_none()
+            && source.is_end_stream();
         sink.send_data(part, last).map_err(|error| gone(&error))?;
         self.moved = true;
         self.bytes += count as u64;

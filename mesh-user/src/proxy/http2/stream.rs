@@ -235,7 +235,7 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         self.log.endpoint = Some(endpoint.address);
-        let permit = match version.breaker.request(&endpoint) {
+        let _permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),
         };
@@ -247,7 +247,7 @@ impl Stream {
             Ok(opened) => opened,
             Err(None) => return Turn::Refuse(Reject::DownstreamClosed),
             Err(Some(failed)) => {
-                drop(permit);
+                // The permit, which may be that of a probe, outlives the record.
                 let Some(outcome) = failed.outcome() else {
                     return Turn::Refuse(failed.reject());
                 };
@@ -339,6 +339,16 @@ impl Stream {
                 let whole = self.kept.whole;
                 retry_after(version, attempts, method, failure, whole, core)
                     .map_or(Turn::Refuse(Reject::UpstreamReset), Turn::Again)
+            }
+            End::BodyTimeout => {
+                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                exchange.sink.send_reset(Reason::CANCEL);
+                if let Some(answer) = &mut exchange.answer {
+                    answer.sink.send_reset(Reason::CANCEL);
+                    self.log.reject = Some(Reject::BodyTimeout);
+                    return Turn::Done;
+                }
+                Turn::Refuse(Reject::BodyTimeout)
             }
             End::RequestTimeout | End::TryTimeout | End::Still => {
                 record(outcome.unwrap_or(Outcome::Timeout), ended);
