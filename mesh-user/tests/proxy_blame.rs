@@ -2,12 +2,7 @@
 
 mod proxy_support;
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use mesh_user::{
     clock,

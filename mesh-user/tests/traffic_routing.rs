@@ -362,11 +362,18 @@ fn settings_that_wait_for_a_restart_are_said() {
     let scene = start("t-waits", SPLIT);
     let changed = scene
         .config_with(SPLIT.replace("90", "50").replace("10", "50").as_str())
-        .replace("agent:\n", "agent:\n  unknown-netns: refuse\n  workers: 1\n");
+        .replace(
+            "agent:\n",
+            "agent:\n  unknown-netns: refuse\n  workers: 1\n",
+        );
     scene.put_in_force(&changed).unwrap();
     let told = scene.status().unwrap().restart_needed;
     assert_eq!(told, ["agent.workers", "agent.unknown-netns"]);
     let answers = scene.ask(&scene.client, &["--count", "100"]).unwrap();
-    assert_eq!(answers.version("v2"), 50, "the rest of the file is in force");
+    assert_eq!(
+        answers.version("v2"),
+        50,
+        "the rest of the file is in force"
+    );
     scene.tear_down().unwrap();
 }

@@ -132,9 +132,7 @@ pub fn answer(
         None => snapshot.port_named(&host.to_ascii_lowercase(), question.port),
     };
     let destination = address.or_else(|| first_address(snapshot, port?));
-    if let Some(rule) =
-        destination.and_then(|ip| snapshot.model.outbound_rule(ip, question.port))
-    {
+    if let Some(rule) = destination.and_then(|ip| snapshot.model.outbound_rule(ip, question.port)) {
         return Ok(Answer::Rule {
             asked: authority(question, address),
             range: rule.cidr.to_string(),

@@ -407,7 +407,10 @@ fn with_narrower_ranges_under_each_port(mut rules: Vec<OutboundEntry>) -> Vec<Ou
     };
     let mut more = Vec::new();
     for outer in rules.iter().filter(|rule| rule.2 != 0) {
-        for inner in rules.iter().filter(|rule| rule.2 == 0 && inside(rule, outer)) {
+        for inner in rules
+            .iter()
+            .filter(|rule| rule.2 == 0 && inside(rule, outer))
+        {
             let entry = (inner.0, inner.1, outer.2, inner.3);
             let given = rules
                 .iter()

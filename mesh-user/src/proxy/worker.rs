@@ -312,11 +312,7 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
 }
 
 /// Drains, and still lets go of workloads that disappear meanwhile.
-async fn drain(
-    core: &Rc<Core>,
-    limit: Duration,
-    orders: &mut UnboundedReceiver<Order>,
-) -> usize {
+async fn drain(core: &Rc<Core>, limit: Duration, orders: &mut UnboundedReceiver<Order>) -> usize {
     let releases = async {
         while let Some(order) = orders.recv().await {
             if let Order::Command(Command::Release { pod_id }) = order {

@@ -331,8 +331,24 @@ fn outbound_look_ups_find_the_longest_range_of_the_right_family() {
     use crate::model::OutboundRule;
 
     let mut rng = crate::policy::rng::Rng::new(7);
-    let networks = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "::/0", "fd00::/8", "fd00:1::/32"];
-    let asked = ["10.1.2.3", "10.1.9.9", "10.9.9.9", "192.0.2.1", "fd00:1::1", "fd00:2::1", "2001:db8::1"];
+    let networks = [
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.2.3/32",
+        "::/0",
+        "fd00::/8",
+        "fd00:1::/32",
+    ];
+    let asked = [
+        "10.1.2.3",
+        "10.1.9.9",
+        "10.9.9.9",
+        "192.0.2.1",
+        "fd00:1::1",
+        "fd00:2::1",
+        "2001:db8::1",
+    ];
     for round in 0..2000 {
         let mut model = Model::default();
         for network in networks {
@@ -341,7 +357,11 @@ fn outbound_look_ups_find_the_longest_range_of_the_right_family() {
             }
             let ports = [vec![], vec![443], vec![443, 80]][rng.below(3) as usize].clone();
             let action = [OutboundAction::Pass, OutboundAction::Deny][rng.below(2) as usize];
-            model.outbound.push(OutboundRule { cidr: network.parse().unwrap(), ports, action });
+            model.outbound.push(OutboundRule {
+                cidr: network.parse().unwrap(),
+                ports,
+                action,
+            });
         }
         let table = outbound(&model);
         for ip in asked {
@@ -351,7 +371,11 @@ fn outbound_look_ups_find_the_longest_range_of_the_right_family() {
                     OutboundAction::Pass => maps::OUT_PASS,
                     OutboundAction::Deny => maps::OUT_DENY,
                 });
-                assert_eq!(hook(&table, ip, port), wanted, "round {round}, {ip}:{port}, {model:?}");
+                assert_eq!(
+                    hook(&table, ip, port),
+                    wanted,
+                    "round {round}, {ip}:{port}, {model:?}"
+                );
             }
         }
     }
@@ -365,7 +389,11 @@ fn hook(table: &[OutboundEntry], ip: std::net::IpAddr, port: u16) -> Option<u32>
             .filter(|rule| rule.2 == port && rule.0.is_v4() == addr.is_v4())
             .filter(|rule| {
                 let shift = 128 - u32::from(rule.1);
-                let bits = |a: Addr| u128::from_be_bytes(a.octets()).checked_shr(shift).unwrap_or(0);
+                let bits = |a: Addr| {
+                    u128::from_be_bytes(a.octets())
+                        .checked_shr(shift)
+                        .unwrap_or(0)
+                };
                 bits(rule.0) == bits(addr)
             })
             .max_by_key(|rule| rule.1)
