@@ -99,10 +99,11 @@ impl Kernel {
         let Some(workload) = self.workloads.get(&pod_id) else {
             return;
         };
-        let other = matches!(error, EnrolError::OtherInstance { .. });
-        if other || !(workload.live || workload.failure == Failure::Closed) {
-            self.release(pod_id);
-            return;
+        if matches!(error, EnrolError::OtherInstance { .. }) {
+            return self.take_away(pod_id, true);
+        }
+        if !(workload.live || workload.failure == Failure::Closed) {
+            return self.release(pod_id);
         }
         let (record, failure) = (workload.record(pod_id), workload.failure);
         if let Some(workload) = self.workloads.remove(&pod_id) {
@@ -332,13 +333,23 @@ impl Kernel {
     /// Last step of release: steer, listeners, rule, routes, addresses. Does nothing for a number
     /// that is not enrolled (any more).
     pub fn release(&mut self, pod_id: u32) {
+        self.take_away(pod_id, false);
+    }
+
+    /// `lost`: another instance was enrolling the same namespace. Rule, route and sysctl are shared:
+    /// they are the winner's then. Both may have lost; whoever looks last, its own link gone
+    /// already, finds nobody and takes them back.
+    fn take_away(&mut self, pod_id: u32, lost: bool) {
         self.stop_capture(pod_id);
         let Some(workload) = self.workloads.remove(&pod_id) else {
             return;
         };
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
-        if let Some(netns) = workload.sockets.namespace() {
+        let shared = lost && instances::steered_by_another(&self.pins, &workload.identity);
+        if let Some(netns) = workload.sockets.namespace()
+            && !shared
+        {
             self.undo(&netns, &workload);
         }
         for ip in &workload.addresses {

@@ -33,6 +33,19 @@ fn by_links(pins: &Pins, netns: &OwnedFd, identity: &Identity) -> Option<String>
     if attached.is_empty() {
         return None;
     }
+    let (own, others) = pinned(pins, identity);
+    if !others.is_empty() {
+        return others.into_iter().next();
+    }
+    // Ours by name, pinned nowhere: held by the descriptors of an agent whose pins were removed.
+    attached
+        .iter()
+        .find(|id| !own.contains(id) && is_steer(**id))
+        .map(|id| format!("an instance whose pins are gone (program {id})"))
+}
+
+/// Programs of ours at the namespace, and the other instances that have a link there.
+fn pinned(pins: &Pins, identity: &Identity) -> (Vec<u32>, Vec<String>) {
     let mut own = Vec::new();
     let mut others = Vec::new();
     for (name, found) in pins.every() {
@@ -50,14 +63,12 @@ fn by_links(pins: &Pins, netns: &OwnedFd, identity: &Identity) -> Option<String>
             }
         }
     }
-    if !others.is_empty() {
-        return others.into_iter().next();
-    }
-    // Ours by name, pinned nowhere: held by the descriptors of an agent whose pins were removed.
-    attached
-        .iter()
-        .find(|id| !own.contains(id) && is_steer(**id))
-        .map(|id| format!("an instance whose pins are gone (program {id})"))
+    (own, others)
+}
+
+/// Whether another instance has a link at the namespace.
+pub(super) fn steered_by_another(pins: &Pins, identity: &Identity) -> bool {
+    !pinned(pins, identity).1.is_empty()
 }
 
 fn is_steer(id: u32) -> bool {

@@ -16,6 +16,8 @@ use netlink_packet_route::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
+use super::workload::Sources;
+
 /// How our rule looks, so that it is found again by exactly what it says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Steering {
@@ -111,10 +113,35 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Brings rule and route of one family up, or corrects the route's source address.
-    pub(super) fn steer(&mut self, steering: Steering, source: IpAddr) -> io::Result<()> {
-        let family = family(source);
-        let route = RouteNetlinkMessage::NewRoute(local_default(family, Some(source)));
+    /// Brings rule and route of both families up, or corrects the routes.
+    ///
+    /// A family without a source address (none, or tentative still) gets the rule too, with a route
+    /// that refuses: a marked connection must not find its way past us before its address is known.
+    pub(super) fn steer(&mut self, steering: Steering, sources: Sources) -> io::Result<()> {
+        for (family, source) in [
+            (AddressFamily::Inet, sources.v4),
+            (AddressFamily::Inet6, sources.v6),
+        ] {
+            match self.steer_family(steering, family, source) {
+                // The namespace has no such family: nothing can connect by it either.
+                Err(error) if source.is_none() && no_family(&error) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn steer_family(
+        &mut self,
+        steering: Steering,
+        family: AddressFamily,
+        source: Option<IpAddr>,
+    ) -> io::Result<()> {
+        let route = match source {
+            Some(source) => local_default(family, Some(source)),
+            None => refusing_default(family),
+        };
+        let route = RouteNetlinkMessage::NewRoute(route);
         self.ask(route, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)?;
         let rule = RouteNetlinkMessage::NewRule(mark_rule(family, steering));
         match self.ask(rule, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL) {
@@ -137,12 +164,23 @@ impl Netlink {
         if gone(self.ask(rule, NLM_F_ACK))? {
             removed.push(format!("{name} rule {RULE_PREFERENCE}"));
         }
-        let route = RouteNetlinkMessage::DelRoute(local_default(family, None));
-        if gone(self.ask(route, NLM_F_ACK))? {
-            removed.push(format!("{name} route in table {ROUTE_TABLE}"));
+        // One of them stands. IPv6 does not tell them apart.
+        for route in [local_default(family, None), refusing_default(family)] {
+            let route = RouteNetlinkMessage::DelRoute(route);
+            if gone(self.ask(route, NLM_F_ACK))? {
+                removed.push(format!("{name} route in table {ROUTE_TABLE}"));
+            }
         }
         Ok(removed)
     }
+}
+
+/// What the kernel says without IPv6, or where `disable_ipv6` took it from the interface.
+fn no_family(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EACCES | libc::ENODEV)
+    )
 }
 
 /// Whether something was removed; «not there» is fine.
@@ -176,14 +214,6 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     address
 }
 
-fn family(ip: IpAddr) -> AddressFamily {
-    if ip.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    }
-}
-
 /// `local default dev lo table T src ADDRESS`. Without `src` the kernel would take the destination
 /// as the source.
 fn local_default(family: AddressFamily, source: Option<IpAddr>) -> RouteMessage {
@@ -206,6 +236,18 @@ fn local_default(family: AddressFamily, source: Option<IpAddr>) -> RouteMessage 
             .attributes
             .push(RouteAttribute::PrefSource(source.into()));
     }
+    message
+}
+
+/// `unreachable default table T`: EHOSTUNREACH at once.
+fn refusing_default(family: AddressFamily) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.header.kind = RouteType::Unreachable;
+    message.header.scope = RouteScope::Universe;
+    message.header.protocol = RouteProtocol::Static;
+    message.attributes.push(RouteAttribute::Table(ROUTE_TABLE));
     message
 }
 

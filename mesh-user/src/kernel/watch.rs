@@ -77,9 +77,8 @@ impl Kernel {
                 tracing::warn!(workload = %key, %error, "a new address is not captured");
             }
         }
-        // Without any address left nothing can connect: the route stays as it is.
         let fresh = Sources::of(now);
-        if fresh != old_source && !now.is_empty() {
+        if fresh != old_source {
             self.move_source(pod_id, fresh);
         }
     }
@@ -92,10 +91,7 @@ impl Kernel {
         let Some(netns) = workload.sockets.namespace() else {
             return;
         };
-        let done = sockets::inside(&netns, || {
-            let mut netlink = Netlink::open()?;
-            source.each().try_for_each(|ip| netlink.steer(steering, ip))
-        });
+        let done = sockets::inside(&netns, || Netlink::open()?.steer(steering, source));
         match done.and_then(|inner| inner) {
             Ok(()) => workload.source = source,
             Err(error) => {

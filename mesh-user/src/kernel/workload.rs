@@ -136,11 +136,9 @@ fn route_and_listen(
     agent_mark: u32,
     shards: u16,
 ) -> Result<Vec<TcpListener>, EnrolError> {
-    for source in Sources::of(addresses).each() {
-        netlink
-            .steer(steering, source)
-            .map_err(EnrolError::io(format!("route from {source}")))?;
-    }
+    netlink
+        .steer(steering, Sources::of(addresses))
+        .map_err(EnrolError::io("rule and route"))?;
     (0..shards)
         .map(|_| sockets::listen(agent_mark).map_err(EnrolError::io("listening")))
         .collect()

@@ -452,3 +452,55 @@ fn pod_with_one_family_only_works() {
         format!("proxy {VIP4}:{PORT}")
     );
 }
+
+/// Without it: a pod whose IPv6 address is tentative when it is enrolled bypasses the mesh by IPv6
+/// from the moment the address may be used to the moment we look.
+#[test]
+fn family_without_an_address_yet_is_refused_never_bypassed() {
+    let mut mesh = Mesh::new("late");
+    let pod = mesh.bed.pod("a").unwrap();
+    let empty = objects::network(&pod.netns);
+    mesh.proxied();
+    serve_vips_on_node(&mesh.bed);
+    let v6 = pod.v6;
+    // As a CNI leaves it: there, and tentative for many seconds.
+    let script = "open('/proc/sys/net/ipv6/conf/eth0/accept_dad', 'w').write('1')\n\
+                  open('/proc/sys/net/ipv6/conf/eth0/dad_transmits', 'w').write('60')";
+    python(&mesh.bed, &pod, script, &[]);
+    ip(&mesh, &pod, &format!("-6 addr del {v6}/64 dev eth0"));
+    ip(&mesh, &pod, &format!("-6 addr add {v6}/64 dev eth0"));
+    let id = mesh.agent().enrol("a", &pod.netns, false).unwrap();
+    mesh.agent().live(id).unwrap();
+    assert_eq!(mesh.view().workloads()[0].addresses.len(), 1, "tentative");
+    assert_eq!(unreachable(&pod), 1);
+    // It may be used, and nobody has looked yet.
+    ip(&mesh, &pod, &format!("-6 addr del {v6}/64 dev eth0"));
+    ip(&mesh, &pod, &format!("-6 addr add {v6}/64 dev eth0 nodad"));
+    let seen = connect(&mesh.bed, &pod, vip6());
+    assert_eq!(seen.errno, libc::EHOSTUNREACH, "{seen:?}");
+    assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
+    mesh.eventually("the address is followed", || {
+        mesh.agent().poll();
+        connect(&mesh.bed, &pod, vip6()).data.starts_with("proxy ")
+    });
+    assert_eq!(unreachable(&pod), 0, "replaced");
+    // IPv4 goes: its route with it, but not to the next table.
+    ip(&mesh, &pod, &format!("addr del {}/16 dev eth0", pod.v4));
+    mesh.eventually("the loss is followed", || {
+        mesh.agent().poll();
+        unreachable(&pod) == 1
+    });
+    mesh.agent().release(id);
+    assert_eq!(unreachable(&pod), 0, "released");
+    let ours = |line: &String| line.contains("1512");
+    assert!(!objects::network(&pod.netns).iter().any(ours));
+    assert!(!empty.iter().any(ours));
+}
+
+/// Routes that refuse in our table.
+fn unreachable(pod: &Pod) -> usize {
+    objects::network(&pod.netns)
+        .iter()
+        .filter(|line| line.contains("1512") && line.contains("unreachable"))
+        .count()
+}

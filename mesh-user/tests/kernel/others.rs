@@ -12,7 +12,7 @@ use mesh_user::{
 
 use crate::support::{
     Mesh, PORT, VIP4,
-    agent::Agent,
+    agent::{Agent, Service},
     client::{connect, python},
     foreign::LoadBalancer,
     objects, serve, serve_in, vip4,
@@ -204,6 +204,46 @@ fn namespace_of_another_instance_is_refused_by_its_name() {
     );
     std::fs::remove_dir_all(mesh.instance.run_dir()).unwrap();
     second.enrol(&a).expect("nobody has it any more");
+}
+
+/// Without it: of two instances that enrol a namespace at the same time, the one that gives way takes
+/// the other's rule and route with it, and captured connections bypass the mesh.
+#[test]
+fn instances_that_race_for_a_namespace_leave_it_whole() {
+    let mut mesh = Mesh::new("race");
+    mesh.proxied();
+    let second = Second::start(&mesh);
+    let table = [Service::proxy(vip4())];
+    let other = second.agent.as_ref().expect("it runs");
+    other.table(&table, &[]).unwrap();
+    let pod = mesh.bed.pod("a").unwrap();
+    let before = objects::network(&pod.netns);
+    let mut lost = 0;
+    for round in 0..60 {
+        let first = mesh.agent();
+        let (one, two) = std::thread::scope(|scope| {
+            let one = scope.spawn(|| first.enrol("a", &pod.netns, false));
+            let two = second.enrol(&pod);
+            (one.join().unwrap(), two)
+        });
+        let winners = [(first, &one), (other, &two)];
+        let mut won = winners.iter().filter_map(|(agent, id)| {
+            let id = id.as_ref().ok()?;
+            Some((*agent, *id))
+        });
+        if let Some((agent, id)) = won.next() {
+            assert!(won.next().is_none(), "round {round}: both have it");
+            agent.live(id).unwrap();
+            let seen = connect(&mesh.bed, &pod, vip4());
+            assert_eq!(seen.data, format!("proxy {VIP4}:{PORT}"), "round {round}");
+            agent.release(id);
+        } else {
+            lost += 1;
+        }
+        assert_eq!(before, objects::network(&pod.netns), "round {round}");
+        assert_eq!(objects::steers(&pod.netns), 0, "round {round}");
+    }
+    println!("nobody won {lost} rounds");
 }
 
 /// Without it: on machines with version 1 cgroups, an application in a net_cls group loses its
