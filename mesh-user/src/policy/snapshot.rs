@@ -215,15 +215,15 @@ impl Snapshot {
         Self::compile(Arc::new(Model::default()), None, MonoNanos(0))
     }
 
-    /// Puts the snapshot's caps in force on state that it shares with its predecessor. To be called
-    /// when it is swapped in; [`sweep`](Self::sweep) does it otherwise. Again: does nothing.
+    /// Puts the snapshot's caps in force on state that it shares with its predecessor and its
+    /// successors. To be called whenever it is swapped in, also when it is put back after its
+    /// successor failed; [`sweep`](Self::sweep) does it for one that never was.
     pub fn enforce(&self) {
-        if !self.enforced.swap(true, Ordering::Relaxed) {
-            for version in &self.versions {
-                version.breaker.set_caps(version.effective.breaker.value);
-                if let Some(ejection) = &version.ejection {
-                    ejection.enforce();
-                }
+        let again = self.enforced.swap(true, Ordering::Relaxed);
+        for version in &self.versions {
+            version.breaker.set_caps(version.effective.breaker.value);
+            if let Some(ejection) = version.ejection.as_ref().filter(|_| !again) {
+                ejection.enforce();
             }
         }
     }
@@ -294,7 +294,9 @@ impl Snapshot {
 
     /// Runs the ejection sweeps that are due. Called by the control runtime about once a second.
     pub fn sweep(&self, now: MonoNanos) -> Vec<Change> {
-        self.enforce();
+        if !self.enforced.load(Ordering::Relaxed) {
+            self.enforce();
+        }
         let mut changes = Vec::new();
         for version in &self.versions {
             if let Some(ejection) = &version.ejection {
