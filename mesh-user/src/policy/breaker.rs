@@ -90,7 +90,16 @@ impl Default for Breaker {
 #[must_use]
 pub struct RequestPermit {
     breaker: Arc<Breaker>,
-    _in_flight: InFlight,
+    in_flight: InFlight,
+}
+
+impl RequestPermit {
+    /// The endpoint took the connection, or began a good answer that may go on for long: a probe
+    /// is answered by that, and does not hold off all others until its end. How the request ended
+    /// is recorded all the same.
+    pub fn answered(&mut self) {
+        self.in_flight.answered();
+    }
 }
 
 /// The right to one connection. Dropping it releases it and wakes one waiter.
@@ -190,7 +199,7 @@ impl Breaker {
         }
         Ok(RequestPermit {
             breaker: Arc::clone(self),
-            _in_flight: endpoint.live.enter(),
+            in_flight: endpoint.live.enter(),
         })
     }
 

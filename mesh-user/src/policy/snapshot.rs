@@ -287,9 +287,11 @@ impl Snapshot {
     ) -> Option<Change> {
         ejection::tally(&endpoint.live, outcome);
         let plan = self.version(version);
-        plan.ejection
-            .as_ref()?
-            .record(endpoint, &plan.endpoints, outcome, now)
+        let Some(ejection) = &plan.ejection else {
+            endpoint.live.answer_probe(outcome);
+            return None;
+        };
+        ejection.record(endpoint, &plan.endpoints, outcome, now)
     }
 
     /// Runs the ejection sweeps that are due. Called by the control runtime about once a second.
@@ -308,8 +310,7 @@ impl Snapshot {
                 let Some(owner) = endpoint.live.held_by() else {
                     continue;
                 };
-                if !self.sweeps(port, owner, endpoint) {
-                    endpoint.live.pardon();
+                if !self.sweeps(port, owner, endpoint) && endpoint.live.pardon() {
                     let service = port.label();
                     let what = What::Returned;
                     changes.push(Change {
@@ -324,7 +325,8 @@ impl Snapshot {
     }
 
     /// Whether the ejection is still there and still covers the endpoint. Otherwise (its policy or
-    /// the endpoint's tags have changed) no sweep would ever bring it back.
+    /// the endpoint's tags have changed) no sweep would ever bring it back, and no version might
+    /// ever answer for its probe.
     fn sweeps(&self, port: &PortPlan, owner: u64, endpoint: &EndpointState) -> bool {
         port.versions
             .iter()
