@@ -35,13 +35,14 @@ impl Gauge {
         }
     }
 
-    // SeqCst: the queue of waiters relies on one order of «released, then looked for waiters» and
-    // «queued, then tried again».
+    // SeqCst: the queue of waiters relies on one order of «released (or raised the cap), then
+    // looked for waiters» and «queued, then tried again». A try that fails is only a load, so the
+    // loads need it too.
     fn admit(&self) -> bool {
-        let cap = self.cap.load(Ordering::Relaxed);
+        let cap = self.cap.load(Ordering::SeqCst);
         let raise = |used: u32| (used < cap).then(|| used + 1);
         self.used
-            .fetch_update(Ordering::SeqCst, Ordering::Relaxed, raise)
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, raise)
             .is_ok()
     }
 
