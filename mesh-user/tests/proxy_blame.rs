@@ -2,7 +2,16 @@
 
 mod proxy_support;
 
-use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{
+    io::Write,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use mesh_user::{
     clock,
@@ -106,8 +115,7 @@ fn probe_that_can_not_connect_ejects_again() {
         let endpoint = probe_due(&mesh);
         let mut client = Reader::new(mesh.connect());
         client.send(GET);
-        client.all();
-        assert_eq!(endpoint.live.ejections().0, 2, "{protocol:?}");
+        eventually("its second ejection", || endpoint.live.ejections().0 == 2);
     }
 }
 
@@ -123,4 +131,41 @@ fn probe_that_is_cut_off_ejects_again() {
     let answer = Reader::new(mesh.connect()).send(GET).message().unwrap();
     assert!(answer.status() >= 500);
     assert_eq!(endpoint.live.ejections().0, 2);
+}
+
+#[test]
+fn probe_is_answered_by_the_head_of_a_long_answer() {
+    let up = endpoint(|stream| {
+        let mut reader = Reader::new(stream);
+        while reader.message().is_some() {
+            let head = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\npart";
+            reader.send(head);
+        }
+    });
+    let mesh = Mesh::start(one(Protocol::Http, up).policy(probing));
+    let endpoint = probe_due(&mesh);
+    let mut client = Reader::new(mesh.connect());
+    client.send(GET).head().unwrap();
+    eventually("it is back while the body is under way", || {
+        endpoint.live.standing() == Standing::InRotation
+    });
+}
+
+#[test]
+fn probe_is_answered_by_a_tcp_connect() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&opened);
+    let up = endpoint(move |stream| {
+        count.fetch_add(1, Ordering::SeqCst);
+        let mut reader = Reader::new(stream);
+        while reader.more().unwrap_or(false) {}
+    });
+    let mesh = Mesh::start(one(Protocol::Tcp, up).policy(probing));
+    let endpoint = probe_due(&mesh);
+    let mut client = mesh.connect();
+    client.write_all(b"x").unwrap();
+    eventually("the connection", || opened.load(Ordering::SeqCst) == 1);
+    eventually("it is back while the connection is open", || {
+        endpoint.live.standing() == Standing::InRotation
+    });
 }

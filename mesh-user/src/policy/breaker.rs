@@ -35,13 +35,14 @@ impl Gauge {
         }
     }
 
-    // SeqCst: the queue of waiters relies on one order of «released, then looked for waiters» and
-    // «queued, then tried again».
+    // SeqCst: the queue of waiters relies on one order of «released (or raised the cap), then
+    // looked for waiters» and «queued, then tried again». A try that fails is only a load, so the
+    // loads need it too.
     fn admit(&self) -> bool {
-        let cap = self.cap.load(Ordering::Relaxed);
+        let cap = self.cap.load(Ordering::SeqCst);
         let raise = |used: u32| (used < cap).then(|| used + 1);
         self.used
-            .fetch_update(Ordering::SeqCst, Ordering::Relaxed, raise)
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, raise)
             .is_ok()
     }
 
@@ -90,7 +91,16 @@ impl Default for Breaker {
 #[must_use]
 pub struct RequestPermit {
     breaker: Arc<Breaker>,
-    _in_flight: InFlight,
+    in_flight: InFlight,
+}
+
+impl RequestPermit {
+    /// The endpoint took the connection, or began a good answer that may go on for long: a probe
+    /// is answered by that, and does not hold off all others until its end. How the request ended
+    /// is recorded all the same.
+    pub fn answered(&mut self) {
+        self.in_flight.answered();
+    }
 }
 
 /// The right to one connection. Dropping it releases it and wakes one waiter.
@@ -190,7 +200,7 @@ impl Breaker {
         }
         Ok(RequestPermit {
             breaker: Arc::clone(self),
-            _in_flight: endpoint.live.enter(),
+            in_flight: endpoint.live.enter(),
         })
     }
 

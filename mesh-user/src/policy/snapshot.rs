@@ -215,15 +215,15 @@ impl Snapshot {
         Self::compile(Arc::new(Model::default()), None, MonoNanos(0))
     }
 
-    /// Puts the snapshot's caps in force on state that it shares with its predecessor. To be called
-    /// when it is swapped in; [`sweep`](Self::sweep) does it otherwise. Again: does nothing.
+    /// Puts the snapshot's caps in force on state that it shares with its predecessor and its
+    /// successors. To be called whenever it is swapped in, also when it is put back after its
+    /// successor failed; [`sweep`](Self::sweep) does it for one that never was.
     pub fn enforce(&self) {
-        if !self.enforced.swap(true, Ordering::Relaxed) {
-            for version in &self.versions {
-                version.breaker.set_caps(version.effective.breaker.value);
-                if let Some(ejection) = &version.ejection {
-                    ejection.enforce();
-                }
+        let again = self.enforced.swap(true, Ordering::Relaxed);
+        for version in &self.versions {
+            version.breaker.set_caps(version.effective.breaker.value);
+            if let Some(ejection) = version.ejection.as_ref().filter(|_| !again) {
+                ejection.enforce();
             }
         }
     }
@@ -287,14 +287,18 @@ impl Snapshot {
     ) -> Option<Change> {
         ejection::tally(&endpoint.live, outcome);
         let plan = self.version(version);
-        plan.ejection
-            .as_ref()?
-            .record(endpoint, &plan.endpoints, outcome, now)
+        let Some(ejection) = &plan.ejection else {
+            endpoint.live.answer_probe(outcome);
+            return None;
+        };
+        ejection.record(endpoint, &plan.endpoints, outcome, now)
     }
 
     /// Runs the ejection sweeps that are due. Called by the control runtime about once a second.
     pub fn sweep(&self, now: MonoNanos) -> Vec<Change> {
-        self.enforce();
+        if !self.enforced.load(Ordering::Relaxed) {
+            self.enforce();
+        }
         let mut changes = Vec::new();
         for version in &self.versions {
             if let Some(ejection) = &version.ejection {
@@ -306,8 +310,7 @@ impl Snapshot {
                 let Some(owner) = endpoint.live.held_by() else {
                     continue;
                 };
-                if !self.sweeps(port, owner, endpoint) {
-                    endpoint.live.pardon();
+                if !self.sweeps(port, owner, endpoint) && endpoint.live.pardon() {
                     let service = port.label();
                     let what = What::Returned;
                     changes.push(Change {
@@ -322,7 +325,8 @@ impl Snapshot {
     }
 
     /// Whether the ejection is still there and still covers the endpoint. Otherwise (its policy or
-    /// the endpoint's tags have changed) no sweep would ever bring it back.
+    /// the endpoint's tags have changed) no sweep would ever bring it back, and no version might
+    /// ever answer for its probe.
     fn sweeps(&self, port: &PortPlan, owner: u64, endpoint: &EndpointState) -> bool {
         port.versions
             .iter()

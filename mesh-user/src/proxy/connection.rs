@@ -63,7 +63,11 @@ pub(super) async fn serve(
     };
     let found = destination(&core, &workload, listener, peer, local);
     let at = found.unwrap_or_else(|(_, at)| at);
-    let place = Place::find(&core, at, &workload.key);
+    let (place, protocol) = {
+        let (snapshot, swaps) = core.snapshot();
+        let place = Place::find(&snapshot, swaps, at, &workload.key);
+        (place, place.port.map(|port| snapshot.port(port).protocol))
+    };
     let conn = Rc::new(Conn {
         core,
         workload,
@@ -79,7 +83,7 @@ pub(super) async fn serve(
     set_nodelay(&stream);
     let mut timer = Timer::new(opened);
     let (mut stream, mut buf) = (stream, Buf::default());
-    let guess = detect(&conn, &place, &mut stream, &mut buf, &mut timer).await;
+    let guess = detect(&conn, protocol, &mut stream, &mut buf, &mut timer).await;
     // Boxed each: a connection holds the state of its own engine, not of the largest.
     match guess {
         Guess::Http1 => Box::pin(http1::serve(conn, place, stream, buf, timer)).await,
@@ -92,16 +96,11 @@ pub(super) async fn serve(
 
 async fn detect(
     conn: &Conn,
-    place: &Place,
+    protocol: Option<Protocol>,
     stream: &mut TcpStream,
     buf: &mut Buf,
     timer: &mut Timer,
 ) -> Guess {
-    let protocol = place.port.map(|port| {
-        let (snapshot, _) = conn.core.snapshot();
-        let plan = snapshot.ports.get(port.0 as usize);
-        plan.map_or(Protocol::Tcp, |plan| plan.protocol)
-    });
     match protocol {
         // The HTTP/1 engine waits for the first bytes anyway, and hands over when they are the
         // preface of HTTP/2.

@@ -207,8 +207,14 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn find(core: &Core, destination: SocketAddr, workload: &str) -> Self {
-        let (snapshot, swaps) = core.snapshot();
+    /// In this snapshot, which came with this count of [`Core::snapshot`]: the indexes are good
+    /// for no other.
+    pub(super) fn find(
+        snapshot: &Snapshot,
+        swaps: u64,
+        destination: SocketAddr,
+        workload: &str,
+    ) -> Self {
         Self {
             swaps,
             port: snapshot.port_at(destination.ip(), destination.port()),
@@ -220,7 +226,7 @@ impl Place {
     pub(super) fn refresh(&mut self, core: &Core, destination: SocketAddr, workload: &str) -> Snap {
         let (snapshot, swaps) = core.snapshot();
         if swaps != self.swaps {
-            *self = Self::find(core, destination, workload);
+            *self = Self::find(&snapshot, swaps, destination, workload);
         }
         snapshot
     }

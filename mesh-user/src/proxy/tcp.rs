@@ -215,7 +215,7 @@ async fn forward(
         );
     };
     let mut tried = Vec::new();
-    let (mut upstream, endpoint, _permit): (_, _, RequestPermit) = loop {
+    let (mut upstream, endpoint, mut permit): (_, _, RequestPermit) = loop {
         let endpoint = balance::pick(
             &snapshot,
             plan.version,
@@ -243,6 +243,8 @@ async fn forward(
             }
         }
     };
+    // The connection may stay open for days.
+    permit.answered();
     log.tcp_opened();
     let mut bytes = (0, 0);
     let end = copy(

@@ -130,17 +130,27 @@ impl Live {
         }
     }
 
-    /// The id of the ejection that holds it out.
+    /// The id of the ejection that holds it out or waits for its probe.
     pub(in crate::policy) fn held_by(&self) -> Option<u64> {
-        (self.ejected_until.load(Relaxed) != 0).then(|| self.owner.load(Relaxed))
+        (self.standing() != Standing::InRotation).then(|| self.owner.load(Relaxed))
     }
 
-    /// Back into rotation without a sweep: the policy that ejected it is gone.
-    pub(in crate::policy) fn pardon(&self) {
-        self.ejected_until.store(0, Relaxed);
+    /// Through a version without ejection: nothing counts, but an answer to the probe is one.
+    pub(in crate::policy) fn answer_probe(&self, outcome: Outcome) {
+        let is_answer = outcome != Outcome::Abandoned && !outcome.is_failure();
+        if is_answer && self.probe.load(Relaxed) == PROBE_SENT {
+            self.move_probe(PROBE_SENT, PROBE_NONE);
+        }
+    }
+
+    /// Back into rotation without a sweep: the policy that ejected it is gone. Whether it was
+    /// ejected, not only waiting for its probe.
+    pub(in crate::policy) fn pardon(&self) -> bool {
+        let was_out = self.ejected_until.swap(0, Relaxed) != 0;
         self.probe.store(PROBE_NONE, Relaxed);
         self.times.store(0, Relaxed);
         self.reset_counts();
+        was_out
     }
 }
 
@@ -150,6 +160,16 @@ impl Live {
 pub(in crate::policy) struct InFlight {
     live: Arc<Live>,
     probe: bool,
+}
+
+impl InFlight {
+    /// The endpoint has answered well, while the request goes on: if it is the probe, that is its
+    /// verdict.
+    pub(in crate::policy) fn answered(&mut self) {
+        if std::mem::take(&mut self.probe) {
+            self.live.move_probe(PROBE_SENT, PROBE_NONE);
+        }
+    }
 }
 
 impl Drop for InFlight {

@@ -515,6 +515,47 @@ fn probe_that_fails_ejects_at_once_for_longer() {
 }
 
 #[test]
+fn probe_whose_ejection_policy_is_gone_is_not_asked_for() {
+    let (first, now) = probing();
+    let second = recompile(model(service(2, 0), Vec::new(), Vec::new()), &first, now);
+    assert_eq!(nth(&second, 0).live.standing(), Standing::Probing);
+    assert!(second.sweep(now).is_empty(), "its return is known");
+    assert_eq!(nth(&second, 0).live.standing(), Standing::InRotation);
+}
+
+#[test]
+fn probe_through_a_version_without_ejection_is_answered() {
+    let ejection = EjectionPolicy {
+        consecutive_5xx: 1,
+        probe: true,
+        ..EjectionPolicy::default()
+    };
+    let policy = Policy {
+        version: Some("v1".to_owned()),
+        ejection: Some(ejection),
+        ..policy()
+    };
+    let snapshot = compile(model(service(2, 0), Vec::new(), vec![policy]));
+    let v1 = snapshot.port(super::super::fixture::PORT).versions[1];
+    let endpoint = Arc::clone(nth(&snapshot, 0));
+    snapshot
+        .record(v1, &endpoint, Outcome::Reset, at_ms(1))
+        .unwrap();
+    let now = until_back(&snapshot, 0, at_ms(1));
+    for (outcome, standing) in [
+        (Outcome::Status(500), Standing::Probing),
+        (Outcome::Abandoned, Standing::Probing),
+        (Outcome::Status(200), Standing::InRotation),
+    ] {
+        assert_eq!(picks(&snapshot, 50, now), 1);
+        let permit = snapshot.version(ALL).breaker.request(&endpoint).unwrap();
+        assert!(snapshot.record(ALL, &endpoint, outcome, now).is_none());
+        drop(permit);
+        assert_eq!(endpoint.live.standing(), standing);
+    }
+}
+
+#[test]
 fn probe_without_verdict_is_due_again() {
     let (snapshot, now) = probing();
     // The client went away.

@@ -488,6 +488,29 @@ fn reload_keeps_endpoints_counters_and_identity_over_any_change() {
 }
 
 #[test]
+fn snapshot_that_is_put_back_has_its_own_caps_in_force() {
+    let capped = |max_requests| {
+        let breaker = BreakerPolicy {
+            max_requests,
+            ..BreakerPolicy::default()
+        };
+        let policy = Policy {
+            breaker: Some(breaker),
+            ..policy()
+        };
+        model(service(1, 0), Vec::new(), vec![policy])
+    };
+    let first = compile(capped(5));
+    let cap = || first.version(VersionIx(0)).breaker.caps().max_requests;
+    let second = recompile(capped(9), &first, at_ms(1));
+    assert_eq!(cap(), 9);
+    first.enforce();
+    assert_eq!(cap(), 5);
+    second.sweep(at_ms(2));
+    assert_eq!(cap(), 5, "a sweep changes only what was never in force");
+}
+
+#[test]
 fn endpoint_that_becomes_unready_is_left_out_at_once() {
     let first = compile(model(service(2, 0), Vec::new(), Vec::new()));
     let mut next = service(2, 0);

@@ -167,6 +167,11 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Whether a good answer is under way.
+    pub(super) fn answers_well(&self) -> bool {
+        self.response.is_some_and(|response| response.status < 500)
+    }
+
     /// What is left to know at the end.
     pub(super) fn outlook(&self, up: &Upstream) -> Outlook {
         let response = self.response.as_ref();

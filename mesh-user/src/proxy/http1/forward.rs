@@ -308,7 +308,7 @@ impl Session {
         course: &Course<'_>,
         target: &Target<'_>,
         mut upstream: Upstream,
-        permit: RequestPermit,
+        mut permit: RequestPermit,
         started: MonoNanos,
         sending: &mut Sending,
         attempts: &mut Attempts,
@@ -338,14 +338,18 @@ impl Session {
             timer: &mut self.timer,
         };
         let end = poll_fn(|cx| {
-            exchange.poll(
+            let turn = exchange.poll(
                 cx,
                 &mut wires,
                 sending,
                 &keep_alive,
                 course.extra,
                 &mut retry,
-            )
+            );
+            if turn.is_pending() && exchange.answers_well() {
+                permit.answered();
+            }
+            turn
         })
         .await;
         let outlook = exchange.outlook(&upstream);

@@ -235,7 +235,7 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         self.log.endpoint = Some(endpoint.address);
-        let _permit = match version.breaker.request(&endpoint) {
+        let mut permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),
         };
@@ -289,7 +289,15 @@ impl Stream {
             pause = retry_after(version, attempts, method, failure, whole, core);
             pause.is_some()
         };
-        let end = poll_fn(|cx| exchange.poll(cx, self, spans, verdict, &mut retry)).await;
+        let end = poll_fn(|cx| {
+            let turn = exchange.poll(cx, self, spans, verdict, &mut retry);
+            let answer = exchange.answer.as_ref();
+            if turn.is_pending() && answer.is_some_and(|answer| answer.status < 500) {
+                permit.answered();
+            }
+            turn
+        })
+        .await;
         let ended = clock::now();
         self.log.ended = Some(ended);
         self.log.bytes_in = exchange.request.bytes;
