@@ -11,10 +11,7 @@ use mesh_common::{
     reason::Event,
     service::{Backend, ServiceEntry, ServiceKey},
 };
-use mesh_ebpf::decide::{
-    TCP,
-    connect::{Action, Packed, Request, Verdict, World, decide},
-};
+use mesh_ebpf::decide::connect::{Action, Packed, Request, Verdict, World, decide};
 
 use crate::{
     count::{add, count_code, event},
