@@ -15,9 +15,9 @@ use mesh_common::abi::{CAPTURE_MARK, MARK_MASK};
 use serde::Serialize;
 
 use super::{
-    Instance, cgroups, mounts,
+    Instance, KernelError, cgroups, mounts,
     object::STEER,
-    pins::{self, Pins},
+    pins::{self, Lock, Pins},
     records,
     route::Steering,
     sys::{self, LinkTarget},
@@ -51,22 +51,24 @@ impl Report {
 pub fn cleanup(instance: &Instance, dry_run: bool, force: bool) -> Report {
     let mut report = Report::default();
     let run_dir = instance.run_dir();
-    // Taking the lock makes the directory: without one there is no agent.
-    let lock = if run_dir.exists() {
-        Some(pins::lock(instance))
-    } else {
-        None
+    // Also where there is no directory yet: an agent may make it at any moment.
+    let lock = match pins::lock(instance) {
+        Ok(lock) => Some(lock),
+        // Who may not make the directory may look.
+        Err(KernelError::Io { .. }) if !run_dir.exists() => None,
+        Err(_) if force => None,
+        Err(error) => {
+            report.failed.push(error.to_string());
+            return report;
+        }
     };
-    if let Some(Err(error)) = &lock
-        && !force
-    {
-        report.failed.push(error.to_string());
-        return report;
-    }
     let pins = match Pins::find(instance) {
         Ok(pins) => pins,
         Err(error) => {
             report.failed.push(format!("/proc/self/mountinfo: {error}"));
+            if let Some(lock) = &lock {
+                lock.undo();
+            }
             return report;
         }
     };
@@ -86,12 +88,38 @@ pub fn cleanup(instance: &Instance, dry_run: bool, force: bool) -> Report {
         }
     }
     remove_cgroup(instance, dry_run, &mut report);
+    remove_run_dir(&run_dir, lock.as_ref(), dry_run, &mut report);
     drop(lock);
-    remove_tree(&run_dir, dry_run, &mut report);
-    if !dry_run {
-        let _ = run_dir.parent().map(fs::remove_dir);
-    }
     report
+}
+
+/// The lock's file last, and held until the directory is gone: from the moment its name is free an
+/// agent may start, and nothing of it may be taken for ours.
+fn remove_run_dir(dir: &Path, held: Option<&Lock>, dry_run: bool, report: &mut Report) {
+    let lock = dir.join("lock");
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path() != lock {
+            remove_entry(&entry, dry_run, report);
+        }
+    }
+    if let Some(held) = held.filter(|held| held.fresh()) {
+        // Ours alone: nothing to tell.
+        held.undo();
+        return;
+    }
+    if dry_run {
+        if lock.exists() {
+            report.removed.push(format!("{}", lock.display()));
+        }
+        return;
+    }
+    report.note(format!("{}", lock.display()), fs::remove_file(&lock));
+    match fs::remove_dir(dir) {
+        // Somebody has started in between: it is theirs.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && lock.exists() => {}
+        result => report.note(format!("{}", dir.display()), result),
+    }
+    let _ = dir.parent().map(fs::remove_dir);
 }
 
 /// A namespace with something of ours in it.
@@ -210,26 +238,30 @@ fn remove_links(pins: &Pins, dry_run: bool, report: &mut Report) {
     }
 }
 
-/// A directory of pins or run files, of every ABI.
+/// A directory of pins, of every ABI, or below the run directory.
 fn remove_tree(dir: &Path, dry_run: bool, report: &mut Report) {
     let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
     for entry in entries.flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&path, dry_run, report);
-        } else if !(dry_run && path.parent().is_some_and(|dir| dir.ends_with("links"))) {
-            let result = if dry_run {
-                Ok(())
-            } else {
-                fs::remove_file(&path)
-            };
-            report.note(format!("{}", path.display()), result);
-        }
+        remove_entry(&entry, dry_run, report);
     }
     if !dry_run {
         report.note(format!("{}", dir.display()), fs::remove_dir(dir));
+    }
+}
+
+fn remove_entry(entry: &fs::DirEntry, dry_run: bool, report: &mut Report) {
+    let path = entry.path();
+    if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        remove_tree(&path, dry_run, report);
+    } else if !(dry_run && path.parent().is_some_and(|dir| dir.ends_with("links"))) {
+        let result = if dry_run {
+            Ok(())
+        } else {
+            fs::remove_file(&path)
+        };
+        report.note(format!("{}", path.display()), result);
     }
 }
 
@@ -270,4 +302,43 @@ fn remove_cgroup(instance: &Instance, dry_run: bool, report: &mut Report) {
         fs::remove_dir(&path)
     };
     report.note(format!("cgroup {}", path.display()), result);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without it: an agent that starts while a cleanup ends loses its lock file, and a second one
+    /// starts beside it.
+    #[test]
+    fn agent_that_starts_during_a_cleanup_keeps_its_files() {
+        let name = format!("cleanup-{}", std::process::id());
+        let instance = Instance::new(&name).expect("a good name");
+        let socket = instance.admin_socket();
+        let start = || {
+            // One that is refused meets a cleanup, and comes again.
+            let Ok(lock) = pins::lock(&instance) else {
+                return false;
+            };
+            fs::write(&socket, "").expect("the directory is there");
+            for _ in 0..10 {
+                let second = pins::lock(&instance);
+                assert!(matches!(second, Err(KernelError::Locked { .. })));
+                assert!(socket.exists());
+                std::thread::yield_now();
+            }
+            drop(lock);
+            true
+        };
+        std::thread::scope(|scope| {
+            let agents = scope.spawn(|| (0..100_000).filter(|_| start()).take(300).count());
+            while !agents.is_finished() {
+                cleanup(&instance, false, false);
+            }
+            assert_eq!(agents.join().expect("no panic"), 300);
+        });
+        let last = cleanup(&instance, false, false);
+        assert_eq!(last.failed, Vec::<String>::new());
+        assert!(!instance.run_dir().exists());
+    }
 }

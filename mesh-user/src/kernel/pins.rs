@@ -206,6 +206,11 @@ pub(super) struct Lock {
 }
 
 impl Lock {
+    /// Whether nobody had left the file before us.
+    pub(super) fn fresh(&self) -> bool {
+        self.fresh
+    }
+
     /// Takes the file back that this call of [`lock`] made, and directories that are empty then.
     /// Held to the end: whoever waits for the file finds another in its place.
     pub(super) fn undo(&self) {
@@ -226,7 +231,11 @@ pub(super) fn lock(instance: &Instance) -> Result<Lock, KernelError> {
     let path = instance.run_dir().join("lock");
     let at = || KernelError::io(format!("{}", path.display()));
     for _ in 0..LOCK_TRIES {
-        let (file, fresh) = open_lock(&path).map_err(at())?;
+        let (file, fresh) = match open_lock(&path) {
+            // A cleanup took the directory away between the two steps.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(at())?,
+        };
         let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
             Err((file, _)) => return Err(held(instance, file)),
