@@ -875,3 +875,71 @@ fn gauges(mesh: &Mesh) -> mesh_user::policy::breaker::Gauges {
         .max_by_key(|gauges| gauges.pending)
         .unwrap_or_default()
 }
+
+/// The endpoint of a service that has one, ejected, returned, and due for its probe.
+fn probe_due(mesh: &Mesh) -> Arc<mesh_user::policy::snapshot::EndpointState> {
+    use mesh_user::{
+        clock,
+        policy::{VersionIx, ejection::Standing, snapshot::Outcome},
+    };
+    let snapshot = mesh.snapshot();
+    let at = snapshot
+        .versions
+        .iter()
+        .position(|v| !v.endpoints.is_empty());
+    let version = VersionIx(u32::try_from(at.unwrap()).unwrap());
+    let endpoint = Arc::clone(&snapshot.version(version).endpoints[0]);
+    for _ in 0..3 {
+        snapshot.record(version, &endpoint, Outcome::Status(500), clock::now());
+    }
+    assert!(!endpoint.live.is_eligible());
+    snapshot.sweep(clock::now().after(Duration::from_secs(60)));
+    assert_eq!(endpoint.live.standing(), Standing::Probing);
+    endpoint
+}
+
+fn probing(policy: &mut mesh_user::model::Policy) {
+    touchy(policy);
+    let ejection = policy.ejection.as_mut().unwrap();
+    ejection.consecutive_5xx = 3;
+    ejection.probe = true;
+}
+
+#[test]
+fn probe_that_gets_no_answer_ejects_again() {
+    let resets = server(
+        |_| {},
+        |_, mut respond, _| async move { respond.send_reset(Reason::INTERNAL_ERROR) },
+    );
+    for up in [nobody(), resets] {
+        let mesh = Mesh::start(one(Protocol::Http2, up).policy(probing));
+        let endpoint = probe_due(&mesh);
+        block(async {
+            let mut sender = client(mesh.address).await;
+            let request = request("/").body(()).unwrap();
+            let (response, _) = sender.send_request(request, true).unwrap();
+            assert!(response.await.unwrap().status().is_server_error());
+        });
+        assert_eq!(endpoint.live.ejections().0, 2);
+    }
+}
+
+#[test]
+fn probe_is_answered_by_the_head_of_a_long_stream() {
+    let mesh = Mesh::start(one(Protocol::Http2, held()).policy(probing));
+    let endpoint = probe_due(&mesh);
+    block(async {
+        let mut sender = client(mesh.address).await;
+        let mut open = Vec::new();
+        for _ in 0..3 {
+            let request = request("/").body(()).unwrap();
+            let (response, out) = sender.send_request(request, false).unwrap();
+            assert_eq!(response.await.unwrap().status(), 200);
+            open.push(out);
+            sender = sender.ready().await.unwrap();
+            while !endpoint.live.is_eligible() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    });
+}

@@ -702,7 +702,8 @@ fn panic_ends_its_connection_only_and_is_counted() {
         mesh.metric(&["task_panics_total{", "connection"]),
         Some(1.0)
     );
-    eventually("its permits are given back", || gauges(&mesh).requests == 0);
+    // The answer is seen a moment before its own permit comes back.
+    eventually("all permits are given back", || gauges(&mesh).requests == 0);
     eventually("recorded all the same", || {
         mesh.records("request").len() == 3
     });

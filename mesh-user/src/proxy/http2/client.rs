@@ -69,7 +69,22 @@ struct Group {
     /// its outcome.
     failed: Cell<Option<(u64, NoConnection)>>,
     dials: Cell<u64>,
+    /// The workload has gone: nothing is added any more.
+    released: Cell<bool>,
     changed: Notify,
+}
+
+impl Group {
+    /// Takes a new connection in, unless its workload has gone while it was made: it would keep
+    /// the namespace alive, and nobody would ever find it.
+    fn add(&self, shared: Rc<Shared>) -> Result<(), NoConnection> {
+        if self.released.get() {
+            shared.cut();
+            return Err(NoConnection::Local(Reject::ConnectFailed));
+        }
+        self.open.borrow_mut().push(shared);
+        Ok(())
+    }
 }
 
 /// The right to one stream on a shared connection.
@@ -147,9 +162,11 @@ impl Connections {
     /// Closes what left from this workload's namespace.
     pub(in crate::proxy) fn release(&self, pod_id: u32) {
         self.cut_where(|key, _| key.source == pod_id);
-        self.groups
-            .borrow_mut()
-            .retain(|key, _| key.source != pod_id);
+        self.groups.borrow_mut().retain(|key, group| {
+            let gone = key.source == pod_id;
+            group.released.set(gone);
+            !gone
+        });
     }
 
     /// Closes one connection of this breaker that carries no stream. Whether there was one.
@@ -290,9 +307,8 @@ async fn open(
     group.dialling.set(true);
     let dialling = Dialling(Rc::clone(group));
     let result = connect(core, workload, target, permits).await;
-    match result {
-        Ok(shared) => group.open.borrow_mut().push(shared),
-        Err(why) => group.failed.set(Some((group.dials.get(), why))),
+    if let Err(why) = result.and_then(|shared| group.add(shared)) {
+        group.failed.set(Some((group.dials.get(), why)));
     }
     drop(dialling);
     result_of(group)
@@ -351,4 +367,40 @@ async fn connect(
     let task = tokio::task::spawn_local(guarded(Rc::clone(core), "h2_upstream", driven));
     shared.driver.replace(Some(task.abort_handle()));
     Ok(shared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn shared() -> Rc<Shared> {
+        let (wire, _peer) = tokio::io::duplex(1024);
+        let (sender, _connection) = h2::client::handshake(wire).await.unwrap();
+        Rc::new(Shared {
+            sender,
+            streams: Cell::new(0),
+            closing: Cell::new(false),
+            idle_since: Cell::new(clock::now()),
+            breaker: Arc::default(),
+            driver: RefCell::default(),
+        })
+    }
+
+    #[tokio::test]
+    async fn connection_made_for_a_workload_that_has_gone_is_cut() {
+        let connections = Connections::default();
+        let key = |source| Key {
+            source,
+            breaker: 1,
+            endpoint: 1,
+        };
+        let (gone, stays) = (connections.group(key(7)), connections.group(key(8)));
+        connections.release(7);
+        let (late, other) = (shared().await, shared().await);
+        gone.add(Rc::clone(&late)).unwrap_err();
+        assert!(late.closing.get() && gone.open.borrow().is_empty());
+        stays.add(Rc::clone(&other)).unwrap();
+        assert!(!other.closing.get());
+        assert_eq!(stays.open.borrow().len(), 1);
+    }
 }

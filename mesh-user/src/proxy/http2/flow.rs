@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
@@ -28,10 +28,16 @@ fn give_back(source: &mut RecvStream, count: usize) {
     let _ended = source.flow_control().release_capacity(count);
 }
 
+/// Pieces below this many bytes are kept as copies: each piece holds the whole block that was read
+/// from the socket, which many small ones would make a multiple of what is kept.
+const COPIED_BELOW: usize = 1024;
+
 /// What came before and is kept for another attempt.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     pub(super) data: VecDeque<Bytes>,
+    /// Copies that come after `data`.
+    tail: BytesMut,
     bytes: usize,
     max: usize,
     /// Everything that was forwarded is kept.
@@ -56,10 +62,21 @@ impl Kept {
         self.whole &= self.bytes <= self.max;
         if !self.whole {
             self.data = VecDeque::new();
-        } else if !data.is_empty() {
+            self.tail = BytesMut::new();
+        } else if data.len() < COPIED_BELOW {
+            self.tail.extend_from_slice(data);
+        } else {
+            self.seal();
             self.data.push_back(data.clone());
         }
         self.whole
+    }
+
+    /// Makes all that is kept stand in `data`, for another attempt.
+    pub(super) fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            self.data.push_back(self.tail.split().freeze());
+        }
     }
 }
 
@@ -200,5 +217,32 @@ impl Flow {
             None => sink.send_data(Bytes::new(), true),
         }
         .map_err(|error| Broken::Sink(reason(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_pieces_are_whole_in_order_and_hold_no_block_when_small() {
+        let block = Bytes::from((0..=255_u8).cycle().take(8 << 10).collect::<Vec<_>>());
+        let mut kept = Kept::new(block.len());
+        for at in 0..2000 {
+            assert!(kept.push(&block.slice(at..=at)));
+        }
+        assert!(block.is_unique(), "small pieces are copies");
+        assert!(kept.push(&block.slice(2000..4000)));
+        assert!(kept.push(&block.slice(4000..4001)));
+        kept.seal();
+        assert_eq!(kept.data.len(), 3);
+        assert!(kept.push(&block.slice(4001..8192)));
+        assert_eq!(
+            kept.data.iter().flatten().copied().collect::<Vec<_>>(),
+            block
+        );
+        assert!(!kept.push(&block.slice(0..1)), "more than is kept");
+        assert!(kept.data.is_empty() && kept.tail.is_empty());
+        assert!(block.is_unique());
     }
 }

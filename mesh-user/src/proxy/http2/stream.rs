@@ -258,6 +258,7 @@ impl Stream {
                     .map_or(Turn::Refuse(failed.reject()), Turn::Again);
             }
         };
+        self.kept.seal();
         let ends = self.kept.ended && self.kept.data.is_empty() && self.kept.trailers.is_none();
         let (response, sink) = match sender.send_request(head.request(), ends) {
             Ok(sent) => sent,
