@@ -12,13 +12,19 @@ use std::{
 use anyhow::{Context as _, Result};
 
 /// A process and all that it started.
+///
+/// Looked up at each reading: nginx listens, and so counts as started, before its worker is forked.
 #[derive(Clone, Debug)]
 pub(crate) struct Tree {
-    pids: Vec<u32>,
+    root: u32,
 }
 
 impl Tree {
     pub(crate) fn of(root: u32) -> Self {
+        Self { root }
+    }
+
+    fn pids(&self) -> Vec<u32> {
         let mut parents = Vec::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
@@ -29,7 +35,7 @@ impl Tree {
                 parents.push((pid, parent));
             }
         }
-        let mut pids = vec![root];
+        let mut pids = vec![self.root];
         let mut at = 0;
         while at < pids.len() {
             let above = pids[at];
@@ -41,7 +47,7 @@ impl Tree {
             );
             at += 1;
         }
-        Self { pids }
+        pids
     }
 
     /// Processor time of all threads that live now.
@@ -49,7 +55,7 @@ impl Tree {
     /// # Errors
     /// A process is gone.
     pub(crate) fn cpu(&self) -> Result<Duration> {
-        self.pids.iter().map(|pid| process_cpu(*pid)).sum()
+        self.pids().iter().map(|pid| process_cpu(*pid)).sum()
     }
 
     /// Resident memory in bytes, by a line of `smaps_rollup`: `Rss`, or `Pss` (shared pages by
@@ -59,7 +65,7 @@ impl Tree {
     /// A process is gone.
     pub(crate) fn memory(&self, line: &str) -> Result<u64> {
         let mut sum = 0;
-        for pid in &self.pids {
+        for pid in self.pids() {
             let text = read(Path::new(&format!("/proc/{pid}/smaps_rollup")))?;
             let field = text
                 .lines()
@@ -236,7 +242,7 @@ mod tests {
     fn tree_holds_children() {
         let child = std::process::Command::new("sleep").arg("60").spawn();
         let mut child = child.expect("coreutils are there");
-        assert!(Tree::of(std::process::id()).pids.contains(&child.id()));
+        assert!(Tree::of(std::process::id()).pids().contains(&child.id()));
         child.kill().expect("ours");
         child.wait().expect("ours");
     }
