@@ -65,7 +65,7 @@ fn object_has_no_log_map() {
 /// Most of the connect hooks' is the search for an endpoint, four times over; what follows the
 /// decision is walked a few times only (docs/decisions/0009). The kernel's limit is a million.
 const CEILINGS: [(&str, u32); 6] = [
-    ("connect4", 4_700),
+    ("connect4", 5_600),
     ("connect6", 7_500),
     ("flow_ops", 690),
     ("getpeername4", 22),
