@@ -15,6 +15,7 @@ use crate::{
     clock::{self, MonoNanos},
     config::{self, AgentConfig, Config},
     kernel::{Instance, Kernel, KernelError, view::View},
+    platform::file::keep_until_restart,
     policy::Snapshot,
     proxy::Workers,
     telemetry::Telemetry,
@@ -40,7 +41,7 @@ pub(super) struct NodeAgent {
     instance: Instance,
     config_path: PathBuf,
     started: SystemTime,
-    /// Settings at start: what can't change without a restart is compared with them.
+    /// Settings at start: what can't change without a restart is kept at them.
     settings: AgentConfig,
     workers: Arc<Workers>,
     telemetry: Arc<Telemetry>,
@@ -88,24 +89,6 @@ impl Default for Links {
             count: 0,
         }
     }
-}
-
-/// The settings that differ and only take effect at a start.
-fn restart_needed(started_with: &AgentConfig, wanted: &AgentConfig) -> Vec<String> {
-    let differs = [
-        ("attach", started_with.attach != wanted.attach),
-        ("agent.workers", started_with.workers != wanted.workers),
-        (
-            "agent.unknown-netns",
-            started_with.unknown_netns != wanted.unknown_netns,
-        ),
-        ("agent.metrics", started_with.metrics != wanted.metrics),
-    ];
-    differs
-        .into_iter()
-        .filter(|(_, differs)| *differs)
-        .map(|(field, _)| field.to_owned())
-        .collect()
 }
 
 /// Logs what the programs reported since the last tick. The counters count all of it; a pod that
@@ -199,7 +182,6 @@ impl NodeAgent {
             }
             return Err(error);
         }
-        new.enforce();
         self.workers.set_limits(&config.agent.limits);
         self.snapshot.store(Arc::clone(&new));
         control.in_force = Some(config.clone());
@@ -213,30 +195,44 @@ impl NodeAgent {
         let mut report = lock(&self.report);
         report.last_success = Some(SystemTime::now());
         report.last_error = None;
-        report.restart_needed = restart_needed(&self.settings, &config.agent);
         report.workloads = enrolments.status();
         Ok(new.generation)
     }
 
     /// A new valid file. `waiting`: settings in it that wait for a restart; the platform put the
     /// running values in their place.
-    pub(super) fn loaded(&self, config: &Config, waiting: Vec<String>, now: MonoNanos) {
+    ///
+    /// # Errors
+    /// Why it could not be put in force, which is logged and kept for `mesh status`.
+    pub(super) fn loaded(
+        &self,
+        config: &Config,
+        waiting: Vec<String>,
+        now: MonoNanos,
+    ) -> Result<u64, String> {
         match self.put_in_force(config, now) {
             Ok(generation) => {
                 tracing::info!(generation, "snapshot in force");
                 lock(&self.report).restart_needed = waiting;
+                Ok(generation)
             }
-            Err(error) => self.rejected(error.to_string()),
+            Err(error) => Err(self.refused(error.to_string())),
         }
     }
 
-    /// A file that can't be used: the old snapshot stays.
+    /// A file that can't be used, as the platform said and logged: the old snapshot stays.
     pub(super) fn rejected(&self, message: String) {
-        tracing::warn!(%message, "configuration refused, the last snapshot stays in force");
         lock(&self.report).last_error = Some(LastError {
             at: SystemTime::now(),
             message,
         });
+    }
+
+    /// The same, found here: logged here.
+    fn refused(&self, message: String) -> String {
+        tracing::warn!(%message, "configuration refused, the last snapshot stays in force");
+        self.rejected(message.clone());
+        message
     }
 
     /// Looks around: lost and late workloads, ejection sweeps (each second).
@@ -258,8 +254,6 @@ impl NodeAgent {
             for change in snapshot.sweep(now) {
                 self.telemetry.ejection(&change);
             }
-            self.telemetry
-                .retire(&|key| snapshot.source(key).is_some(), now);
         }
     }
 
@@ -398,16 +392,11 @@ impl Agent for NodeAgent {
 
     fn reload(&self) -> Result<u64, String> {
         match config::load(&self.config_path) {
-            Ok(config) => self.put_in_force(&config, clock::now()).map_err(|error| {
-                let message = error.to_string();
-                self.rejected(message.clone());
-                message
-            }),
-            Err(error) => {
-                let message = error.render(false);
-                self.rejected(message.clone());
-                Err(message)
+            Ok(mut config) => {
+                let waiting = keep_until_restart(&self.settings, &mut config.agent);
+                self.loaded(&config, waiting, clock::now())
             }
+            Err(error) => Err(self.refused(error.render(false))),
         }
     }
 }

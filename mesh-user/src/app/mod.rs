@@ -174,14 +174,13 @@ async fn control(
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
                 telemetry.reopen_access_log();
-                if let Err(problems) = crate::admin::Agent::reload(agent) {
-                    tracing::warn!(%problems, "reload refused, the last snapshot stays in force");
-                }
+                // A refusal is logged and kept for `mesh status` by the reload itself.
+                let _refused = crate::admin::Agent::reload(agent);
             }
             event = events.recv(), if watching => match event {
                 Some(FileEvent::Loaded(config)) => {
                     let waiting = file.borrow().needs_restart.clone();
-                    agent.loaded(&config, waiting, clock::now());
+                    let _refused = agent.loaded(&config, waiting, clock::now());
                 }
                 Some(FileEvent::Rejected(error)) => agent.rejected(error.render(false)),
                 None => {

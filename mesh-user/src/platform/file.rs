@@ -300,7 +300,7 @@ fn look(path: &Path, seen: Option<&Content>) -> Look {
 }
 
 /// Puts back what can't change without a restart, and names it.
-fn keep_until_restart(running: &AgentConfig, new: &mut AgentConfig) -> Vec<String> {
+pub fn keep_until_restart(running: &AgentConfig, new: &mut AgentConfig) -> Vec<String> {
     let mut changed = Vec::new();
     if new.attach != running.attach {
         new.attach.clone_from(&running.attach);
