@@ -90,8 +90,8 @@ pub struct Intent {
     pub asked_port: u16,
     /// Like [`Flow::verdict`].
     pub verdict: u8,
-    #[doc(hidden)]
-    pub _pad: u8,
+    /// Bit 0: [`INTENT_LOOPBACK`]; bit 1: [`INTENT_GUARDED`].
+    pub flags: u8,
     /// The workload.
     pub pod_id: u32,
     /// Service number, 0 when none.
@@ -100,8 +100,8 @@ pub struct Intent {
     pub backend: u32,
     /// Thread group of the caller.
     pub tgid: u32,
-    #[doc(hidden)]
-    pub _pad2: u32,
+    /// Number of the connection cap in `CAPS` where this connection holds one place, 0: none.
+    pub cap: u32,
     /// Cgroup id of the caller.
     pub cgroup: u64,
     /// CLOCK_MONOTONIC, nanoseconds.
@@ -113,13 +113,18 @@ plain!(
     [Addr, u16, u8, u8, u32, u32, u32, u32, u32, u64, u64]
 );
 
+/// `Intent::flags`: the connection was rewritten to the workload's loopback.
+pub const INTENT_LOOPBACK: u8 = 1;
+/// `Intent::flags`: the workload is guarded, its own connection needs a grant.
+pub const INTENT_GUARDED: u8 = 2;
+
 /// Value of `PROXY_FLOWS`: a connection that the agent itself opened.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProxyFlow {
     /// The workload from whose namespace it was dialled, 0 when none.
     pub pod_id: u32,
-    /// 0: towards an endpoint.
+    /// [`PROXY_UP`] or [`PROXY_APP`].
     pub kind: u8,
     /// Like [`Flow::state`].
     pub state: u8,
@@ -129,3 +134,39 @@ pub struct ProxyFlow {
     pub connect_ns: u64,
 }
 plain!(ProxyFlow, 16, [u32, u8, u8, [u8; 2], u64]);
+
+/// `ProxyFlow::kind`: towards an endpoint.
+pub const PROXY_UP: u8 = 0;
+/// `ProxyFlow::kind`: towards the application of the workload, for an inbound connection.
+pub const PROXY_APP: u8 = 1;
+
+/// Value of `LOOP_FLOWS`, by the tuple on the workload's loopback: where a connection was going that
+/// the connect hook sent there. It decides correctness, so it never lives in an LRU; `flow_ops`
+/// deletes it at close.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopFlow {
+    /// Address that the application asked for.
+    pub asked: Addr,
+    /// Port that the application asked for, host order.
+    pub asked_port: u16,
+    #[doc(hidden)]
+    pub _pad: [u8; 6],
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub connect_ns: u64,
+}
+plain!(LoopFlow, 32, [Addr, u16, [u8; 6], u64]);
+
+/// Value of `GRANTS`, by 4-tuple: a connection that the connect hook let a guarded workload open
+/// itself. It grants passage, so `flow_ops` deletes it at close.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The workload.
+    pub pod_id: u32,
+    #[doc(hidden)]
+    pub _pad: u32,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub connect_ns: u64,
+}
+plain!(Grant, 16, [u32, u32, u64]);

@@ -5,12 +5,12 @@
 use crate::{
     abi::Config,
     addr::Addr,
-    flow::{Flow, FlowKey, Intent, ProxyFlow, Tuple},
+    flow::{Flow, FlowKey, Grant, Intent, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     plain::{Plain, plain},
-    pod::{PodAddr, PodEntry},
+    pod::{InRuleKey, PodAddr, PodEntry},
     reason::COUNTERS_MAX,
-    service::{Backend, EndpointStats, SERVICE_PORTS_MAX, ServiceEntry, ServiceKey},
+    service::{Backend, CAPS_MAX, Cap, EndpointStats, SERVICE_PORTS_MAX, ServiceEntry, ServiceKey},
 };
 
 /// Data of an `OUT_RULES` key, behind the prefix length.
@@ -130,6 +130,16 @@ pub const ALL: &[Spec] = &[
         ..spec("BACKENDS", Kind::Array, 4, Backend::SIZE, 131_072)
     },
     Spec {
+        writer: "connect hooks and flow_ops",
+        full: "can't be",
+        ..spec("CAPS", Kind::Array, 4, Cap::SIZE, CAPS_MAX)
+    },
+    Spec {
+        writer: "agent, on every snapshot",
+        full: "the service goes to the proxy, said in its PATH column",
+        ..spec("CAP_LIMITS", Kind::Array, 4, 8, CAPS_MAX)
+    },
+    Spec {
         writer: "agent, at start and on `mesh redirect`",
         full: "can't be",
         ..spec("CONFIG", Kind::Array, 4, Config::SIZE, 1)
@@ -161,6 +171,16 @@ pub const ALL: &[Spec] = &[
         ..spec("FLOWS", Kind::LruHash, FlowKey::SIZE, Flow::SIZE, 131_072)
     },
     Spec {
+        writer: "flow_ops, when a guarded workload connects without the proxy; deleted at close",
+        full: "counted as grant_map_full; egress_guard drops the SYN",
+        ..spec("GRANTS", Kind::Hash, Tuple::SIZE, Grant::SIZE, 65_536)
+    },
+    Spec {
+        writer: "agent, at enrolment, by interface index of the node's side of the veth",
+        full: "enrolment refused by name",
+        ..spec("GUARDED", Kind::Hash, 4, 4, 4_096)
+    },
+    Spec {
         flags: MMAPABLE,
         writer: "agent, every 250 ms, through its memory mapping",
         full: "can't be",
@@ -178,9 +198,25 @@ pub const ALL: &[Spec] = &[
         ..spec("INTENTS", Kind::LruHash, 8, Intent::SIZE, 16_384)
     },
     Spec {
+        writer: "agent, with a workload's inbound rules",
+        full: "inbound rules refused by name",
+        ..spec("IN_RULES", Kind::Hash, InRuleKey::SIZE, 4, 65_536)
+    },
+    Spec {
         writer: "agent; the kernel removes closed sockets",
         full: "enrolment refused by name",
         ..spec("LISTENERS", Kind::SockHash, ListenerKey::SIZE, 8, 65_536)
+    },
+    Spec {
+        writer: "flow_ops, when a connect was sent to the loopback; deleted at close",
+        full: "counted as loop_flow_map_full; the proxy refuses the connection",
+        ..spec(
+            "LOOP_FLOWS",
+            Kind::Hash,
+            FlowKey::SIZE,
+            LoopFlow::SIZE,
+            65_536,
+        )
     },
     Spec {
         flags: NO_PREALLOC,
@@ -197,6 +233,11 @@ pub const ALL: &[Spec] = &[
         writer: "agent, last step of enrolment, first of release",
         full: "enrolment refused by name",
         ..spec("POD_BY_NETNS", Kind::Hash, 8, PodEntry::SIZE, 4_096)
+    },
+    Spec {
+        writer: "probe_ops, when the kubelet connects",
+        full: "the oldest entry goes: that probe meets the inbound rules",
+        ..spec("PROBE_FLOWS", Kind::LruHash, Tuple::SIZE, 8, 8_192)
     },
     Spec {
         writer: "flow_ops, when the agent dials; deleted at close",

@@ -12,12 +12,12 @@ pub type PodId = u32;
 pub struct PodEntry {
     /// The workload's number.
     pub pod_id: PodId,
-    /// How it is captured: [`MODE_MARK`] or [`MODE_OFF`].
+    /// How it is captured: [`MODE_MARK`], [`MODE_LOOPBACK`] or [`MODE_OFF`].
     pub mode: u8,
     /// What happens when the agent is gone: [`FAIL_OPEN`] or [`FAIL_CLOSED`].
     pub fail: u8,
-    #[doc(hidden)]
-    pub _pad: u16,
+    /// Bit 0: [`POD_GUARDED`].
+    pub flags: u16,
     /// Generation of the agent that wrote it.
     pub generation: u32,
     #[doc(hidden)]
@@ -29,6 +29,12 @@ plain!(PodEntry, 16, [u32, u8, u8, u16, u32, u32]);
 pub const MODE_OFF: u8 = 0;
 /// `PodEntry::mode`: mark + local route + `sk_lookup`.
 pub const MODE_MARK: u8 = 1;
+/// `PodEntry::mode`: rewrite to the workload's own loopback, where the agent listens.
+pub const MODE_LOOPBACK: u8 = 2;
+
+/// `PodEntry::flags`: `bypass-guard: on`. Its connects leave entries in `GRANTS`, and it may not
+/// touch our mark bits.
+pub const POD_GUARDED: u16 = 1;
 
 /// `PodEntry::fail`: connections go direct when the agent is gone.
 pub const FAIL_OPEN: u8 = 0;
@@ -48,7 +54,38 @@ pub struct PodAddr {
     pub generation: u32,
     /// Like `PodEntry::fail`.
     pub fail: u8,
+    /// What happens to connections that come in on a port without an entry in `IN_RULES`:
+    /// [`INBOUND_PASS`], [`INBOUND_CAPTURE`] or [`INBOUND_DENY`].
+    pub inbound: u8,
+    /// Bit 0: [`ADDR_SECOND_PASS`].
+    pub flags: u8,
     #[doc(hidden)]
-    pub _pad: [u8; 3],
+    pub _pad: u8,
 }
-plain!(PodAddr, 12, [u32, u32, u8, [u8; 3]]);
+plain!(PodAddr, 12, [u32, u32, u8, u8, u8, u8]);
+
+/// An inbound connection goes to the application untouched.
+pub const INBOUND_PASS: u8 = 0;
+/// An inbound connection goes to the agent's inbound listener.
+pub const INBOUND_CAPTURE: u8 = 1;
+/// An inbound connection is dropped.
+pub const INBOUND_DENY: u8 = 2;
+
+/// `PodAddr::flags`: what the agent of this node dials for a local client passes the inbound
+/// listener too (`second-pass: full`).
+pub const ADDR_SECOND_PASS: u8 = 1;
+
+/// Key of `IN_RULES`: one port of a workload. Its value is one of the `INBOUND_*` as `u32`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InRuleKey {
+    /// The workload.
+    pub pod_id: PodId,
+    /// Port, host order.
+    pub port: u16,
+    /// IP protocol: 6 for TCP.
+    pub proto: u8,
+    #[doc(hidden)]
+    pub _pad: u8,
+}
+plain!(InRuleKey, 8, [u32, u16, u8, u8]);

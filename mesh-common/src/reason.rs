@@ -103,6 +103,44 @@ reasons! {
     /// The kernel decides for the service, and none of its endpoints can be reached by a socket of
     /// this family.
     RefuseNoEndpoint = 33, "refuse_no_endpoint", true;
+    /// `steer` gave a SYN from outside to the workload's inbound listener.
+    SteerIn = 34, "steer_in", false;
+    /// An inbound rule says deny: dropped by `steer`.
+    RefuseInbound = 35, "refuse_inbound_rule", true;
+    /// `steer` let a probe of the kubelet through, by its exact tuple.
+    SteerPassProbe = 36, "steer_pass_probe", false;
+    /// `steer` let a workload talk to itself.
+    SteerPassSelf = 37, "steer_pass_self", false;
+    /// `steer` let a dial of the agent through to the application.
+    SteerPassProxied = 38, "steer_pass_proxied", false;
+    /// The connection cap of the chosen version is reached: ECONNREFUSED.
+    RefuseCap = 39, "refuse_connection_cap", true;
+    /// `egress_guard` saw a SYN that neither the agent opened nor the connect hook let through.
+    RefuseGuardSyn = 40, "refuse_guard_syn", true;
+    /// `egress_guard` saw a source address that is not the workload's.
+    RefuseGuardSource = 41, "refuse_guard_source", true;
+    /// `egress_guard` saw a TCP fragment.
+    RefuseGuardFragment = 42, "refuse_guard_fragment", true;
+    /// `egress_guard` saw headers that it can't follow to the transport header.
+    RefuseGuardHeader = 43, "refuse_guard_header", true;
+    /// `egress_guard` saw a datagram that an outbound rule denies.
+    RefuseGuardRule = 44, "refuse_guard_rule", true;
+    /// `egress_guard` let a SYN through.
+    GuardPass = 45, "guard_pass", false;
+    /// A guarded workload wanted to touch our mark bits: EPERM.
+    RefuseMark = 46, "refuse_mark", true;
+    /// `GRANTS` took no entry: `egress_guard` will drop the SYN.
+    GrantFull = 47, "grant_map_full", false;
+    /// Captured by a rewrite to the workload's loopback (mode `loopback`).
+    CapturedLoopback = 48, "captured_loopback", false;
+    /// `LOOP_FLOWS` took no entry: the proxy refuses the connection.
+    LoopFlowFull = 49, "loop_flow_map_full", false;
+    /// A probe of the kubelet was recorded.
+    ProbeFlowOpened = 50, "probe_flow_opened", false;
+    /// A bind was given SO_REUSEADDR, so that our accepted sockets don't stand in its way.
+    BindReuse = 51, "bind_reuse", false;
+    /// An outbound rule denies the datagram.
+    RefuseDatagram = 52, "refuse_datagram", true;
 }
 
 /// Capacity of `COUNTERS`; room for reasons to come.

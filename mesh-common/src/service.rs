@@ -62,8 +62,27 @@ pub struct Backend {
     pub state: u16,
     /// Which version of the service it was put here for, for the CLI.
     pub version_id: u32,
+    /// Number of its version's connection cap in `CAPS` and `CAP_LIMITS`, 0: none.
+    pub cap: u32,
+    #[doc(hidden)]
+    pub _pad: u32,
 }
-plain!(Backend, 24, [Addr, u16, u16, u32]);
+plain!(Backend, 32, [Addr, u16, u16, u32, u32, u32]);
+
+/// Capacity of `CAPS` and `CAP_LIMITS`: versions with a connection cap, one number (0) unused.
+pub const CAPS_MAX: u32 = 16_384;
+
+/// Value of `CAPS`: the connections that the kernel opened for one version. The limit stands in
+/// `CAP_LIMITS`, for the agent can't write one word of a value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Cap {
+    /// Connections that hold a place now.
+    pub active: u64,
+    /// Connections that were refused for it.
+    pub refused: u64,
+}
+plain!(Cap, 16, [u64, u64]);
 
 /// Value of `EP_STATS`, for each CPU: what happened to connections that the kernel sent to a
 /// backend.
@@ -78,5 +97,9 @@ pub struct EndpointStats {
     pub failed: u64,
     /// Established connections that ended.
     pub closed: u64,
+    /// Bytes that ended connections sent to it.
+    pub bytes_out: u64,
+    /// Bytes that ended connections received from it.
+    pub bytes_in: u64,
 }
-plain!(EndpointStats, 32, [u64, u64, u64, u64]);
+plain!(EndpointStats, 48, [u64, u64, u64, u64, u64, u64]);

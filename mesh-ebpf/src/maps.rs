@@ -11,12 +11,12 @@ use aya_ebpf::{
 use mesh_common::{
     abi::Config,
     addr::Addr,
-    flow::{Flow, FlowKey, Intent, ProxyFlow, Tuple},
+    flow::{Flow, FlowKey, Grant, Intent, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     maps::{Kind, OutRulePrefix, get},
-    pod::{PodAddr, PodEntry},
+    pod::{InRuleKey, PodAddr, PodEntry},
     reason::Event,
-    service::{Backend, EndpointStats, ServiceEntry, ServiceKey},
+    service::{Backend, Cap, EndpointStats, ServiceEntry, ServiceKey},
 };
 
 /// A BTF map definition: the loader reads the types, nobody reads the values.
@@ -139,17 +139,24 @@ macro_rules! maps {
 
 maps! {
     BACKENDS: Array<u32, Backend>;
+    CAPS: Array<u32, Cap>;
+    CAP_LIMITS: Array<u32, u64>;
     CONFIG: Array<u32, Config>;
     COUNTERS: PerCpuArray<u32, u64>;
     EP_STATS: PerCpuArray<u32, EndpointStats>;
     FLOWS: LruHash<FlowKey, Flow>;
+    GRANTS: Hash<Tuple, Grant>;
+    GUARDED: Hash<u32, u32>;
     HEARTBEAT: Array<u32, u64>;
     INTENT: SkStorage<i32, Intent>;
     INTENTS: LruHash<u64, Intent>;
+    IN_RULES: Hash<InRuleKey, u32>;
     LISTENERS: SockHash<ListenerKey, u64>;
+    LOOP_FLOWS: Hash<FlowKey, LoopFlow>;
     OUT_RULES: LpmTrie<OutRulePrefix, u32>;
     POD_BY_ADDR: Hash<Addr, PodAddr>;
     POD_BY_NETNS: Hash<u64, PodEntry>;
+    PROBE_FLOWS: LruHash<Tuple, u64>;
     PROXY_FLOWS: Hash<Tuple, ProxyFlow>;
     SERVICES: Hash<ServiceKey, ServiceEntry>;
     SLOTS: Array<u32, u32>;

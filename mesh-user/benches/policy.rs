@@ -11,9 +11,9 @@ use std::{hint::black_box, sync::Arc, time::Instant};
 use mesh_user::{
     clock::MonoNanos,
     model::{
-        DialFrom, EjectionPolicy, Endpoint, Failure, Match, Model, Netns, PathMatch, Policy, Port,
-        Protocol, RateKey, RateLimitPolicy, Rule, Select, Service, Tags, Target, TimeoutPolicy,
-        ValueMatch, Workload,
+        DialFrom, EjectionPolicy, Endpoint, Interception, Match, Model, Netns, PathMatch, Policy,
+        Port, Protocol, RateKey, RateLimitPolicy, Rule, Select, Service, Tags, Target,
+        TimeoutPolicy, ValueMatch, Workload,
     },
     policy::{
         NoObserver, PortIx, RequestView, Snapshot, balance, rate_limit, rng::Rng, route,
@@ -277,7 +277,7 @@ fn example(count: usize) -> Model {
         cgroup: None,
         tags: [("app".to_owned(), "client".to_owned())].into(),
         identity: None,
-        failure: Failure::Open,
+        interception: Interception::default(),
         capture: true,
     };
     Model {

@@ -196,7 +196,10 @@ fn design_example_means_what_it_says() {
     let workload = &model.workloads[0];
     assert_eq!(workload.netns, Netns::Path("/run/netns/mesh-client".into()));
     assert_eq!(workload.cgroup, Some("mesh-demo/client".into()));
-    assert_eq!((workload.failure, workload.capture), (Failure::Open, true));
+    assert_eq!(
+        (workload.interception.failure, workload.capture),
+        (Failure::Open, true)
+    );
 }
 
 #[test]

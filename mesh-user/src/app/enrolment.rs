@@ -154,12 +154,12 @@ impl Enrolments {
 impl Slot {
     /// The same workload in the same place, with other settings: its connections live on.
     fn change(&mut self, wanted: &Workload, kernel: &mut Kernel, now: MonoNanos) {
-        let failure = wanted.failure;
-        if failure != self.wanted.failure {
+        let interception = wanted.interception;
+        if interception != self.wanted.interception {
             match self.pod_id {
                 Some(pod_id) => {
-                    if let Err(error) = kernel.set_failure(pod_id, failure) {
-                        tracing::warn!(workload = wanted.key(), %error, "its failure mode is the old one");
+                    if let Err(error) = kernel.set_interception(pod_id, interception) {
+                        tracing::warn!(workload = wanted.key(), %error, "it is intercepted as before");
                         self.error = Some(error.to_string());
                     }
                 }
@@ -187,7 +187,7 @@ fn enrol(
     let enrolled = kernel.enrol(&Enrol {
         key: Arc::clone(key),
         netns: workload.netns.clone(),
-        failure: workload.failure,
+        interception: workload.interception,
     })?;
     let handle = Arc::new(WorkloadHandle {
         pod_id: enrolled.pod_id,

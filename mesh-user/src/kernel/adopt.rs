@@ -18,7 +18,7 @@ use super::{
     sys::{self, LinkTarget},
     workload::{self, map_addr},
 };
-use crate::model::Failure;
+use crate::model::Interception;
 
 /// How long an adopted workload waits to be named by the model: the first snapshot comes within
 /// seconds of the start.
@@ -88,13 +88,13 @@ impl Kernel {
 
     /// Keeps the failure mode of a workload in force that could not be enrolled: without a live
     /// listener the connect hooks refuse what it says to refuse.
-    pub(super) fn hold(&mut self, record: Record, failure: Failure) {
+    pub(super) fn hold(&mut self, record: Record, interception: Interception) {
         let (pod_id, cookie) = (record.pod_id, record.cookie);
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
         let held = true;
         self.adopted.insert(pod_id, Record { held, ..record });
-        if let Err(error) = self.write_failure(pod_id, cookie, failure) {
+        if let Err(error) = self.write_interception(pod_id, cookie, interception) {
             tracing::warn!(pod_id, %error, "the failure mode of a workload is not in force");
         }
         self.write_records();

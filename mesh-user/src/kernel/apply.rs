@@ -364,6 +364,8 @@ impl Plan {
                     port: key.1,
                     state: 0,
                     version_id: key.2,
+                    cap: 0,
+                    _pad: 0,
                 };
                 tables
                     .backends

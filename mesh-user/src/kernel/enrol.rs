@@ -7,7 +7,10 @@ use mesh_common::{
     abi::SHARDS_MAX,
     addr::Addr,
     maps::get,
-    pod::{FAIL_CLOSED, FAIL_OPEN, MODE_MARK, PodAddr, PodEntry},
+    pod::{
+        ADDR_SECOND_PASS, FAIL_CLOSED, FAIL_OPEN, INBOUND_CAPTURE, INBOUND_PASS, MODE_LOOPBACK,
+        MODE_MARK, POD_GUARDED, PodAddr, PodEntry,
+    },
 };
 
 use super::{
@@ -23,7 +26,10 @@ use super::{
         self_probe,
     },
 };
-use crate::{clock, model::Failure};
+use crate::{
+    clock,
+    model::{Failure, Inbound, Interception, Mode, SecondPass},
+};
 
 impl Kernel {
     /// Enrols a workload up to the self-probe. Synchronous; takes milliseconds.
@@ -58,8 +64,8 @@ impl Kernel {
         let prepared = match prepare(&netns, &identity, steering, mark, shards) {
             Ok(prepared) => prepared,
             Err(error) => {
-                if before || wanted.failure == Failure::Closed {
-                    self.hold(record, wanted.failure);
+                if before || wanted.interception.failure == Failure::Closed {
+                    self.hold(record, wanted.interception);
                 }
                 return Err(error);
             }
@@ -67,7 +73,7 @@ impl Kernel {
         let (pod_id, sysctl_before) = (record.pod_id, record.sysctl_before.clone());
         let workload = Workload {
             key: Arc::clone(&wanted.key),
-            failure: wanted.failure,
+            interception: wanted.interception,
             sockets: Arc::new(PodSockets::new(netns, mark)),
             addresses: BTreeSet::new(),
             source: Sources::of(&prepared.addresses),
@@ -102,14 +108,14 @@ impl Kernel {
         if matches!(error, EnrolError::OtherInstance { .. }) {
             return self.take_away(pod_id, true);
         }
-        if !(workload.live || workload.failure == Failure::Closed) {
+        if !(workload.live || workload.interception.failure == Failure::Closed) {
             return self.release(pod_id);
         }
-        let (record, failure) = (workload.record(pod_id), workload.failure);
+        let (record, interception) = (workload.record(pod_id), workload.interception);
         if let Some(workload) = self.workloads.remove(&pod_id) {
             workload.sockets.close();
         }
-        self.hold(record, failure);
+        self.hold(record, interception);
     }
 
     fn check_identity(&self, identity: &Identity) -> Result<(), EnrolError> {
@@ -225,7 +231,7 @@ impl Kernel {
             .workloads
             .get_mut(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
-        let value = pod_addr(pod_id, self.generation, workload.failure);
+        let value = pod_addr(pod_id, self.generation, workload.interception);
         let result = self.tables.pod_by_addr.insert(key, value, 0);
         result.map_err(|error| map_error("POD_BY_ADDR", error))?;
         workload.addresses.insert(ip);
@@ -258,21 +264,25 @@ impl Kernel {
             .workloads
             .get(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
-        let (cookie, failure) = (workload.identity.cookie, workload.failure);
-        self.write_netns(pod_id, cookie, failure)
+        let (cookie, interception) = (workload.identity.cookie, workload.interception);
+        self.write_netns(pod_id, cookie, interception)
     }
 
     fn write_netns(
         &mut self,
         pod_id: u32,
         cookie: u64,
-        failure: Failure,
+        interception: Interception,
     ) -> Result<(), EnrolError> {
         let entry = PodEntry {
             pod_id,
-            mode: MODE_MARK,
-            fail: fail(failure),
-            _pad: 0,
+            mode: mode(interception.mode),
+            fail: fail(interception.failure),
+            flags: if interception.bypass_guard {
+                POD_GUARDED
+            } else {
+                0
+            },
             generation: self.generation,
             _pad2: 0,
         };
@@ -280,19 +290,23 @@ impl Kernel {
         result.map_err(|error| map_error("POD_BY_NETNS", error))
     }
 
-    /// Puts a failure mode in force, for connects and for what is on its way.
-    pub(super) fn write_failure(
+    /// Puts a way of interception in force, for connects and for what is on its way.
+    pub(super) fn write_interception(
         &mut self,
         pod_id: u32,
         cookie: u64,
-        failure: Failure,
+        interception: Interception,
     ) -> Result<(), EnrolError> {
-        self.write_netns(pod_id, cookie, failure)?;
-        self.write_addresses(pod_id, failure)
+        self.write_netns(pod_id, cookie, interception)?;
+        self.write_addresses(pod_id, interception)
     }
 
-    fn write_addresses(&mut self, pod_id: u32, failure: Failure) -> Result<(), EnrolError> {
-        let value = pod_addr(pod_id, self.generation, failure);
+    fn write_addresses(
+        &mut self,
+        pod_id: u32,
+        interception: Interception,
+    ) -> Result<(), EnrolError> {
+        let value = pod_addr(pod_id, self.generation, interception);
         for key in self.addresses_of(pod_id) {
             self.tables
                 .pod_by_addr
@@ -302,22 +316,26 @@ impl Kernel {
         Ok(())
     }
 
-    /// Changes what happens to a workload when the agent is gone. Its connections live on.
+    /// Changes how a workload is intercepted. Its connections live on.
     ///
     /// # Errors
     /// A map could not be written, or there is no such workload.
-    pub fn set_failure(&mut self, pod_id: u32, failure: Failure) -> Result<(), EnrolError> {
+    pub fn set_interception(
+        &mut self,
+        pod_id: u32,
+        interception: Interception,
+    ) -> Result<(), EnrolError> {
         let workload = self
             .workloads
             .get_mut(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
-        workload.failure = failure;
+        workload.interception = interception;
         if workload.live {
             let cookie = workload.identity.cookie;
-            self.write_failure(pod_id, cookie, failure)
+            self.write_interception(pod_id, cookie, interception)
         } else {
             // `go_live` says the rest.
-            self.write_addresses(pod_id, failure)
+            self.write_addresses(pod_id, interception)
         }
     }
 
@@ -399,12 +417,27 @@ impl Kernel {
     }
 }
 
-fn pod_addr(pod_id: u32, generation: u32, failure: Failure) -> PodAddr {
+fn pod_addr(pod_id: u32, generation: u32, interception: Interception) -> PodAddr {
     PodAddr {
         pod_id,
         generation,
-        fail: fail(failure),
-        _pad: [0; 3],
+        fail: fail(interception.failure),
+        inbound: match interception.inbound {
+            Inbound::Capture => INBOUND_CAPTURE,
+            Inbound::Rules | Inbound::Pass => INBOUND_PASS,
+        },
+        flags: match interception.second_pass {
+            SecondPass::Full => ADDR_SECOND_PASS,
+            SecondPass::Collapse => 0,
+        },
+        _pad: 0,
+    }
+}
+
+const fn mode(mode: Mode) -> u8 {
+    match mode {
+        Mode::Auto | Mode::Mark => MODE_MARK,
+        Mode::Loopback => MODE_LOOPBACK,
     }
 }
 

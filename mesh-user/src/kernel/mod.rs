@@ -61,7 +61,7 @@ pub use self::{
     heartbeat::Heartbeat,
 };
 use crate::{
-    model::{Failure, Netns, kernel_table::KernelTable},
+    model::{Interception, Netns, kernel_table::KernelTable},
     proxy::wire::{OriginLookup, SocketSource},
 };
 
@@ -129,8 +129,8 @@ pub struct Enrol {
     pub key: Arc<str>,
     /// Its network namespace.
     pub netns: Netns,
-    /// What happens when the agent is gone.
-    pub failure: Failure,
+    /// How its connections are intercepted.
+    pub interception: Interception,
 }
 
 /// A workload that is enrolled: everything stands but `POD_BY_NETNS`. The caller hands the

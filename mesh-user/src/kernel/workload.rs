@@ -24,7 +24,7 @@ use super::{
     sockets::{self, PodSockets},
     sys::{self, AttachType, LinkTarget},
 };
-use crate::model::Failure;
+use crate::model::Interception;
 
 /// How long the self-probe waits: a connection over `lo` arrives within microseconds.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ const PROBE_PORT: u16 = 9;
 pub(super) struct Workload {
     pub(super) key: Arc<str>,
     pub(super) identity: Identity,
-    pub(super) failure: Failure,
+    pub(super) interception: Interception,
     pub(super) sockets: Arc<PodSockets>,
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) source: Sources,

@@ -147,8 +147,9 @@ pub struct Workload {
     pub tags: Tags,
     /// Identity (SPIFFE id).
     pub identity: Option<String>,
-    /// What happens when the agent is gone.
-    pub failure: Failure,
+    /// How its connections are intercepted.
+    #[serde(flatten)]
+    pub interception: Interception,
     /// Whether it is captured at all.
     pub capture: bool,
 }
@@ -168,6 +169,59 @@ pub enum Netns {
     Path(PathBuf),
     /// The namespace of a process.
     Pid(u32),
+}
+
+/// How the connections of a workload are intercepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Interception {
+    /// How what it dials reaches the proxy.
+    pub mode: Mode,
+    /// What happens when the agent is gone.
+    pub failure: Failure,
+    /// Which connections that come in pass the proxy.
+    pub inbound: Inbound,
+    /// Whether what leaves it is checked a second time, at the node's side of its interface.
+    pub bypass_guard: bool,
+    /// Whether a connection between two workloads of this node passes the proxy once or twice.
+    pub second_pass: SecondPass,
+}
+
+/// How outbound connections reach the proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The best that works here: `mark`.
+    #[default]
+    Auto,
+    /// A socket mark, a local route and `sk_lookup`: the application's addresses stay true.
+    Mark,
+    /// The destination becomes the workload's loopback; `getpeername` says what was dialled.
+    Loopback,
+}
+
+/// Which connections that come in pass the proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Inbound {
+    /// Those to a port with an inbound rule; the others are passed and counted.
+    #[default]
+    Rules,
+    /// All of them.
+    Capture,
+    /// None.
+    Pass,
+}
+
+/// How often a connection between two workloads of one node passes the proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecondPass {
+    /// Once: the agent applies the inbound rules before it dials.
+    #[default]
+    Collapse,
+    /// Twice: out of the one, into the other.
+    Full,
 }
 
 /// What happens to connections when the agent is dead or hung.

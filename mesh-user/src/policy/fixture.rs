@@ -11,8 +11,8 @@ use super::{
 use crate::{
     clock::MonoNanos,
     model::{
-        Balance, DialFrom, Endpoint, Failure, Match, Model, Netns, Policy, Port, Protocol, Rule,
-        Select, Service, Tags, Target, TimeoutPolicy, Workload,
+        Balance, DialFrom, Endpoint, Interception, Match, Model, Netns, Policy, Port, Protocol,
+        Rule, Select, Service, Tags, Target, TimeoutPolicy, Workload,
     },
 };
 
@@ -124,7 +124,7 @@ pub(super) fn workload(name: &str, pairs: &[(&str, &str)]) -> Workload {
         cgroup: None,
         tags: tags(pairs),
         identity: Some(format!("spiffe://cluster.local/ns/default/sa/{name}")),
-        failure: Failure::Open,
+        interception: Interception::default(),
         capture: true,
     }
 }

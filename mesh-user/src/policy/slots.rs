@@ -197,6 +197,8 @@ pub(super) fn build(snapshot: &Snapshot, previous: Option<&Numbers>) -> (KernelT
                     .iter()
                     .position(|ix| ix == version)
                     .unwrap_or(0) as u32,
+                cap: 0,
+                _pad: 0,
             };
         }
         let (first, count) = numbers.ranges.get(&list.key).copied().unwrap_or_default();
@@ -265,6 +267,8 @@ const FREE: Backend = Backend {
     port: 0,
     state: 0,
     version_id: 0,
+    cap: 0,
+    _pad: 0,
 };
 
 fn add_service(

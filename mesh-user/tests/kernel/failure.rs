@@ -375,7 +375,9 @@ impl Taken {
             pod_id: 1 << 20,
             generation: 0,
             fail: FAIL_OPEN,
-            _pad: [0; 3],
+            inbound: 0,
+            flags: 0,
+            _pad: 0,
         };
         map.insert(key, nobody, 0).unwrap();
         Self { map, key, before }

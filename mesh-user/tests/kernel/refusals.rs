@@ -367,7 +367,7 @@ fn full_workload_map_is_refused_by_name_and_at_the_limit_only() {
         pod_id: u32::MAX,
         mode: MODE_OFF,
         fail: FAIL_OPEN,
-        _pad: 0,
+        flags: 0,
         generation: 0,
         _pad2: 0,
     };
@@ -417,7 +417,9 @@ fn full_address_map_is_refused_by_name_and_at_the_limit_only() {
         pod_id: u32::MAX,
         generation: 0,
         fail: FAIL_OPEN,
-        _pad: [0; 3],
+        inbound: 0,
+        flags: 0,
+        _pad: 0,
     };
     let addr = |number: u32| Addr::from_v6_be([0xfd, 1, 2, number]);
     // The first has two addresses; the second would need two places and finds one.

@@ -27,7 +27,7 @@ use mesh_common::{
 use mesh_user::{
     clock,
     kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions},
-    model::{Failure, Netns, kernel_table::KernelTable},
+    model::{Failure, Interception, Netns, kernel_table::KernelTable},
     proxy::wire::SocketSource,
     testbed::Testbed,
 };
@@ -372,7 +372,10 @@ impl State {
                 let wanted = Enrol {
                     key: key.into(),
                     netns,
-                    failure: failure(closed),
+                    interception: Interception {
+                        failure: failure(closed),
+                        ..Interception::default()
+                    },
                 };
                 let enrolled = kernel.enrol(&wanted).map_err(text)?;
                 let origins = kernel.origins();
@@ -395,7 +398,13 @@ impl State {
             }
             Request::Live(pod_id) => kernel.go_live(pod_id).map(|()| Value::Null).map_err(text),
             Request::Failure(pod_id, closed) => kernel
-                .set_failure(pod_id, failure(closed))
+                .set_interception(
+                    pod_id,
+                    Interception {
+                        failure: failure(closed),
+                        ..Interception::default()
+                    },
+                )
                 .map(|()| Value::Null)
                 .map_err(text),
             Request::Want(keys) => {
@@ -487,6 +496,8 @@ fn table(services: &[Service], rules: &[Rule]) -> KernelTable {
                 port: endpoint.port(),
                 state: 1,
                 version_id: service_id,
+                cap: 0,
+                _pad: 0,
             });
         }
         let entry = ServiceEntry {

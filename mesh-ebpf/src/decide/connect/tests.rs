@@ -43,6 +43,8 @@ fn backend(text: &str) -> Backend {
         port: 8_080,
         state: 1,
         version_id: 0,
+        cap: 0,
+        _pad: 0,
     }
 }
 
@@ -80,7 +82,7 @@ fn fake() -> Fake {
             pod_id: 5,
             mode: MODE_MARK,
             fail: FAIL_OPEN,
-            _pad: 0,
+            flags: 0,
             generation: 1,
             _pad2: 0,
         },

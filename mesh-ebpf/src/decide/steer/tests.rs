@@ -5,7 +5,7 @@ extern crate std;
 use core::{cell::RefCell, net::IpAddr};
 use std::{collections::BTreeMap, vec::Vec};
 
-use mesh_common::pod::FAIL_OPEN;
+use mesh_common::pod::{FAIL_OPEN, INBOUND_PASS};
 
 use super::*;
 
@@ -42,7 +42,9 @@ fn fake() -> Fake {
         pod_id,
         generation: 1,
         fail,
-        _pad: [0; 3],
+        inbound: INBOUND_PASS,
+        flags: 0,
+        _pad: 0,
     };
     Fake {
         config: Some(config),

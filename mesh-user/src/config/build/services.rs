@@ -11,8 +11,8 @@ use super::{Reader, reader};
 use crate::{
     config::text,
     model::{
-        DialFrom, Endpoint, Failure, Netns, OutboundAction, OutboundRule, Port, Protocol, Service,
-        Workload,
+        DialFrom, Endpoint, Failure, Inbound, Interception, Mode, Netns, OutboundAction,
+        OutboundRule, Port, Protocol, SecondPass, Service, Workload,
     },
 };
 
@@ -102,11 +102,32 @@ pub(super) fn workload(from: Reader<'_>) -> Workload {
         cgroup: from.text("cgroup").map(PathBuf::from),
         tags: from.tags("tags"),
         identity: from.text("identity").map(str::to_owned),
+        interception: interception(from),
+        capture: from.bool("capture").unwrap_or(true),
+    }
+}
+
+fn interception(from: Reader<'_>) -> Interception {
+    Interception {
+        mode: match from.text("mode") {
+            Some("mark") => Mode::Mark,
+            Some("loopback") => Mode::Loopback,
+            _ => Mode::Auto,
+        },
         failure: match from.text("failure") {
             Some("closed") => Failure::Closed,
             _ => Failure::Open,
         },
-        capture: from.bool("capture").unwrap_or(true),
+        inbound: match from.text("inbound") {
+            Some("capture") => Inbound::Capture,
+            Some("pass") => Inbound::Pass,
+            _ => Inbound::Rules,
+        },
+        bypass_guard: from.text("bypass-guard") == Some("on"),
+        second_pass: match from.text("second-pass") {
+            Some("full") => SecondPass::Full,
+            _ => SecondPass::Collapse,
+        },
     }
 }
 

@@ -240,6 +240,57 @@ pub(crate) static WORKLOAD: Object = Object {
             "What happens when the agent is dead or hung.",
         ),
         field(
+            "mode",
+            Shape::Choice(&[
+                ("auto", "the best that works here: `mark`"),
+                (
+                    "mark",
+                    "a socket mark and a local route: the application's addresses stay true",
+                ),
+                (
+                    "loopback",
+                    "a rewrite to the workload's loopback, for applications that `mark` disturbs",
+                ),
+            ]),
+            Absent::Default("auto", "nobody should have to know"),
+            "How what it dials reaches the proxy.",
+        ),
+        field(
+            "inbound",
+            Shape::Choice(&[
+                ("rules", "those to a port with an inbound rule"),
+                ("capture", "all of them"),
+                ("pass", "none"),
+            ]),
+            Absent::Default("rules", "what nobody asks about is not slowed"),
+            "Which connections that come in pass the proxy.",
+        ),
+        field(
+            "bypass-guard",
+            Shape::Choice(&[
+                ("off", "the connect hooks alone decide"),
+                (
+                    "on",
+                    "the node's side of its interface drops what they did not let through",
+                ),
+            ]),
+            Absent::Default("off", "it needs a veth"),
+            "Whether a privileged process in the workload is kept from going around the mesh.",
+        ),
+        field(
+            "second-pass",
+            Shape::Choice(&[
+                (
+                    "collapse",
+                    "the agent applies the inbound rules before it dials",
+                ),
+                ("full", "out of the one, into the other"),
+            ]),
+            Absent::Default("collapse", "half the cost"),
+            "How a connection from another workload of this node reaches it: past the proxy once \
+             or twice.",
+        ),
+        field(
             "capture",
             Shape::Bool,
             Absent::Default("true", "who is listed is meant"),

@@ -12,6 +12,8 @@ fn backend(last: u8) -> Backend {
         port: 80,
         state: 1,
         version_id: 0,
+        cap: 0,
+        _pad: 0,
     }
 }
 
