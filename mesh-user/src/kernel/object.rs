@@ -8,12 +8,12 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Program, ProgramError},
+    programs::ProgramError,
 };
 use aya_log::EbpfLogger;
 use mesh_common::maps::ALL;
 
-use super::{error::KernelError, pins::Pins, sys::AttachType};
+use super::{error::KernelError, features::Features, pins::Pins, survey, sys::AttachType};
 
 /// The object's bytes; empty: it was not built when this binary was.
 #[cfg(mesh_bpf_object)]
@@ -120,6 +120,7 @@ pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs,
     let mut loader = EbpfLoader::new();
     // No CO-RE relocations in the object: the kernel's own types are not needed.
     loader.btf(None);
+    Features::probe().choose(&mut loader);
     let mut made = None;
     if let Some((pins, list)) = pins {
         pins.check_layouts()?;
@@ -176,13 +177,7 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
         what: format!("program {name}"),
         why: "the object lacks it".to_owned(),
     })?;
-    let loaded = match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        Program::SkLookup(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
-    loaded.map_err(|error| refused(&error))?;
+    survey::load(program).map_err(|error| refused(&error))?;
     let fd = program.fd().map_err(|error| refused(&error))?;
     fd.as_fd()
         .try_clone_to_owned()
@@ -190,7 +185,7 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
 }
 
 /// An error with its causes; a verifier log is cut to its end, where the reason stands.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -9,7 +9,9 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    KernelError, capability, cgroups, mounts, object, sockets,
+    KernelError, capability, cgroups,
+    features::{self, EXIT, SK_LOOKUP, SOCK_ADDR, call, mov_r0},
+    mounts, object, sockets,
     sys::{self, AttachType},
 };
 
@@ -175,27 +177,7 @@ fn bpffs() -> Check {
     Check::required("bpffs", found, remedy)
 }
 
-/// `r0 = VALUE`.
-const fn mov_r0(value: i32) -> u64 {
-    0xb7 | (value as u32 as u64) << 32
-}
-/// `r1 = VALUE`.
-const fn mov_r1(value: i32) -> u64 {
-    0xb7 | 1 << 8 | (value as u32 as u64) << 32
-}
-/// `r0 = *(u32 *)(r1 + OFFSET)`.
-const fn load_r0(offset: u16) -> u64 {
-    0x61 | 1 << 12 | (offset as u64) << 16
-}
-/// Calls a helper.
-const fn call(helper: u32) -> u64 {
-    0x85 | (helper as u64) << 32
-}
-const EXIT: u64 = 0x95;
-
 const SOCK_OPS: u32 = 13;
-const SOCK_ADDR: u32 = 18;
-const SK_LOOKUP: u32 = 30;
 
 /// Each program type, helper and map type that the object uses: the smallest program of its kind.
 fn features() -> Vec<Check> {
@@ -238,14 +220,14 @@ fn features() -> Vec<Check> {
             "interface in sk_lookup",
             SK_LOOKUP,
             AttachType::SkLookup,
-            &[load_r0(64), mov_r0(1), EXIT],
+            &features::INTERFACE,
             "5.17",
         ),
         program(
             "helper bpf_set_retval",
             SOCK_ADDR,
             connect,
-            &[mov_r1(-libc::ECONNREFUSED), call(187), mov_r0(0), EXIT],
+            &features::SET_RETVAL,
             "5.18",
         ),
         program(
@@ -349,7 +331,10 @@ fn foreign_hooks() -> Check {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        features::{load_r0, mov_r1},
+        *,
+    };
 
     #[test]
     fn instructions_have_the_kernels_encoding() {
