@@ -11,6 +11,17 @@ use aya_ebpf::Global;
 #[unsafe(no_mangle)]
 pub(crate) static HAS_SET_RETVAL: Global<u32> = Global::new(1);
 
+/// How `flow_ops` knows the agent's own sockets: [`ROLE_ASK`], or by where it is attached, since a
+/// socket's hooks are those of the cgroup in which it was made.
+#[expect(unsafe_code, reason = "the loader finds it by its name")]
+#[unsafe(no_mangle)]
+pub(crate) static FLOW_ROLE: Global<u32> = Global::new(ROLE_ASK);
+/// By the caller's cgroup: `bpf_get_current_cgroup_id` in sock_ops (about Linux 6.2).
+pub(crate) const ROLE_ASK: u32 = 0;
+/// Attached to the agent's cgroup: every socket is the agent's. (2: to the workloads' cgroups, none
+/// is.)
+pub(crate) const ROLE_AGENT: u32 = 1;
+
 /// `ingress_ifindex` in `sk_lookup`.
 #[expect(unsafe_code, reason = "the loader finds it by its name")]
 #[unsafe(no_mangle)]

@@ -122,7 +122,8 @@ fn load_module(path: &Path) -> std::io::Result<()> {
     #[expect(unsafe_code, reason = "a raw system call")]
     // SAFETY: the descriptor is open for the whole call, the parameters are a NUL-terminated
     // string, the flags are 0.
-    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
     if result == 0 {
         Ok(())
     } else {
@@ -139,7 +140,7 @@ fn programs() -> anyhow::Result<Value> {
     Ok(serde_json::to_value(survey(Some(&scratch))?)?)
 }
 
-/// Two namespaces more than the demo needs are no harm: this is the demo's own scene.
+/// On the demo's own scene.
 fn redirect() -> anyhow::Result<Value> {
     let mut scene = Scene::build("guest", Path::new("/bin/mesh"))?;
     let outcome = talk(&mut scene);
@@ -153,7 +154,13 @@ fn redirect() -> anyhow::Result<Value> {
 }
 
 fn talk(scene: &mut Scene) -> anyhow::Result<Value> {
-    scene.start_agent()?;
+    let text = format!(
+        "{}\n{}\n{}",
+        scene.head_text(),
+        scene.services_text(),
+        scene.workloads_text(", failure: closed")
+    );
+    scene.start_with(&text)?;
     let count = REQUESTS.to_string();
     let arguments = ["--count", &count, "--close", "--timeout-ms", "20000"];
     let client = scene.client.clone();
@@ -169,17 +176,25 @@ fn talk(scene: &mut Scene) -> anyhow::Result<Value> {
         );
     }
     // Answered, but by whom: only the proxy writes this log.
-    let logged = fs::read_to_string(scene.access_log())?.lines().count();
-    let logged = u32::try_from(logged)?;
+    let log = fs::read_to_string(scene.access_log())?;
+    let proxied = log.matches("\"GET / HTTP/1.1\" 200 ").count();
     ensure!(
-        logged == 2 * REQUESTS,
-        "{logged} requests in the proxy's log, expected {}",
+        proxied == 2 * REQUESTS as usize,
+        "{proxied} requests in the proxy's log, expected {}:\n{log}",
         2 * REQUESTS
     );
+    // `failure: closed` without an agent: what the application sees.
+    scene.kill_agent()?;
+    let refused = scene.ask(&client, &["--timeout-ms", "20000"])?;
+    ensure!(
+        refused.failed() == 1,
+        "answered without an agent, though closed: {:?}",
+        refused.statuses
+    );
     Ok(json!({
-        "proxied": logged,
+        "proxied": proxied,
         "peer": v4.peer,
-        "check": String::from_utf8_lossy(&scene.mesh(&["bpf", "progs", "list"])?.stdout),
+        "refused": refused.errors.keys().next(),
     }))
 }
 

@@ -13,6 +13,7 @@ mod attach;
 mod capability;
 mod cgroups;
 pub mod cleanup;
+mod cookie;
 mod enrol;
 mod error;
 mod features;

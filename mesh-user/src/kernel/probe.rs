@@ -9,9 +9,9 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    KernelError, capability, cgroups,
-    features::{self, EXIT, SK_LOOKUP, SOCK_ADDR, call, mov_r0},
-    mounts, object, sockets,
+    KernelError, capability, cgroups, cookie,
+    features::{self, EXIT, SK_LOOKUP, SOCK_ADDR, SOCK_OPS, call, mov_r0},
+    mounts, object,
     sys::{self, AttachType},
 };
 
@@ -177,8 +177,6 @@ fn bpffs() -> Check {
     Check::required("bpffs", found, remedy)
 }
 
-const SOCK_OPS: u32 = 13;
-
 /// Each program type, helper and map type that the object uses: the smallest program of its kind.
 fn features() -> Vec<Check> {
     let program = |name: &str, kind, attach: AttachType, insns: &[u64], since: &str| {
@@ -216,19 +214,17 @@ fn features() -> Vec<Check> {
             &allow,
             "5.9",
         ),
-        program(
+        without(
             "interface in sk_lookup",
-            SK_LOOKUP,
-            AttachType::SkLookup,
-            &features::INTERFACE,
-            "5.17",
+            features::interface(),
+            "Linux 5.17 or newer has it; until then a connection that a foreign load balancer sends \
+             to another workload of this node is not captured",
         ),
-        program(
+        without(
             "helper bpf_set_retval",
-            SOCK_ADDR,
-            connect,
-            &features::SET_RETVAL,
-            "5.18",
+            features::set_retval(),
+            "Linux 5.18 or newer has it; until then a refused connect fails with EPERM instead of \
+             ECONNREFUSED",
         ),
         program(
             "helper bpf_get_netns_cookie in connect",
@@ -237,12 +233,10 @@ fn features() -> Vec<Check> {
             &[call(122), mov_r0(1), EXIT],
             "5.7",
         ),
-        program(
+        without(
             "helper bpf_get_current_cgroup_id in sock_ops",
-            SOCK_OPS,
-            AttachType::SockOps,
-            &[call(80), mov_r0(1), EXIT],
-            "6.0",
+            features::current_cgroup(),
+            "nothing to do: a variant of flow_ops for the agent's cgroup takes its place",
         ),
         feature(
             "map ring buffer",
@@ -262,6 +256,14 @@ fn features() -> Vec<Check> {
     ]
 }
 
+/// Something with a documented way to do without.
+fn without(name: &str, found: io::Result<()>, remedy: &str) -> Check {
+    let found = found
+        .map(|()| "works".to_owned())
+        .map_err(|error| format!("this kernel lacks it ({error})"));
+    Check::wanted(name, found, remedy)
+}
+
 fn feature(name: &str, found: io::Result<()>, since: &str) -> Check {
     let text = found.map(|()| "works".to_owned()).map_err(|error| {
         if error.raw_os_error() == Some(libc::EPERM) {
@@ -279,13 +281,14 @@ fn feature(name: &str, found: io::Result<()>, since: &str) -> Check {
 }
 
 fn netns_cookie() -> Check {
-    let found = sockets::own_netns_cookie()
+    let found = cookie::own()
         .map(|cookie| format!("this namespace has {cookie}"))
         .map_err(|error| error.to_string());
     Check::required(
         "network namespace cookie",
         found,
-        "Linux 5.14 or newer has SO_NETNS_COOKIE",
+        "Linux 5.14 or newer has SO_NETNS_COOKIE; older ones tell it to a connect hook, for which \
+         the process must be in a cgroup of the unified hierarchy",
     )
 }
 

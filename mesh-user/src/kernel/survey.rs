@@ -9,19 +9,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    EbpfLoader,
-    programs::{
-        CgroupAttachMode, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, XdpMode,
-        tc::{self, NlOptions, TcAttachOptions},
-    },
+use aya::programs::{
+    CgroupAttachMode, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, XdpMode,
+    tc::{self, NlOptions, TcAttachOptions},
 };
 use serde::Serialize;
 
 use super::{
     error::KernelError,
-    features::Features,
-    object::{OBJECT, chain, present},
+    features::{Features, Role},
+    object::{chain, loader, open as open_object, present},
 };
 
 /// Where programs are attached for a moment: places that nobody else uses.
@@ -60,13 +57,7 @@ pub struct Surveyed {
 pub fn survey(scratch: Option<&Scratch>) -> Result<Vec<Surveyed>, KernelError> {
     present()?;
     let features = Features::probe();
-    let mut loader = EbpfLoader::new();
-    loader.btf(None);
-    features.choose(&mut loader);
-    let mut object = loader.load(OBJECT).map_err(|error| KernelError::Load {
-        what: "the eBPF object".to_owned(),
-        why: chain(&error),
-    })?;
+    let mut object = open_object(&mut loader(features, Role::Workloads))?;
     let mut found: Vec<Surveyed> = object
         .programs_mut()
         .map(|(name, program)| one(name, program, scratch))

@@ -179,7 +179,11 @@ impl Archive {
             .into();
         for path in self.files.keys() {
             let above = Path::new(path).ancestors().skip(1);
-            folders.extend(above.filter(|dir| *dir != Path::new("")).map(Path::to_owned));
+            folders.extend(
+                above
+                    .filter(|dir| *dir != Path::new(""))
+                    .map(Path::to_owned),
+            );
         }
         let mut packed = Vec::new();
         let mut number = 1;

@@ -51,7 +51,10 @@ pub(super) fn boot(kernel: &Kernel, archive: &Path, dir: &Path) -> Result<Outcom
         }
         if start.elapsed() > LIMIT {
             drop(machine);
-            bail!("not ready after {LIMIT:?}; its console:\n{}", tail(&console));
+            bail!(
+                "not ready after {LIMIT:?}; its console:\n{}",
+                tail(&console)
+            );
         }
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -67,14 +70,24 @@ fn start_qemu(kernel: &Kernel, archive: &Path, console: &Path, report: &Path) ->
     let serial = |file: &Path| format!("file:{}", file.display());
     let mut qemu = run::command("qemu-system-x86_64");
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
-        .args(["-m", "1024", "-display", "none", "-no-reboot", "-nodefaults"])
+        .args([
+            "-m",
+            "1024",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-nodefaults",
+        ])
         .args(["-serial", &serial(console), "-serial", &serial(report)])
         .arg("-kernel")
         .arg(&kernel.image)
         .arg("-initrd")
         .arg(archive)
         // A panic ends the machine at once; mitigations only cost time here.
-        .args(["-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off"])
+        .args([
+            "-append",
+            "console=ttyS0 loglevel=4 panic=-1 mitigations=off",
+        ])
         .stdin(Stdio::null());
     eprintln!("$ {}", run::shown(&qemu));
     qemu.spawn()

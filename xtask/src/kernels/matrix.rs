@@ -53,7 +53,9 @@ impl Row {
     }
 
     fn programs(&self) -> &[Value] {
-        self.report["programs"].as_array().map_or(&[], Vec::as_slice)
+        self.report["programs"]
+            .as_array()
+            .map_or(&[], Vec::as_slice)
     }
 
     fn program(&self, name: &str) -> Option<&Value> {
@@ -116,7 +118,10 @@ fn cell(program: Option<&Value>) -> String {
         return "refused".to_owned();
     }
     // Verified instructions where the kernel tells, else those of the program.
-    let count = match (program["verified"].as_u64(), program["instructions"].as_u64()) {
+    let count = match (
+        program["verified"].as_u64(),
+        program["instructions"].as_u64(),
+    ) {
         (Some(count), _) => count.to_string(),
         (None, Some(count)) => format!("({count})"),
         (None, None) => "?".to_owned(),
@@ -149,13 +154,16 @@ pub(super) fn text(rows: &[Row]) -> String {
         line(&format!("`{name}`"), cells.collect());
     }
     line("redirected", rows.iter().map(Row::redirect).collect());
+    let refused = rows.iter().map(|row| {
+        let refused = row.report["redirect"]["refused"].as_str();
+        refused.unwrap_or("not tried").to_owned()
+    });
+    line("refused connect", refused.collect());
     let lacks = rows.iter().map(|row| match row.lacks().as_slice() {
         [] => "nothing".to_owned(),
         lacks => lacks.join(", "),
     });
     line("lacks", lacks.collect());
-    let took = rows.iter().map(|row| format!("{:.0} s", row.seconds));
-    line("boot to end, emulated", took.collect());
     out
 }
 

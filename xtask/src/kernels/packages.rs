@@ -132,18 +132,27 @@ pub(super) fn get(root: &Path, wanted: &[String]) -> Result<Vec<Kernel>> {
     let mut found = Vec::new();
     for name in wanted {
         let (version, package) = choose(&kernels, name).with_context(|| {
-            let all: Vec<&str> = kernels.iter().map(|(version, _)| version.as_str()).collect();
+            let all: Vec<&str> = kernels
+                .iter()
+                .map(|(version, _)| version.as_str())
+                .collect();
             format!("no packaged kernel {name}; there are {}", all.join(", "))
         })?;
         let dir = root.join(package);
         if !dir.join("complete").is_file() {
             unpack(&apt, package, &dir)?;
         }
+        let modules = modules_below(&dir)?;
+        // Newer packages have the image beside the modules.
+        let image = match modules.join("vmlinuz") {
+            image if image.is_file() => image,
+            _ => one_below(&dir.join("boot"), "vmlinuz-")?,
+        };
         found.push(Kernel {
             wanted: name.clone(),
             version: version.clone(),
-            image: one_below(&dir.join("boot"), "vmlinuz-")?,
-            modules: modules_below(&dir)?,
+            image,
+            modules,
         });
     }
     Ok(found)
@@ -180,8 +189,11 @@ fn unpack(apt: &Apt, package: &str, dir: &Path) -> Result<()> {
 
 /// The base of Debian's mirror, as the machine's own sources name it.
 fn mirror() -> Result<String> {
-    let lines = run::ask("apt-get", &["indextargets", "--format", "$(REPO_URI)", "Origin: Debian"])
-        .unwrap_or_default();
+    let lines = run::ask(
+        "apt-get",
+        &["indextargets", "--format", "$(REPO_URI)", "Origin: Debian"],
+    )
+    .unwrap_or_default();
     let base = lines.lines().find_map(|line| {
         let line = line.trim_end_matches('/');
         line.strip_suffix("/debian").map(str::to_owned)
@@ -262,7 +274,10 @@ mod tests {
     fn kernel_package_is_read_from_the_dependencies() {
         let text = "Package: m\nVersion: 7.2.13-1\nDepends: linux-base-cloud-amd64 (= 7.2.13-1), \
                     linux-image-7.2.13-cloud-amd64 (= 7.2.13-1)";
-        let expected = ("7.2.13-1".to_owned(), "linux-image-7.2.13-cloud-amd64".to_owned());
+        let expected = (
+            "7.2.13-1".to_owned(),
+            "linux-image-7.2.13-cloud-amd64".to_owned(),
+        );
         assert_eq!(stanza(text), Some(expected));
         assert_eq!(stanza("Package: m"), None);
         assert!(numbers("6.12.9-1") > numbers("6.1.176-1"));
