@@ -8,6 +8,11 @@ pub trait Plain: Copy + 'static {
     const SIZE: usize;
 }
 
+/// Keys that are a number: cookies.
+impl Plain for u64 {
+    const SIZE: usize = 8;
+}
+
 /// Declares a type as plain map data and asserts its size in bytes.
 ///
 /// The size must equal the sum of the fields: a hole would carry uninitialised bytes, and hash

@@ -18,6 +18,8 @@ mod count;
 #[cfg(target_arch = "bpf")]
 mod ctx;
 #[cfg(target_arch = "bpf")]
+mod features;
+#[cfg(target_arch = "bpf")]
 #[macro_use]
 mod log;
 #[cfg(target_arch = "bpf")]

@@ -6,6 +6,7 @@ mod build_ebpf;
 mod ci;
 mod demo;
 mod doctor;
+mod kernels;
 mod lint;
 mod metadata;
 mod needs;
@@ -43,6 +44,8 @@ enum Cmd {
     Demo(demo::Args),
     /// Measure direct, mesh, nginx, HAProxy and Envoy in one run (as root).
     Bench(bench::Args),
+    /// Boot Debian's kernels in qemu and try everything there (as root).
+    Kernels(kernels::Args),
     /// What CI runs: lint, build-ebpf, test, demo --script.
     Ci,
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Cmd::Lint(args) => lint::run(&args),
         Cmd::Demo(args) => demo::run(&args),
         Cmd::Bench(args) => bench::run(&args),
+        Cmd::Kernels(args) => kernels::run(&args),
         Cmd::Ci => ci::run(),
     };
     match result {

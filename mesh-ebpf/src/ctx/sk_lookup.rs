@@ -6,9 +6,10 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use mesh_common::{addr::Addr, listener::ListenerKey};
-use mesh_ebpf::decide::steer::Request;
+use mesh_ebpf::decide::steer::{Request, UNKNOWN_INTERFACE};
 
 use super::{listener, read, release};
+use crate::features;
 
 const AF_INET: u32 = 2;
 
@@ -38,7 +39,12 @@ impl SkLookup {
         let l2 = read!(self.0, local_ip6[2]);
         let l3 = read!(self.0, local_ip6[3]);
         let local_port = read!(self.0, local_port);
-        let interface = read!(self.0, ingress_ifindex);
+        // Linux 5.17; elsewhere the branch is never walked.
+        let interface = if features::HAS_INTERFACE.load() != 0 {
+            read!(self.0, ingress_ifindex)
+        } else {
+            UNKNOWN_INTERFACE
+        };
         let (remote, local) = if family == AF_INET {
             (Addr::from_v4_be(remote4), Addr::from_v4_be(local4))
         } else {

@@ -10,6 +10,7 @@ use aya_ebpf::{
 use mesh_common::addr::Addr;
 
 use super::{read, write};
+use crate::features;
 
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
@@ -120,9 +121,13 @@ impl SockAddr {
         result == 0
     }
 
-    /// Makes the system call fail with ECONNREFUSED, once the program returns 0.
+    /// Makes the system call fail with ECONNREFUSED, once the program returns 0; with EPERM where
+    /// the kernel lacks the helper (before Linux 5.18).
     #[inline(always)]
     pub(crate) fn refuse(self) {
+        if features::HAS_SET_RETVAL.load() == 0 {
+            return;
+        }
         #[expect(unsafe_code, reason = "kernel helper")]
         // SAFETY: takes a number.
         let _ = unsafe { bpf_set_retval(-ECONNREFUSED) };

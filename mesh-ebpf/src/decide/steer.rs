@@ -27,11 +27,16 @@ pub struct Request {
     pub proto: u8,
     /// Interface that it came in by. For what a namespace sends to an address of its own this is
     /// the interface that has the address; for what our route turned around it is [`LOOPBACK`].
+    /// [`UNKNOWN_INTERFACE`] where the kernel doesn't tell.
     pub interface: u32,
 }
 
 /// Number of `lo` in every network namespace.
 pub const LOOPBACK: u32 = 1;
+/// Before Linux 5.17 the kernel doesn't tell: then addresses alone decide, and a captured
+/// connection that somebody sent to another workload of this node enters that one
+/// (docs/decisions/0055).
+pub const UNKNOWN_INTERFACE: u32 = 0;
 
 /// What the decision may look up; asked only when needed.
 pub trait World {
@@ -81,7 +86,7 @@ pub fn decide(request: &Request, world: &impl World) -> Verdict {
     // don't know (AnyIP ranges, one that was added a moment ago): what was captured comes over
     // `lo`, so the source's listener has no business here. Over `lo` a workload gets only its own
     // traffic: the address of another one is there because a marked connection was turned around.
-    if request.interface != LOOPBACK {
+    if request.interface != LOOPBACK && request.interface != UNKNOWN_INTERFACE {
         return match &local {
             Some(local) => entering(local),
             None => other(Reason::SteerPassOther),
@@ -89,7 +94,11 @@ pub fn decide(request: &Request, world: &impl World) -> Verdict {
     }
     let remote = world.pod(&request.remote);
     let pod = match (&local, &remote) {
-        (Some(local), Some(remote)) if local.pod_id != remote.pod_id => remote,
+        (Some(local), Some(remote))
+            if request.interface == LOOPBACK && local.pod_id != remote.pod_id =>
+        {
+            remote
+        }
         (Some(local), _) => return entering(local),
         (None, Some(remote)) => remote,
         (None, None) => return other(Reason::SteerPassOther),

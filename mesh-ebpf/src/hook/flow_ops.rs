@@ -29,7 +29,7 @@ use crate::{
         self,
         sock_ops::{Snapshot, SockOps},
     },
-    maps,
+    features, maps,
 };
 
 /// Return value of the program: not looked at for these callbacks.
@@ -65,7 +65,7 @@ fn connecting(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
     if config.abi != ABI_VERSION {
         return;
     }
-    if ctx::current_cgroup() == config.agent_cgroup {
+    if is_agents(&config) {
         proxy_connecting(ctx, &snapshot.tuple);
         debug!(
             &ctx,
@@ -83,6 +83,14 @@ fn connecting(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
             intent.pod_id
         );
         app_connecting(ctx, &snapshot.tuple, &intent);
+    }
+}
+
+#[inline(always)]
+fn is_agents(config: &Config) -> bool {
+    match features::FLOW_ROLE.load() {
+        features::ROLE_ASK => ctx::current_cgroup() == config.agent_cgroup,
+        role => role == features::ROLE_AGENT,
     }
 }
 

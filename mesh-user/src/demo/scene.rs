@@ -32,8 +32,8 @@ const TARGET: u16 = 8080;
 const TCP_TARGET: u16 = 9000;
 const BANNER_TARGET: u16 = 9001;
 
-/// How long anything may take to come up.
-const READY: Duration = Duration::from_secs(10);
+/// How long anything may take to come up: long enough for an emulated processor.
+const READY: Duration = Duration::from_secs(40);
 
 /// What the configuration of a moment says.
 #[derive(Clone, Debug)]

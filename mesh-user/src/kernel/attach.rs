@@ -3,18 +3,18 @@
 
 use std::{
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use super::{
     Kernel, KernelOptions, Parts,
     cgroups::{self, Cgroup},
-    config,
+    config, cookie,
     error::KernelError,
     object::{self, CGROUP_HOOKS, FLOW_OPS, Programs, STEER},
     origin::Flows,
     pins::{Lock, Pins},
-    sockets,
     sys::{self, AttachType, LinkTarget},
     tables::{Sockets, Tables},
     write_config,
@@ -89,9 +89,7 @@ fn open(
     let (agent, fresh) = cgroups::enter_agent(mount, &options.instance)?;
     made.agent_cgroup = fresh.then(|| agent.path.clone());
     let mut tables = Tables::open(&pins)?;
-    let cookie = sockets::own_netns_cookie().map_err(KernelError::io(
-        "SO_NETNS_COOKIE (Linux 5.14 or newer is needed)",
-    ))?;
+    let cookie = cookie::own().map_err(KernelError::io("network namespace cookie"))?;
     // An operator's «redirect off» outlives a restart.
     let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
     let config = config(options, agent.id, cookie, paused);
@@ -123,10 +121,17 @@ fn attach_all(
         .any(|point| agent.path.starts_with(&point.path));
     for (name, kind) in CGROUP_HOOKS {
         for point in points {
-            wanted.push(attach(pins, programs, name, kind, point, made)?);
+            wanted.push(attach(pins, programs.get(name)?, name, kind, point, made)?);
         }
-        if name == FLOW_OPS && !agent_covered {
-            wanted.push(attach(pins, programs, name, kind, agent, made)?);
+        if name == FLOW_OPS {
+            // A variant of its own must stand there also when the workloads' one runs too: that
+            // one takes no socket for the agent's.
+            let own = programs.agents_flow_ops();
+            let covered = own.is_none() && agent_covered;
+            if !covered {
+                let program = own.map_or_else(|| programs.get(name), Ok)?;
+                wanted.push(attach(pins, program, name, kind, agent, made)?);
+            }
         }
     }
     for (name, _, path) in pins.all_links() {
@@ -141,14 +146,13 @@ fn attach_all(
 /// stands there and no connection meets a gap.
 fn attach(
     pins: &Pins,
-    programs: &Programs,
+    program: &OwnedFd,
     name: &'static str,
     kind: AttachType,
     point: &Cgroup,
     made: &mut Vec<PathBuf>,
 ) -> Result<PathBuf, KernelError> {
     let path = pins.link(name, point.id);
-    let program = programs.get(name)?;
     let refused = |source| KernelError::Attach {
         program: name,
         at: point.path.display().to_string(),

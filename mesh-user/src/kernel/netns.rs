@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{error::EnrolError, sockets};
+use super::{cookie, error::EnrolError, sockets};
 use crate::model::Netns;
 
 /// What `tcp_fwmark_accept` was, and whether it had to be changed.
@@ -45,8 +45,8 @@ pub(super) fn open(netns: &Netns) -> Result<(OwnedFd, Identity), EnrolError> {
     let file = File::open(&path).map_err(gone)?;
     let inode = file.metadata().map_err(gone)?.ino();
     // The name of a deleted namespace may be left as a plain file: setns says so.
-    let cookie = match sockets::inside(&file, sockets::own_netns_cookie) {
-        Ok(cookie) => cookie.map_err(EnrolError::io("SO_NETNS_COOKIE (Linux 5.14)"))?,
+    let cookie = match sockets::inside(&file, cookie::own) {
+        Ok(cookie) => cookie.map_err(EnrolError::io("network namespace cookie"))?,
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             return Err(EnrolError::NotANamespace(place));
         }

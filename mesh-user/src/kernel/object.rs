@@ -6,14 +6,17 @@ use std::{
     path::PathBuf,
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{Program, ProgramError},
-};
+use aya::{Ebpf, EbpfLoader, programs::ProgramError};
 use aya_log::EbpfLogger;
 use mesh_common::maps::ALL;
 
-use super::{error::KernelError, pins::Pins, sys::AttachType};
+use super::{
+    error::KernelError,
+    features::{Features, Role},
+    pins::Pins,
+    survey,
+    sys::AttachType,
+};
 
 /// The object's bytes; empty: it was not built when this binary was.
 #[cfg(mesh_bpf_object)]
@@ -72,6 +75,8 @@ impl std::fmt::Debug for ProgramLog {
 /// The loaded programs, by name.
 pub(super) struct Programs {
     fds: Vec<(&'static str, OwnedFd)>,
+    /// The variant of `flow_ops` for the agent's own cgroup, where the kernel needs one.
+    agents: Option<OwnedFd>,
     log: Option<ProgramLog>,
 }
 
@@ -79,6 +84,11 @@ impl Programs {
     /// The reader of what they say.
     pub(super) fn log(&mut self) -> Option<ProgramLog> {
         self.log.take()
+    }
+
+    /// The variant of `flow_ops` for the agent's own cgroup; `None` where one does for all.
+    pub(super) fn agents_flow_ops(&self) -> Option<&OwnedFd> {
+        self.agents.as_ref()
     }
 
     pub(super) fn get(&self, name: &'static str) -> Result<&OwnedFd, KernelError> {
@@ -117,10 +127,9 @@ pub(super) fn present() -> Result<(), KernelError> {
 /// nothing.
 pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs, KernelError> {
     present()?;
-    let mut loader = EbpfLoader::new();
-    // No CO-RE relocations in the object: the kernel's own types are not needed.
-    loader.btf(None);
-    let mut made = None;
+    let features = Features::probe();
+    let mut loader = loader(features, Role::Workloads);
+    let (mut made, mut agents) = (None, None);
     if let Some((pins, list)) = pins {
         pins.check_layouts()?;
         for spec in ALL {
@@ -132,10 +141,7 @@ pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs,
         }
         made = Some((pins, list));
     }
-    let mut object = loader.load(OBJECT).map_err(|error| KernelError::Load {
-        what: "the eBPF object".to_owned(),
-        why: chain(&error),
-    })?;
+    let mut object = open(&mut loader)?;
     let mut programs = Vec::new();
     for (name, _) in CGROUP_HOOKS {
         programs.push((name, load_one(&mut object, name)?));
@@ -145,11 +151,41 @@ pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs,
         for (name, fd) in &programs {
             replace_pin(pins, name, fd, list)?;
         }
+        // Its link alone holds it: it is the same program to whoever looks at the pins.
+        if !features.current_cgroup {
+            agents = Some(load_agents(pins, features)?);
+        }
     }
     Ok(Programs {
         fds: programs,
+        agents,
         log: ProgramLog::open(&mut object),
     })
+}
+
+/// A loader that sets the object's constants for this kernel.
+pub(super) fn loader(features: Features, role: Role) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    // No CO-RE relocations in the object: the kernel's own types are not needed.
+    loader.btf(None);
+    features.choose(&mut loader, role);
+    loader
+}
+
+pub(super) fn open(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, KernelError> {
+    loader.load(OBJECT).map_err(|error| KernelError::Load {
+        what: "the eBPF object".to_owned(),
+        why: chain(&error),
+    })
+}
+
+/// `flow_ops` for the agent's own cgroup, against the maps that are pinned by now.
+fn load_agents(pins: &Pins, features: Features) -> Result<OwnedFd, KernelError> {
+    let mut loader = loader(features, Role::Agent);
+    for spec in ALL {
+        loader.map_pin_path(spec.name, pins.map(spec.name));
+    }
+    load_one(&mut open(&mut loader)?, FLOW_OPS)
 }
 
 fn replace_pin(
@@ -176,13 +212,7 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
         what: format!("program {name}"),
         why: "the object lacks it".to_owned(),
     })?;
-    let loaded = match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        Program::SkLookup(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
-    loaded.map_err(|error| refused(&error))?;
+    survey::load(program).map_err(|error| refused(&error))?;
     let fd = program.fd().map_err(|error| refused(&error))?;
     fd.as_fd()
         .try_clone_to_owned()
@@ -190,7 +220,7 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
 }
 
 /// An error with its causes; a verifier log is cut to its end, where the reason stands.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

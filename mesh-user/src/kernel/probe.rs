@@ -9,7 +9,9 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    KernelError, capability, cgroups, mounts, object, sockets,
+    KernelError, capability, cgroups, cookie,
+    features::{self, EXIT, SK_LOOKUP, SOCK_ADDR, SOCK_OPS, call, mov_r0},
+    mounts, object,
     sys::{self, AttachType},
 };
 
@@ -175,28 +177,6 @@ fn bpffs() -> Check {
     Check::required("bpffs", found, remedy)
 }
 
-/// `r0 = VALUE`.
-const fn mov_r0(value: i32) -> u64 {
-    0xb7 | (value as u32 as u64) << 32
-}
-/// `r1 = VALUE`.
-const fn mov_r1(value: i32) -> u64 {
-    0xb7 | 1 << 8 | (value as u32 as u64) << 32
-}
-/// `r0 = *(u32 *)(r1 + OFFSET)`.
-const fn load_r0(offset: u16) -> u64 {
-    0x61 | 1 << 12 | (offset as u64) << 16
-}
-/// Calls a helper.
-const fn call(helper: u32) -> u64 {
-    0x85 | (helper as u64) << 32
-}
-const EXIT: u64 = 0x95;
-
-const SOCK_OPS: u32 = 13;
-const SOCK_ADDR: u32 = 18;
-const SK_LOOKUP: u32 = 30;
-
 /// Each program type, helper and map type that the object uses: the smallest program of its kind.
 fn features() -> Vec<Check> {
     let program = |name: &str, kind, attach: AttachType, insns: &[u64], since: &str| {
@@ -234,19 +214,17 @@ fn features() -> Vec<Check> {
             &allow,
             "5.9",
         ),
-        program(
+        without(
             "interface in sk_lookup",
-            SK_LOOKUP,
-            AttachType::SkLookup,
-            &[load_r0(64), mov_r0(1), EXIT],
-            "5.17",
+            features::interface(),
+            "Linux 5.17 or newer has it; until then a connection that a foreign load balancer sends \
+             to another workload of this node is not captured",
         ),
-        program(
+        without(
             "helper bpf_set_retval",
-            SOCK_ADDR,
-            connect,
-            &[mov_r1(-libc::ECONNREFUSED), call(187), mov_r0(0), EXIT],
-            "5.18",
+            features::set_retval(),
+            "Linux 5.18 or newer has it; until then a refused connect fails with EPERM instead of \
+             ECONNREFUSED",
         ),
         program(
             "helper bpf_get_netns_cookie in connect",
@@ -255,12 +233,10 @@ fn features() -> Vec<Check> {
             &[call(122), mov_r0(1), EXIT],
             "5.7",
         ),
-        program(
+        without(
             "helper bpf_get_current_cgroup_id in sock_ops",
-            SOCK_OPS,
-            AttachType::SockOps,
-            &[call(80), mov_r0(1), EXIT],
-            "6.0",
+            features::current_cgroup(),
+            "nothing to do: a variant of flow_ops for the agent's cgroup takes its place",
         ),
         feature(
             "map ring buffer",
@@ -280,6 +256,14 @@ fn features() -> Vec<Check> {
     ]
 }
 
+/// Something with a documented way to do without.
+fn without(name: &str, found: io::Result<()>, remedy: &str) -> Check {
+    let found = found
+        .map(|()| "works".to_owned())
+        .map_err(|error| format!("this kernel lacks it ({error})"));
+    Check::wanted(name, found, remedy)
+}
+
 fn feature(name: &str, found: io::Result<()>, since: &str) -> Check {
     let text = found.map(|()| "works".to_owned()).map_err(|error| {
         if error.raw_os_error() == Some(libc::EPERM) {
@@ -297,13 +281,14 @@ fn feature(name: &str, found: io::Result<()>, since: &str) -> Check {
 }
 
 fn netns_cookie() -> Check {
-    let found = sockets::own_netns_cookie()
+    let found = cookie::own()
         .map(|cookie| format!("this namespace has {cookie}"))
         .map_err(|error| error.to_string());
     Check::required(
         "network namespace cookie",
         found,
-        "Linux 5.14 or newer has SO_NETNS_COOKIE",
+        "Linux 5.14 or newer has SO_NETNS_COOKIE; older ones tell it to a connect hook, for which \
+         the process must be in a cgroup of the unified hierarchy",
     )
 }
 
@@ -349,7 +334,10 @@ fn foreign_hooks() -> Check {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        features::{load_r0, mov_r1},
+        *,
+    };
 
     #[test]
     fn instructions_have_the_kernels_encoding() {

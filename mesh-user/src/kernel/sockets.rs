@@ -167,15 +167,20 @@ pub(super) fn connecting(towards: SocketAddr, mark: u32) -> io::Result<Socket> {
 
 /// Cookie of the network namespace of a socket (Linux 5.14).
 pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    option_u64(socket, SO_NETNS_COOKIE)
+}
+
+/// A socket option of 8 bytes.
+pub(super) fn option_u64(socket: impl AsFd, option: libc::c_int) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
-    #[expect(unsafe_code, reason = "neither socket2 nor nix knows SO_NETNS_COOKIE")]
+    #[expect(unsafe_code, reason = "neither socket2 nor nix knows the cookies")]
     // SAFETY: `cookie` is writable memory of `length` bytes, both live for the call.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
+            option,
             (&raw mut cookie).cast(),
             &raw mut length,
         )
@@ -189,7 +194,7 @@ pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// Cookie of the calling thread's network namespace.
+/// Cookie of the calling thread's network namespace (Linux 5.14; see `cookie` for older ones).
 pub(super) fn own_netns_cookie() -> io::Result<u64> {
     // A Unix socket: namespaces have those whatever address families the kernel lacks.
     netns_cookie(Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None)?)
