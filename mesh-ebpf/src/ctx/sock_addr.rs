@@ -13,8 +13,11 @@ use super::{read, write};
 
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
+const SO_REUSEADDR: i32 = 2;
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 /// Captured too: its first subflow is an ordinary TCP socket.
 const IPPROTO_MPTCP: u32 = 262;
 const ECONNREFUSED: i32 = 111;
@@ -73,6 +76,14 @@ impl SockAddr {
         kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
     }
 
+    /// Whether it is a UDP socket.
+    #[inline(always)]
+    pub(crate) fn is_udp(self) -> bool {
+        let kind = read!(self.0, type_);
+        let protocol = read!(self.0, protocol);
+        kind == SOCK_DGRAM && protocol == IPPROTO_UDP
+    }
+
     /// The socket: never null in this program type.
     #[inline(always)]
     pub(crate) fn sk(self) -> *mut bpf_sock {
@@ -114,6 +125,24 @@ impl SockAddr {
                 SOL_SOCKET,
                 SO_MARK,
                 core::ptr::from_mut(&mut new).cast(),
+                4,
+            )
+        };
+        result == 0
+    }
+
+    /// Sets SO_REUSEADDR; whether the socket has it now.
+    #[inline(always)]
+    pub(crate) fn reuse_address(self) -> bool {
+        let mut on = 1_u32;
+        #[expect(unsafe_code, reason = "kernel helper")]
+        // SAFETY: the context is the program's own; the kernel reads four bytes at the pointer.
+        let result = unsafe {
+            bpf_setsockopt(
+                self.0.cast(),
+                SOL_SOCKET,
+                SO_REUSEADDR,
+                core::ptr::from_mut(&mut on).cast(),
                 4,
             )
         };

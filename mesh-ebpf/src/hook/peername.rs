@@ -1,9 +1,9 @@
 //! `getpeername4`, `getpeername6`: the application sees what it dialled, also where the connect
-//! hook rewrote the destination. A captured connection needs no help: its peer *is* what it
-//! dialled.
+//! hook rewrote the destination: to an endpoint, or to the loopback. A connection captured by its
+//! mark needs no help: its peer *is* what it dialled.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use mesh_common::flow::{Intent, VERDICT_KERNEL};
+use mesh_common::flow::{INTENT_LOOPBACK, Intent, VERDICT_KERNEL};
 
 use crate::ctx::{self, sock_addr::SockAddr};
 
@@ -30,5 +30,7 @@ fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn rewritten(ctx: SockAddr) -> Option<Intent> {
-    ctx::intent(ctx.sk()).filter(|intent| intent.verdict == VERDICT_KERNEL)
+    ctx::intent(ctx.sk()).filter(|intent| {
+        intent.verdict == VERDICT_KERNEL || intent.flags & INTENT_LOOPBACK != 0
+    })
 }

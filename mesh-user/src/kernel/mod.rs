@@ -16,8 +16,10 @@ pub mod cleanup;
 mod enrol;
 mod error;
 mod heartbeat;
+mod hooks;
 mod instances;
 pub mod inventory;
+mod loopback;
 pub mod mounts;
 mod netns;
 mod object;
@@ -180,7 +182,8 @@ pub struct Kernel {
     generation: u32,
     /// Where the next round of address watching begins.
     watch_from: u32,
-    origins: Arc<origin::Flows>,
+    origins: Arc<origin::Origins>,
+    hooks: hooks::Hooks,
     /// What the programs themselves say; only objects built with the feature `log` say anything.
     log: Option<object::ProgramLog>,
     /// Last, so that nothing of ours is left open when another agent may come.
@@ -199,7 +202,7 @@ impl Kernel {
         let mount = cgroups::mount()?;
         let points = cgroups::attach_points(&mount, &options.attach)?;
         let lock = pins::lock(&options.instance)?;
-        attach::start(options, &mount, &points, lock)
+        attach::start(options, &mount, points, lock)
     }
 
     fn new(options: &KernelOptions, parts: Parts, lock: pins::Lock) -> Self {
@@ -219,6 +222,7 @@ impl Kernel {
             generation: 1,
             watch_from: 0,
             origins: Arc::new(parts.origins),
+            hooks: parts.hooks,
             log: parts.log,
             _lock: lock,
         };
@@ -232,7 +236,8 @@ impl Kernel {
     /// A map is full or the table contradicts itself: nothing was changed. The kernel refused a
     /// write: the next call writes what is missing.
     pub fn apply(&mut self, table: &KernelTable) -> Result<(), KernelError> {
-        self.installed.apply(&mut self.tables, table)
+        self.installed.apply(&mut self.tables, table)?;
+        self.hooks.datagrams(&self.pins, table.denies_datagrams())
     }
 
     /// Pauses or resumes capture (`mesh redirect off|on`).
@@ -270,7 +275,7 @@ impl Kernel {
         sockets::NodeSockets::source(self.config.agent_mark)
     }
 
-    /// Looks original destinations up in `FLOWS`.
+    /// Looks original destinations up: in `ORIGIN` for mode `loopback`, else in `FLOWS`.
     pub fn origins(&self) -> Arc<dyn OriginLookup> {
         Arc::clone(&self.origins) as Arc<dyn OriginLookup>
     }
@@ -318,7 +323,8 @@ struct Parts {
     pins: Pins,
     tables: Tables,
     listeners: tables::Sockets,
-    origins: origin::Flows,
+    origins: origin::Origins,
+    hooks: hooks::Hooks,
     config: Config,
     steer: OwnedFd,
     log: Option<object::ProgramLog>,
