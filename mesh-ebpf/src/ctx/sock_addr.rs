@@ -7,7 +7,7 @@ use aya_ebpf::{
     },
     programs::SockAddrContext,
 };
-use mesh_common::addr::Addr;
+use mesh_common::{addr::Addr, flow::Tuple};
 
 use super::{read, write};
 
@@ -74,6 +74,44 @@ impl SockAddr {
         let kind = read!(self.0, type_);
         let protocol = read!(self.0, protocol);
         kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
+    }
+
+    /// Whether it is a multipath TCP socket.
+    #[inline(always)]
+    pub(crate) fn is_multipath(self) -> bool {
+        read!(self.0, protocol) == IPPROTO_MPTCP
+    }
+
+    /// Addresses and ports of a connected socket.
+    #[inline(always)]
+    pub(crate) fn tuple<const V6: bool>(self) -> Tuple {
+        let sk = self.sk();
+        let (src, dst) = if V6 {
+            let s0 = read!(sk, src_ip6[0]);
+            let s1 = read!(sk, src_ip6[1]);
+            let s2 = read!(sk, src_ip6[2]);
+            let s3 = read!(sk, src_ip6[3]);
+            let d0 = read!(sk, dst_ip6[0]);
+            let d1 = read!(sk, dst_ip6[1]);
+            let d2 = read!(sk, dst_ip6[2]);
+            let d3 = read!(sk, dst_ip6[3]);
+            (
+                Addr::from_v6_be([s0, s1, s2, s3]),
+                Addr::from_v6_be([d0, d1, d2, d3]),
+            )
+        } else {
+            let (src, dst) = (read!(sk, src_ip4), read!(sk, dst_ip4));
+            (Addr::from_v4_be(src), Addr::from_v4_be(dst))
+        };
+        // Host order here, network order there.
+        let sport = read!(sk, src_port);
+        let dport = read!(sk, dst_port);
+        Tuple {
+            src,
+            dst,
+            sport: sport as u16,
+            dport: u16::from_be(dport),
+        }
     }
 
     /// Whether it is a UDP socket.

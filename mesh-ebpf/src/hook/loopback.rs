@@ -97,7 +97,7 @@ fn key(tuple: &Tuple, pod_id: u32) -> FlowKey {
 fn getsockname4(ctx: SockAddrContext) -> i32 {
     let ctx = SockAddr::new(&ctx);
     let (addr, port) = ctx.v4();
-    if let Some(sources) = sources(ctx, &addr)
+    if let Some(sources) = sources::<false>(ctx, &addr)
         && !sources.v4.is_unspecified()
     {
         ctx.set_v4(&sources.v4, port);
@@ -109,7 +109,7 @@ fn getsockname4(ctx: SockAddrContext) -> i32 {
 fn getsockname6(ctx: SockAddrContext) -> i32 {
     let ctx = SockAddr::new(&ctx);
     let (addr, port) = ctx.v6();
-    if let Some(sources) = sources(ctx, &addr) {
+    if let Some(sources) = sources::<true>(ctx, &addr) {
         let own = if addr.is_v4() { sources.v4 } else { sources.v6 };
         if !own.is_unspecified() {
             ctx.set_v6(&own, port);
@@ -121,15 +121,33 @@ fn getsockname6(ctx: SockAddrContext) -> i32 {
 /// The addresses of the workload, where the socket was sent to the loopback and its own address
 /// says so. A socket that was bound to an address has that one.
 #[inline(always)]
-fn sources(ctx: SockAddr, addr: &Addr) -> Option<PodSources> {
+fn sources<const V6: bool>(ctx: SockAddr, addr: &Addr) -> Option<PodSources> {
     if !addr.is_loopback() {
         return None;
     }
-    let intent = ctx::intent(ctx.sk())?;
-    if intent.flags & INTENT_LOOPBACK == 0 {
+    let pod_id = match ctx::intent(ctx.sk()) {
+        Some(intent) if intent.flags & INTENT_LOOPBACK == 0 => return None,
+        Some(intent) => intent.pod_id,
+        None => of_multipath::<V6>(ctx)?.0,
+    };
+    maps::POD_SOURCES.get(&pod_id)
+}
+
+/// The workload and the origin of a multipath TCP socket's connection that was sent to the
+/// loopback. The connect hook sees the first subflow, a socket of its own, and the intent stands
+/// with that one; names are asked of the socket above it, which has the same tuple.
+#[inline(always)]
+pub(super) fn of_multipath<const V6: bool>(ctx: SockAddr) -> Option<(u32, LoopFlow)> {
+    if !ctx.is_multipath() {
         return None;
     }
-    maps::POD_SOURCES.get(&intent.pod_id)
+    let tuple = ctx.tuple::<V6>();
+    if !tuple.dst.is_loopback() {
+        return None;
+    }
+    let pod = maps::POD_BY_NETNS.get(&ctx.netns())?;
+    let origin = maps::LOOP_FLOWS.get(&key(&tuple, pod.pod_id))?;
+    Some((pod.pod_id, origin))
 }
 
 /// Answers `SO_ORIGINAL_DST` for sockets that the agent accepted, as netfilter's NAT would.
