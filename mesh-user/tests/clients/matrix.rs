@@ -55,6 +55,7 @@ pub(crate) fn job(pod: &Pod, family: Family, style: Style) -> Job {
         own: own(pod, family),
         refused: Some(refused),
         port: 0,
+        reuse: false,
         path: std::path::PathBuf::new(),
     }
 }
@@ -126,6 +127,10 @@ fn every_kind_of_client_is_captured_with_true_names_in_every_family_and_mode() {
             Mode::Loopback => "captured_loopback",
         };
         assert_eq!(mesh.count(reason), accepted as u64);
+        assert!(
+            syn_data_taken(&mesh, &pod) >= 3,
+            "a SYN with data in each family"
+        );
         drop(client);
         mesh.eventually("flows end", || {
             mesh.entries("FLOWS") == 0 && mesh.entries("LOOP_FLOWS") == 0
@@ -140,6 +145,18 @@ fn fast_open(mesh: &Mesh, pod: &Pod) {
         .in_netns(pod, set)
         .expect("the namespace")
         .expect("tcp_fastopen");
+}
+
+/// How many connections came with data in their SYN.
+fn syn_data_taken(mesh: &Mesh, pod: &Pod) -> u64 {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
+    let text = mesh.bed.in_netns(pod, read).expect("the namespace");
+    let text = text.expect("netstat");
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let found = pairs.find(|(name, _)| *name == "TCPFastOpenPassive");
+    found.expect("the counter").1.parse().expect("a number")
 }
 
 /// Without it: a process leaves the mesh by leaving its cgroup. A socket belongs to the cgroup in
@@ -221,7 +238,10 @@ fn process_that_is_older_than_the_agent_is_captured() {
         mesh.agent().mode(mode);
         mesh.agent().echo(true);
         mesh.proxied();
-        let id = mesh.agent().enrol("a", &pod.netns, false).expect("enrolled");
+        let id = mesh
+            .agent()
+            .enrol("a", &pod.netns, false)
+            .expect("enrolled");
         mesh.agent().live(id).expect("live");
         for (at, family) in (1..).zip(FAMILIES) {
             let job = job(&pod, family, Style::Blocking);
@@ -251,14 +271,21 @@ fn socket_bound_to_a_device_goes_where_the_documents_say() {
             let seen = client.run(&job(pod, family, Style::BoundToDevice));
             let name = &pod.name;
             if to_node {
-                assert!(seen.data.starts_with("node "), "{name} {family:?}: {seen:?}");
+                assert!(seen.data.starts_with("node"), "{name} {family:?}: {seen:?}");
             } else {
-                assert_eq!(seen.errno, libc::ECONNREFUSED, "{name} {family:?}: {seen:?}");
+                assert_eq!(
+                    seen.errno,
+                    libc::ECONNREFUSED,
+                    "{name} {family:?}: {seen:?}"
+                );
             }
         }
     }
     assert!(mesh.agent().accepts().is_empty());
     assert_eq!(mesh.count("bypass_state_failed"), 3);
     assert_eq!(mesh.count("refuse_state_failed"), 3);
-    assert_eq!((VIP4, VIP6, PORT), (vip4().ip(), vip6().ip(), vip4().port()));
+    assert_eq!(
+        (VIP4, VIP6, PORT),
+        (vip4().ip(), vip6().ip(), vip4().port())
+    );
 }

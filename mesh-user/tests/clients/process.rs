@@ -39,6 +39,8 @@ pub(crate) struct Job {
     /// For styles that need another address, a port or a path.
     pub(crate) refused: Option<SocketAddr>,
     pub(crate) port: u16,
+    /// Whether SO_REUSEADDR is set before a bind.
+    pub(crate) reuse: bool,
     pub(crate) path: PathBuf,
 }
 
@@ -65,7 +67,11 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn start(bed: &Testbed, pod: &Pod) -> Self {
         let mut command = own_binary("process::client_process");
-        command.env(JOB, "1");
+        command.env(JOB, "");
+        Self::of(bed, pod, command)
+    }
+
+    fn of(bed: &Testbed, pod: &Pod, mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = bed.spawn_in(pod, command).expect("a client starts");
         let input = child.stdin.take().expect("piped");
@@ -77,9 +83,20 @@ impl Client {
         }
     }
 
+    /// A client that does one job and asks nobody first.
+    pub(crate) fn start_with(bed: &Testbed, pod: &Pod, job: &Job) -> Self {
+        let mut command = own_binary("process::client_process");
+        command.env(JOB, serde_json::to_string(job).expect("plain data"));
+        Self::of(bed, pod, command)
+    }
+
     pub(crate) fn run(&mut self, job: &Job) -> Seen {
         self.ask(job);
         self.answer()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn ask(&mut self, job: &Job) {
@@ -116,8 +133,12 @@ pub(crate) fn own_binary(test: &str) -> Command {
 /// Not a test: the client's entry. Does nothing in an ordinary run.
 #[test]
 fn client_process() {
-    if std::env::var_os(JOB).is_none() {
+    let Ok(first) = std::env::var(JOB) else {
         return;
+    };
+    if !first.is_empty() {
+        let job: Job = serde_json::from_str(&first).expect("a job");
+        return tell(&styles::run(&job));
     }
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let job: Job = serde_json::from_str(&line).expect("a job");

@@ -58,10 +58,16 @@ pub(crate) enum Style {
     FireAndForget,
     /// Bound to the interface that leads out.
     BoundToDevice,
-    /// Connects and keeps the connection.
+    /// Connects (from `port`, where there is one) and keeps the connection.
     Hold,
     /// Asks the held connection for its names.
     AskHeld,
+    /// Listens on `own` and `port` and keeps what comes.
+    Serve,
+    /// Connects `port` times, one after the other, and is the first to close each time.
+    Many,
+    /// Connects as soon as it can, and again for as long as it is refused.
+    First,
 }
 
 pub(crate) fn run(job: &Job) -> Seen {
@@ -117,11 +123,7 @@ fn attempt(job: &Job) -> io::Result<Seen> {
         Style::BoundToAddress => bound(&socket, &address, job, job.own, 0)?,
         Style::BoundToPort => bound(&socket, &address, job, job.own, job.port)?,
         Style::BoundToAnyAndPort => {
-            let any: IpAddr = match job.family {
-                Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
-                Family::V6 | Family::Mapped => Ipv6Addr::UNSPECIFIED.into(),
-            };
-            bound(&socket, &address, job, any, job.port)?;
+            bound(&socket, &address, job, any(job.family), job.port)?;
         }
         Style::Dissolved => {
             socket.connect(&address)?;
@@ -158,12 +160,18 @@ fn attempt(job: &Job) -> io::Result<Seen> {
             // No «ping»: who answers there does not listen first.
             return listen_to(socket);
         }
+        Style::Hold if job.port != 0 => {
+            let any = any(job.family);
+            bound(&socket, &address, job, any, job.port)?;
+            return hold(socket);
+        }
         Style::Hold => {
             socket.connect(&address)?;
-            let seen = talk(socket.try_clone()?)?;
-            HELD.lock().expect("no panic").push(socket);
-            return Ok(seen);
+            return hold(socket);
         }
+        Style::Serve => return serve(socket, job),
+        Style::Many => return many(job),
+        Style::First => return first(job),
         _ => socket.connect(&address)?,
     }
     talk(socket)
@@ -171,7 +179,8 @@ fn attempt(job: &Job) -> io::Result<Seen> {
 
 /// This process's `cgroup.procs` in the unified hierarchy.
 fn own_cgroup() -> io::Result<std::path::PathBuf> {
-    let mount = mesh_user::kernel::mounts::cgroup2()?.ok_or_else(|| io::Error::other("no mount"))?;
+    let mount =
+        mesh_user::kernel::mounts::cgroup2()?.ok_or_else(|| io::Error::other("no mount"))?;
     let table = std::fs::read_to_string("/proc/self/cgroup")?;
     let path = table.lines().find_map(|line| line.strip_prefix("0::/"));
     let path = path.ok_or_else(|| io::Error::other("no cgroup"))?;
@@ -204,13 +213,85 @@ fn target(family: Family, to: SocketAddr) -> SockAddr {
     }
 }
 
-fn bound(
-    socket: &Socket,
-    address: &SockAddr,
-    job: &Job,
-    ip: IpAddr,
-    port: u16,
-) -> io::Result<()> {
+fn any(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 | Family::Mapped => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn hold(socket: Socket) -> io::Result<Seen> {
+    let seen = talk(socket.try_clone()?)?;
+    HELD.lock().expect("no panic").push(socket);
+    Ok(seen)
+}
+
+/// Its SO_REUSEADDR afterwards is in the note.
+fn serve(socket: Socket, job: &Job) -> io::Result<Seen> {
+    socket.set_reuse_address(job.reuse)?;
+    socket.bind(&target(job.family, SocketAddr::new(job.own, job.port)))?;
+    socket.listen(16)?;
+    let note = format!("reuse {}", socket.reuse_address()?);
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = socket.accept() {
+            let _ = (&stream).write_all(b"app");
+            HELD.lock().expect("no panic").push(stream);
+        }
+    });
+    Ok(Seen {
+        note,
+        ..Seen::default()
+    })
+}
+
+fn many(job: &Job) -> io::Result<Seen> {
+    let address = target(job.family, job.to);
+    for number in 0..job.port {
+        let socket = fresh(job.family)?;
+        let connected = socket.connect(&address);
+        connected.map_err(|error| numbered(&error, number))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut byte = [0];
+        let length = (&socket).read(&mut byte);
+        let length = length.map_err(|error| numbered(&error, number))?;
+        if length == 0 {
+            return Err(io::Error::other(format!("no answer to {number}")));
+        }
+    }
+    Ok(Seen::default())
+}
+
+/// Keeps the error's number, and says at which connection.
+fn numbered(error: &io::Error, number: u16) -> io::Error {
+    let errno = error.raw_os_error().unwrap_or(-1);
+    eprintln!("connection {number}: {error}");
+    io::Error::from_raw_os_error(errno)
+}
+
+fn first(job: &Job) -> io::Result<Seen> {
+    let address = target(job.family, job.to);
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    let mut refused = 0;
+    loop {
+        let socket = fresh(job.family)?;
+        match socket.connect(&address) {
+            Ok(()) => {
+                let seen = talk(socket)?;
+                let note = format!("{refused}");
+                return Ok(Seen { note, ..seen });
+            }
+            Err(error)
+                if error.raw_os_error() == Some(libc::ECONNREFUSED)
+                    && std::time::Instant::now() < end =>
+            {
+                refused += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn bound(socket: &Socket, address: &SockAddr, job: &Job, ip: IpAddr, port: u16) -> io::Result<()> {
     socket.bind(&target(job.family, SocketAddr::new(ip, port)))?;
     socket.connect(address)
 }

@@ -122,6 +122,7 @@ enum Request {
     SwitchMode(u32, Mode),
     Datagrams(Vec<Rule>),
     Echo(bool),
+    Held,
     Want(Vec<String>),
     Release(u32),
     DropListeners(u32),
@@ -269,6 +270,12 @@ impl Agent {
         self.done(&Request::Datagrams(rules.to_vec())).expect("set");
     }
 
+    /// Where the connections that are held were going: as the kernel side tells, and as
+    /// `SO_ORIGINAL_DST` does.
+    pub(crate) fn held(&self) -> Vec<(Option<SocketAddr>, Option<SocketAddr>)> {
+        serde_json::from_value(self.ask(&Request::Held).expect("held")).expect("addresses")
+    }
+
     /// From now on an answer repeats what the peer sent first.
     pub(crate) fn echo(&self, echo: bool) {
         self.done(&Request::Echo(echo)).expect("set");
@@ -368,6 +375,8 @@ struct Shared {
     beating: AtomicBool,
     hold: AtomicBool,
     echo: AtomicBool,
+    /// Copies of the connections that are held.
+    held: Mutex<Vec<TcpStream>>,
 }
 
 #[derive(Default)]
@@ -465,6 +474,19 @@ impl State {
             Request::Datagrams(rules) => {
                 self.datagrams = rules;
                 Ok(Value::Null)
+            }
+            Request::Held => {
+                let origins = kernel.origins();
+                let held = shared.held.lock().map_err(text)?;
+                let found: Vec<_> = held
+                    .iter()
+                    .map(|stream| {
+                        let local = stream.local_addr().ok().map(plain);
+                        let origin = origins.sent_to_loopback(stream.as_fd());
+                        (origin.or(local), options::original_dst(stream))
+                    })
+                    .collect();
+                Ok(json!(found))
             }
             Request::Echo(echo) => {
                 shared.echo.store(echo, Ordering::Relaxed);
@@ -642,9 +664,13 @@ impl Loop {
         };
         let _ = stream.write_all(answer.as_bytes());
         if self.shared.hold.load(Ordering::Relaxed) {
+            let copy = stream.try_clone().expect("a descriptor");
+            self.shared.held.lock().expect("no panic").push(copy);
             let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
             let mut byte = [0];
             while !stop.load(Ordering::Relaxed) && !matches!(stream.read(&mut byte), Ok(0)) {}
+            let mut held = self.shared.held.lock().expect("no panic");
+            held.retain(|copy| copy.peer_addr().ok() != stream.peer_addr().ok());
         }
     }
 
