@@ -24,6 +24,11 @@ impl Addr {
     /// All zero: the unspecified address.
     pub const UNSPECIFIED: Self = Self([0; 4]);
 
+    /// `127.0.0.1`.
+    pub const LOOPBACK_V4: Self = Self([0, 0, MAPPED, 0x7f00_0001_u32.to_be()]);
+    /// `::1`.
+    pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
+
     /// From an IPv4 address in network order, as contexts of the kernel hold it.
     #[inline(always)]
     pub const fn from_v4_be(be: u32) -> Self {
@@ -185,6 +190,8 @@ mod tests {
             let a = Addr::from_ip(s.parse().unwrap());
             (a.is_loopback(), a.is_link_local(), a.is_unspecified())
         };
+        assert_eq!(Addr::LOOPBACK_V4.to_ip(), IpAddr::V4(Ipv4Addr::LOCALHOST));
+        assert_eq!(Addr::LOOPBACK_V6.to_ip(), IpAddr::V6(Ipv6Addr::LOCALHOST));
         assert_eq!(class("127.0.0.1"), (true, false, false));
         assert_eq!(class("127.255.3.1"), (true, false, false));
         assert_eq!(class("::1"), (true, false, false));

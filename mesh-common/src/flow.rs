@@ -140,9 +140,9 @@ pub const PROXY_UP: u8 = 0;
 /// `ProxyFlow::kind`: towards the application of the workload, for an inbound connection.
 pub const PROXY_APP: u8 = 1;
 
-/// Value of `LOOP_FLOWS`, by the tuple on the workload's loopback: where a connection was going that
-/// the connect hook sent there. It decides correctness, so it never lives in an LRU; `flow_ops`
-/// deletes it at close.
+/// Value of `LOOP_FLOWS`, by the tuple on the workload's loopback, and of `ORIGIN`, with the agent's
+/// accepted socket: where a connection was going that the connect hook sent there. It decides
+/// correctness, so it never lives in an LRU; `flow_ops` deletes the former at close.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopFlow {

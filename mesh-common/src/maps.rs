@@ -8,7 +8,7 @@ use crate::{
     flow::{Flow, FlowKey, Grant, Intent, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     plain::{Plain, plain},
-    pod::{InRuleKey, PodAddr, PodEntry},
+    pod::{InRuleKey, PodAddr, PodEntry, PodSources},
     reason::COUNTERS_MAX,
     service::{Backend, CAPS_MAX, Cap, EndpointStats, SERVICE_PORTS_MAX, ServiceEntry, ServiceKey},
 };
@@ -20,7 +20,7 @@ use crate::{
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutRuleKey {
-    /// IP protocol: 6 for TCP.
+    /// IP protocol: 6 for TCP, 17 for UDP.
     pub proto: u8,
     /// 4 or 6. IPv4 addresses stand as v4-mapped, so without it `::/0` would mean all of IPv4 too.
     pub family: u8,
@@ -39,6 +39,15 @@ impl OutRuleKey {
             family: if addr.is_v4() { 4 } else { 6 },
             port_be: port.to_be_bytes(),
             addr,
+        }
+    }
+
+    /// For UDP to this address (or range) and port (0: any).
+    #[inline(always)]
+    pub const fn udp(addr: Addr, port: u16) -> Self {
+        Self {
+            proto: 17,
+            ..Self::tcp(addr, port)
         }
     }
 }
@@ -220,6 +229,12 @@ pub const ALL: &[Spec] = &[
     },
     Spec {
         flags: NO_PREALLOC,
+        writer: "flow_ops, when the agent takes a connection of mode loopback; dies with the socket",
+        full: "the proxy refuses the connection",
+        ..spec("ORIGIN", Kind::SkStorage, 4, LoopFlow::SIZE, 0)
+    },
+    Spec {
+        flags: NO_PREALLOC,
         writer: "agent, on every snapshot",
         full: "snapshot refused by name",
         ..spec("OUT_RULES", Kind::LpmTrie, OutRulePrefix::SIZE, 4, 65_536)
@@ -233,6 +248,11 @@ pub const ALL: &[Spec] = &[
         writer: "agent, last step of enrolment, first of release",
         full: "enrolment refused by name",
         ..spec("POD_BY_NETNS", Kind::Hash, 8, PodEntry::SIZE, 4_096)
+    },
+    Spec {
+        writer: "agent, when it puts a workload in mode loopback, and as its addresses change",
+        full: "enrolment refused by name",
+        ..spec("POD_SOURCES", Kind::Hash, 4, PodSources::SIZE, 4_096)
     },
     Spec {
         writer: "probe_ops, when the kubelet connects",

@@ -1,6 +1,6 @@
 //! Enrolled workloads.
 
-use crate::plain::plain;
+use crate::{addr::Addr, plain::plain};
 
 /// A workload number, given by the agent at enrolment and never reused within one instance's
 /// lifetime. 0 is «none».
@@ -74,6 +74,18 @@ pub const INBOUND_DENY: u8 = 2;
 /// `PodAddr::flags`: what the agent of this node dials for a local client passes the inbound
 /// listener too (`second-pass: full`).
 pub const ADDR_SECOND_PASS: u8 = 1;
+
+/// Value of `POD_SOURCES`, by workload: the addresses that its connections leave with. What
+/// `getsockname` says where a connection was sent to the loopback.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodSources {
+    /// Its IPv4 address; unspecified when it has none.
+    pub v4: Addr,
+    /// Its IPv6 address; unspecified when it has none.
+    pub v6: Addr,
+}
+plain!(PodSources, 32, [Addr, Addr]);
 
 /// Key of `IN_RULES`: one port of a workload. Its value is one of the `INBOUND_*` as `u32`.
 #[repr(C)]

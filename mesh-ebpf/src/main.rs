@@ -4,6 +4,10 @@
 //! |---|---|---|---|
 //! | `connect4`, `connect6` | cgroup_sock_addr | the pods' cgroup | decide, mark or rewrite |
 //! | `getpeername4`, `getpeername6` | cgroup_sock_addr | the pods' cgroup | what was dialled |
+//! | `getsockname4`, `getsockname6` | cgroup_sock_addr | the pods' cgroup | the pod's own address (mode `loopback`) |
+//! | `original_dst` | cgroup_sockopt | the agent's cgroup | `SO_ORIGINAL_DST` (mode `loopback`) |
+//! | `bind4`, `bind6` | cgroup_sock_addr | the pods' cgroup | SO_REUSEADDR |
+//! | `sendmsg4`, `sendmsg6` | cgroup_sock_addr | the pods' cgroup | outbound rules for datagrams |
 //! | `flow_ops` | sock_ops | the pods' and the agent's cgroup | flows, endpoint counters |
 //! | `steer` | sk_lookup | each workload's network namespace | choose the listener |
 //!

@@ -14,7 +14,7 @@ use mesh_common::{
     flow::{Flow, FlowKey, Grant, Intent, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     maps::{Kind, OutRulePrefix, get},
-    pod::{InRuleKey, PodAddr, PodEntry},
+    pod::{InRuleKey, PodAddr, PodEntry, PodSources},
     reason::Event,
     service::{Backend, Cap, EndpointStats, ServiceEntry, ServiceKey},
 };
@@ -153,9 +153,11 @@ maps! {
     IN_RULES: Hash<InRuleKey, u32>;
     LISTENERS: SockHash<ListenerKey, u64>;
     LOOP_FLOWS: Hash<FlowKey, LoopFlow>;
+    ORIGIN: SkStorage<i32, LoopFlow>;
     OUT_RULES: LpmTrie<OutRulePrefix, u32>;
     POD_BY_ADDR: Hash<Addr, PodAddr>;
     POD_BY_NETNS: Hash<u64, PodEntry>;
+    POD_SOURCES: Hash<u32, PodSources>;
     PROBE_FLOWS: LruHash<Tuple, u64>;
     PROXY_FLOWS: Hash<Tuple, ProxyFlow>;
     SERVICES: Hash<ServiceKey, ServiceEntry>;

@@ -7,6 +7,7 @@
 pub(crate) mod sk_lookup;
 pub(crate) mod sock_addr;
 pub(crate) mod sock_ops;
+pub(crate) mod sockopt;
 
 use core::arch::asm;
 
@@ -19,7 +20,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     abi::Config,
-    flow::{ESTABLISHED, Flow, Intent, ProxyFlow},
+    flow::{ESTABLISHED, Flow, Intent, LoopFlow, ProxyFlow},
     listener::ListenerKey,
 };
 
@@ -115,6 +116,39 @@ pub(crate) fn current_tgid() -> u32 {
 #[inline(always)]
 pub(crate) fn mark(sk: *mut bpf_sock) -> u32 {
     read!(sk, mark)
+}
+
+/// Whether a socket may send by `lo`: bound to no device, or to that one (number 1 everywhere).
+#[inline(always)]
+pub(crate) fn reaches_loopback(sk: *mut bpf_sock) -> bool {
+    read!(sk, bound_dev_if) <= 1
+}
+
+/// Where a connection was going that the agent accepted on a workload's loopback.
+#[inline(always)]
+pub(crate) fn origin(sk: *mut bpf_sock) -> Option<LoopFlow> {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: as in `intent`.
+    let value =
+        unsafe { bpf_sk_storage_get(maps::ORIGIN.as_ptr(), sk.cast(), core::ptr::null_mut(), 0) };
+    (!value.is_null()).then(|| maps::copy(value.cast()))
+}
+
+/// Notes where a connection was going with the socket that the agent is about to accept. Fresh
+/// storage: the socket is a moment old.
+#[inline(always)]
+pub(crate) fn set_origin(sk: *mut bpf_sock, origin: &LoopFlow) {
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: as in `set_intent`. When the kernel has no memory for it, the agent refuses the
+    // connection for lack of a destination.
+    let _ = unsafe {
+        bpf_sk_storage_get(
+            maps::ORIGIN.as_ptr(),
+            sk.cast(),
+            core::ptr::from_ref(origin).cast_mut().cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    };
 }
 
 /// What the connect hook stored with a socket.
@@ -218,14 +252,16 @@ fn release(sk: *mut core::ffi::c_void) {
     let _ = unsafe { bpf_sk_release(sk) };
 }
 
-/// Whether `LISTENERS` holds a live socket. The kernel removes closed ones itself.
+/// The port of the live socket in `LISTENERS`, host order; 0: there is none. The kernel removes
+/// closed ones itself.
 #[inline(always)]
-pub(crate) fn listening(key: &ListenerKey) -> bool {
+pub(crate) fn listener_port(key: &ListenerKey) -> u16 {
     match listener(key) {
         Some(sk) => {
+            let port = read!(sk.cast::<bpf_sock>(), src_port);
             release(sk);
-            true
+            port as u16
         }
-        None => false,
+        None => 0,
     }
 }

@@ -7,15 +7,18 @@ use aya_ebpf::{
     },
     programs::SockAddrContext,
 };
-use mesh_common::addr::Addr;
+use mesh_common::{addr::Addr, flow::Tuple};
 
 use super::{read, write};
 use crate::features;
 
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
+const SO_REUSEADDR: i32 = 2;
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 /// Captured too: its first subflow is an ordinary TCP socket.
 const IPPROTO_MPTCP: u32 = 262;
 const ECONNREFUSED: i32 = 111;
@@ -74,6 +77,52 @@ impl SockAddr {
         kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
     }
 
+    /// Whether it is a multipath TCP socket.
+    #[inline(always)]
+    pub(crate) fn is_multipath(self) -> bool {
+        read!(self.0, protocol) == IPPROTO_MPTCP
+    }
+
+    /// Addresses and ports of a connected socket.
+    #[inline(always)]
+    pub(crate) fn tuple<const V6: bool>(self) -> Tuple {
+        let sk = self.sk();
+        let (src, dst) = if V6 {
+            let s0 = read!(sk, src_ip6[0]);
+            let s1 = read!(sk, src_ip6[1]);
+            let s2 = read!(sk, src_ip6[2]);
+            let s3 = read!(sk, src_ip6[3]);
+            let d0 = read!(sk, dst_ip6[0]);
+            let d1 = read!(sk, dst_ip6[1]);
+            let d2 = read!(sk, dst_ip6[2]);
+            let d3 = read!(sk, dst_ip6[3]);
+            (
+                Addr::from_v6_be([s0, s1, s2, s3]),
+                Addr::from_v6_be([d0, d1, d2, d3]),
+            )
+        } else {
+            let (src, dst) = (read!(sk, src_ip4), read!(sk, dst_ip4));
+            (Addr::from_v4_be(src), Addr::from_v4_be(dst))
+        };
+        // Host order here, network order there.
+        let sport = read!(sk, src_port);
+        let dport = read!(sk, dst_port);
+        Tuple {
+            src,
+            dst,
+            sport: sport as u16,
+            dport: u16::from_be(dport),
+        }
+    }
+
+    /// Whether it is a UDP socket.
+    #[inline(always)]
+    pub(crate) fn is_udp(self) -> bool {
+        let kind = read!(self.0, type_);
+        let protocol = read!(self.0, protocol);
+        kind == SOCK_DGRAM && protocol == IPPROTO_UDP
+    }
+
     /// The socket: never null in this program type.
     #[inline(always)]
     pub(crate) fn sk(self) -> *mut bpf_sock {
@@ -115,6 +164,24 @@ impl SockAddr {
                 SOL_SOCKET,
                 SO_MARK,
                 core::ptr::from_mut(&mut new).cast(),
+                4,
+            )
+        };
+        result == 0
+    }
+
+    /// Sets SO_REUSEADDR; whether the socket has it now.
+    #[inline(always)]
+    pub(crate) fn reuse_address(self) -> bool {
+        let mut on = 1_u32;
+        #[expect(unsafe_code, reason = "kernel helper")]
+        // SAFETY: the context is the program's own; the kernel reads four bytes at the pointer.
+        let result = unsafe {
+            bpf_setsockopt(
+                self.0.cast(),
+                SOL_SOCKET,
+                SO_REUSEADDR,
+                core::ptr::from_mut(&mut on).cast(),
                 4,
             )
         };

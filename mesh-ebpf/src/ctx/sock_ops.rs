@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_ops},
-    helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
     programs::SockOpsContext,
 };
 use mesh_common::{addr::Addr, flow::Tuple};
@@ -86,6 +86,15 @@ impl SockOps {
         #[expect(unsafe_code, reason = "kernel helper")]
         // SAFETY: the context is the program's own.
         let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
+        cookie
+    }
+
+    /// Cookie of the socket's network namespace.
+    #[inline(always)]
+    pub(crate) fn netns(self) -> u64 {
+        #[expect(unsafe_code, reason = "kernel helper")]
+        // SAFETY: the context is the program's own.
+        let cookie = unsafe { bpf_get_netns_cookie(self.0.cast()) };
         cookie
     }
 

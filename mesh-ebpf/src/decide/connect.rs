@@ -4,12 +4,12 @@
 //! mark: a socket that is used again after a failed connect must not stay captured.
 
 use mesh_common::{
-    abi::{ABI_VERSION, Config, UNKNOWN_REFUSE},
+    abi::{ABI_VERSION, Config, SHARDS_MAX, UNKNOWN_REFUSE},
     addr::Addr,
     flow::BACKEND_NONE,
     listener::{KIND_OUT, ListenerKey},
     maps::OUT_DENY,
-    pod::{FAIL_CLOSED, MODE_MARK, PodEntry},
+    pod::{FAIL_CLOSED, MODE_LOOPBACK, MODE_MARK, PodEntry},
     reason::Reason,
     service::{
         Backend, DECIDE_KERNEL, DECIDE_PROXY, FLAG_ROUTABLE, SERVICE_PORTS_MAX, ServiceEntry,
@@ -17,7 +17,7 @@ use mesh_common::{
     },
 };
 
-use super::{TCP, fresh, slot};
+use super::{TCP, datagram, fresh, slot};
 
 /// The connecting socket and what it asks for.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub struct Request {
     pub port: u16,
     /// Whether it is a TCP (or multipath TCP) stream socket.
     pub tcp: bool,
+    /// Whether it is a UDP socket.
+    pub udp: bool,
     /// Whether the socket is an IPv6 one: it reaches IPv4 endpoints too, by v4-mapped addresses.
     pub v6_socket: bool,
     /// Cgroup id of the calling process.
@@ -52,8 +54,12 @@ pub trait World {
     fn heartbeat(&self) -> u64;
     /// CLOCK_MONOTONIC, nanoseconds.
     fn now(&self) -> u64;
-    /// Whether `LISTENERS` holds a live socket.
-    fn listening(&self, key: &ListenerKey) -> bool;
+    /// `OUT_RULES` for datagrams, like [`World::out_rule`].
+    fn datagram_rule(&self, port: u16, addr: &Addr) -> Option<u32>;
+    /// The port of the live socket in `LISTENERS`, host order; 0: there is none.
+    fn listener(&self, key: &ListenerKey) -> u16;
+    /// A number that differs from socket to socket.
+    fn cookie(&self) -> u64;
     /// The next number of `SPLIT_SEQ` for a service, on this CPU.
     fn sequence(&self, service_id: u32) -> u64;
     /// `SLOTS`.
@@ -77,6 +83,8 @@ pub enum Action {
     Capture = 3,
     /// Intent, then the destination becomes the verdict's endpoint.
     Rewrite = 4,
+    /// Intent, then the destination becomes the agent's listener on the workload's loopback.
+    Loopback = 5,
 }
 
 /// The decision.
@@ -132,7 +140,7 @@ impl Verdict {
         }
     }
 
-    /// What happens when the verdict (a capture or a rewrite) could not be carried out: the intent
+    /// What happens when the verdict (a capture or a rewrite of either kind) could not be carried out: the intent
     /// was not stored, or the mark not set.
     #[inline(always)]
     pub const fn failed(self) -> Self {
@@ -236,7 +244,7 @@ pub fn decide(request: &Request, world: &impl World) -> Verdict {
         return Verdict::new(Action::Ignore, Reason::PassAgent);
     }
     if !request.tcp {
-        return Verdict::new(Action::Pass, Reason::PassNotTcp);
+        return not_tcp(request, world);
     }
     // Before the namespace: what stays inside a namespace is nobody's business, also where unknown
     // namespaces are refused.
@@ -248,6 +256,24 @@ pub fn decide(request: &Request, world: &impl World) -> Verdict {
         return unknown(&config, netns);
     };
     workload(request, world, &config, &pod).of(&pod)
+}
+
+/// Datagrams pass but for an outbound rule that denies them; no service is looked up.
+#[inline(always)]
+fn not_tcp(request: &Request, world: &impl World) -> Verdict {
+    let pass = Verdict::new(Action::Pass, Reason::PassNotTcp);
+    if !request.udp || datagram::inside(&request.addr) {
+        return pass;
+    }
+    let Some(pod) = world.pod(world.netns()) else {
+        return pass;
+    };
+    let rule = |port| world.datagram_rule(port, &request.addr);
+    if datagram::denied(request.port, rule) {
+        Verdict::new(Action::Refuse, Reason::RefuseDatagram).of(&pod)
+    } else {
+        pass
+    }
 }
 
 #[inline(always)]
@@ -301,9 +327,18 @@ fn by_service(
     let (reason, otherwise) = match service.decision {
         DECIDE_KERNEL => (Reason::Kernel, (Action::Refuse, Reason::RefuseNoEndpoint)),
         DECIDE_PROXY => {
-            if config.paused != 0 || pod.mode != MODE_MARK {
+            let off = pod.mode != MODE_MARK && pod.mode != MODE_LOOPBACK;
+            // 0: the agent is gone.
+            let listener = if config.paused != 0 || off {
+                0
+            } else {
+                alive(world, config, pod)
+            };
+            if config.paused != 0 || off {
                 (Reason::PassPaused, (Action::Pass, Reason::PassPaused))
-            } else if alive(world, config, pod) {
+            } else if listener != 0 && pod.mode == MODE_LOOPBACK {
+                return to_loopback(request, world, config, pod, listener);
+            } else if listener != 0 {
                 return Verdict::new(Action::Capture, Reason::Captured);
             } else if pod.fail == FAIL_CLOSED {
                 return Verdict::new(Action::Refuse, Reason::RefuseAgentGone);
@@ -333,17 +368,50 @@ fn by_service(
 }
 
 /// Whether a captured connection would be served: the agent ticks and its first listener stands.
+/// The port of that listener, 0: no.
 ///
 /// Shard 0 speaks for all: `steer` falls back to it, and which shard the connection will hash to
 /// is not known before its source port is.
 #[inline(always)]
-fn alive(world: &impl World, config: &Config, pod: &PodEntry) -> bool {
-    fresh(world.heartbeat(), world.now(), config.heartbeat_stale_ns)
-        && world.listening(&ListenerKey {
-            pod_id: pod.pod_id,
-            kind: KIND_OUT,
-            shard: 0,
-        })
+fn alive(world: &impl World, config: &Config, pod: &PodEntry) -> u16 {
+    if !fresh(world.heartbeat(), world.now(), config.heartbeat_stale_ns) {
+        return 0;
+    }
+    world.listener(&ListenerKey {
+        pod_id: pod.pod_id,
+        kind: KIND_OUT,
+        shard: 0,
+    })
+}
+
+/// The destination becomes a listener of the agent on the workload's own loopback, of the family
+/// that was asked for. The source port is not known yet, so the socket's cookie spreads
+/// connections over the shards; `first` is the port of shard 0.
+#[inline(always)]
+fn to_loopback(
+    request: &Request,
+    world: &impl World,
+    config: &Config,
+    pod: &PodEntry,
+    first: u16,
+) -> Verdict {
+    let mixed = (world.cookie() as u32).wrapping_mul(0x9E37_79B1);
+    let count = u64::from(config.shards.clamp(1, SHARDS_MAX));
+    let shard = ((u64::from(mixed) * count) >> 32) as u16;
+    let port = world.listener(&ListenerKey {
+        pod_id: pod.pod_id,
+        kind: KIND_OUT,
+        shard,
+    });
+    Verdict {
+        to: if request.addr.is_v4() {
+            Addr::LOOPBACK_V4
+        } else {
+            Addr::LOOPBACK_V6
+        },
+        to_port: if port == 0 { first } else { port },
+        ..Verdict::new(Action::Loopback, Reason::CapturedLoopback)
+    }
 }
 
 /// How many slots are tried when endpoints are out of rotation or of the wrong family. More would

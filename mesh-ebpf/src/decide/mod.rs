@@ -1,12 +1,15 @@
 //! The decisions.
 
 pub mod connect;
+pub mod datagram;
 pub mod steer;
 
 use mesh_common::service::ServiceEntry;
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
 
 /// Whether the agent is alive: its heartbeat is not older than `stale_ns`. All times are
 /// CLOCK_MONOTONIC in nanoseconds; a heartbeat of 0 was never written.

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use mesh_common::{
     abi::Config,
     addr::Addr,
-    flow::{Intent, VERDICT_KERNEL, VERDICT_PROXY},
+    flow::{INTENT_LOOPBACK, Intent, VERDICT_KERNEL, VERDICT_PROXY},
     listener::ListenerKey,
     maps::{OUT_RULE_FIXED_BITS, OutRuleKey, OutRulePrefix},
     pod::PodEntry,
@@ -46,6 +46,7 @@ fn connect<const V6: bool>(ctx: SockAddr, addr: Addr, port: u16) -> i32 {
         addr,
         port,
         tcp: ctx.is_tcp(),
+        udp: ctx.is_udp(),
         v6_socket: V6,
         cgroup,
     };
@@ -94,7 +95,15 @@ fn carry_out<const V6: bool>(
     if todo.is(Action::Capture) {
         return hand_over(ctx, request, verdict) && ctx.set_mark(mark, mask);
     }
-    let intent = intent(request, verdict, VERDICT_KERNEL);
+    let mut intent = intent(request, verdict, VERDICT_KERNEL);
+    if todo.is(Action::Loopback) {
+        // Bound to a device that can't reach the loopback, its SYN would leave by that one.
+        if !ctx::reaches_loopback(ctx.sk()) {
+            return false;
+        }
+        intent.verdict = VERDICT_PROXY;
+        intent.flags |= INTENT_LOOPBACK;
+    }
     let done = ctx::set_intent(ctx.sk(), &intent) && ctx.set_mark(0, mask);
     if done && V6 {
         ctx.set_v6(&verdict.to, verdict.to_port);
@@ -211,8 +220,16 @@ impl World for Kernel {
         ctx::now()
     }
     #[inline(always)]
-    fn listening(&self, key: &ListenerKey) -> bool {
-        ctx::listening(key)
+    fn datagram_rule(&self, port: u16, addr: &Addr) -> Option<u32> {
+        super::datagram::rule(port, addr)
+    }
+    #[inline(always)]
+    fn listener(&self, key: &ListenerKey) -> u16 {
+        ctx::listener_port(key)
+    }
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        self.0.cookie()
     }
     #[inline(always)]
     fn sequence(&self, service_id: u32) -> u64 {

@@ -10,8 +10,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -23,6 +23,7 @@ use mesh_common::{
     service::EndpointStats,
 };
 
+use super::loopback;
 use crate::{
     count::{add, count},
     ctx::{
@@ -50,6 +51,7 @@ fn flow_ops(ctx: SockOpsContext) -> u32 {
     match snapshot.op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx, &snapshot, sk),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&snapshot, sk),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => loopback::accepted(ctx, &snapshot.tuple, sk),
         BPF_SOCK_OPS_STATE_CB if snapshot.new_state == CLOSE => closed(&snapshot, sk),
         _ => {}
     }
@@ -154,6 +156,7 @@ fn app_connecting(ctx: SockOps, tuple: &Tuple, intent: &Intent) {
     } else {
         Reason::FlowFull
     });
+    loopback::connecting(tuple, intent);
     endpoint(intent.backend, Outcome::Opened);
     ctx.arm(BPF_SOCK_OPS_STATE_CB_FLAG);
 }
@@ -221,6 +224,7 @@ fn closed(snapshot: &Snapshot, sk: *mut bpf_sock) {
         tuple: snapshot.tuple,
         pod_id: intent.pod_id,
     });
+    loopback::closed(&snapshot.tuple, &intent);
     count(Reason::FlowClosed);
     let never = snapshot.old_state == SYN_SENT;
     endpoint(

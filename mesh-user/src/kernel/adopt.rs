@@ -193,6 +193,7 @@ impl Kernel {
         for key in self.addresses_of(pod_id) {
             report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
         }
+        report("POD_SOURCES", self.tables.pod_sources.remove(&pod_id));
         if let Some(record) = record {
             let before = record.sysctl_before.as_deref();
             let steering = self.steering();

@@ -16,14 +16,14 @@ use mesh_common::{
 use super::{
     error::KernelError,
     ranges::{Places, Ranges},
-    tables::{Tables, rule_key},
+    tables::{TCP, Tables, UDP, rule_key},
 };
 use crate::model::kernel_table::KernelTable;
 
 /// An endpoint as it is told from others.
 type BackendKey = (Addr, u16, u32);
 /// A rule: address, prefix length, port.
-type RuleKey = (Addr, u8, u16);
+type RuleKey = (u8, Addr, u8, u16);
 
 /// An endpoint to write: its place, and whether nothing of it stood there before.
 type BackendWrite = (u32, Backend, bool);
@@ -105,7 +105,7 @@ impl Installed {
             let port = u16::from_be_bytes(data.port_be);
             found
                 .rules
-                .insert((data.addr, prefix.min(128) as u8, port), action);
+                .insert((data.proto, data.addr, prefix.min(128) as u8, port), action);
         }
         found
     }
@@ -139,7 +139,10 @@ fn backend_key(backend: &Backend) -> BackendKey {
 /// Chooses places for everything; refuses what doesn't fit or contradicts itself.
 fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
     capacity("SERVICES", table.services.len())?;
-    capacity("OUT_RULES", table.outbound.len())?;
+    capacity(
+        "OUT_RULES",
+        table.outbound.len() + table.outbound_udp.len(),
+    )?;
     let mut next = now.clone();
     next.ranges.turn();
     let (places, backends) = place_backends(now, &mut next, table)?;
@@ -251,12 +254,12 @@ fn content(
 }
 
 fn rules(table: &KernelTable) -> BTreeMap<RuleKey, u32> {
-    table
-        .outbound
-        .iter()
-        .map(|(addr, prefix, port, action)| {
-            let data = rule_key(*addr, *prefix, *port).data();
-            ((data.addr, (*prefix).min(128), *port), *action)
+    let tcp = table.outbound.iter().map(|rule| (TCP, rule));
+    let udp = table.outbound_udp.iter().map(|rule| (UDP, rule));
+    tcp.chain(udp)
+        .map(|(proto, (addr, prefix, port, action))| {
+            let data = rule_key(proto, *addr, *prefix, *port).data();
+            ((proto, data.addr, (*prefix).min(128), *port), *action)
         })
         .collect()
 }
@@ -322,8 +325,8 @@ impl Plan {
         }
         for (key, action) in &self.next.rules {
             if now.rules.get(key) != Some(action) {
-                let (addr, prefix, port) = *key;
-                let key = rule_key(addr, prefix, port);
+                let (proto, addr, prefix, port) = *key;
+                let key = rule_key(proto, addr, prefix, port);
                 tables.out_rules.insert(&key, *action, 0)?;
             }
         }
@@ -402,8 +405,8 @@ fn remove_stale_rules(
 ) -> Result<(), MapError> {
     for key in now.rules.keys() {
         if !next.rules.contains_key(key) {
-            let (addr, prefix, port) = *key;
-            absent(tables.out_rules.remove(&rule_key(addr, prefix, port)))?;
+            let (proto, addr, prefix, port) = *key;
+            absent(tables.out_rules.remove(&rule_key(proto, addr, prefix, port)))?;
         }
     }
     Ok(())

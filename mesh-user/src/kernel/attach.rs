@@ -12,8 +12,9 @@ use super::{
     cgroups::{self, Cgroup},
     config, cookie,
     error::KernelError,
-    object::{self, CGROUP_HOOKS, FLOW_OPS, Programs, STEER},
-    origin::Flows,
+    hooks::{self, Hooks},
+    object::{self, CGROUP_HOOKS, FLOW_OPS, OPTIONAL_HOOKS, Programs, STEER},
+    origin::Origins,
     pins::{Lock, Pins},
     sys::{self, AttachType, LinkTarget},
     tables::{Sockets, Tables},
@@ -58,7 +59,7 @@ impl Drop for Made {
 pub(super) fn start(
     options: &KernelOptions,
     mount: &Path,
-    points: &[Cgroup],
+    points: Vec<Cgroup>,
     lock: Lock,
 ) -> Result<Kernel, KernelError> {
     let mut made = Made::default();
@@ -79,7 +80,7 @@ pub(super) fn start(
 fn open(
     options: &KernelOptions,
     mount: &Path,
-    points: &[Cgroup],
+    points: Vec<Cgroup>,
     made: &mut Made,
 ) -> Result<Parts, KernelError> {
     let pins = Pins::make(&options.instance)?;
@@ -94,32 +95,39 @@ fn open(
     let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
     let config = config(options, agent.id, cookie, paused);
     write_config(&mut tables, config)?;
-    attach_all(&pins, &programs, points, &agent, &mut made.pins)?;
+    // Of an agent before us.
+    let loopback = (tables.pod_by_netns.iter().flatten())
+        .any(|(_, entry)| entry.mode == mesh_common::pod::MODE_LOOPBACK);
+    attach_all(&pins, &programs, &points, &agent, loopback, &mut made.pins)?;
     Ok(Parts {
         listeners: Sockets::pinned(&pins)?,
-        origins: Flows::open(&pins)?,
+        origins: Origins::open(&pins)?,
         steer: programs.take(STEER)?,
         log: programs.log(),
+        hooks: Hooks::new(programs, points, agent),
         pins,
         tables,
         config,
     })
 }
 
-/// Attaches every cgroup hook at every point, `flow_ops` at the agent's cgroup too, and removes
+/// Attaches every cgroup hook that is always needed at every point, `flow_ops` at the agent's cgroup too, and removes
 /// links of points that are not named any more.
 fn attach_all(
     pins: &Pins,
     programs: &Programs,
     points: &[Cgroup],
     agent: &Cgroup,
+    loopback: bool,
     made: &mut Vec<PathBuf>,
 ) -> Result<(), KernelError> {
     let mut wanted = Vec::new();
     let agent_covered = points
         .iter()
         .any(|point| agent.path.starts_with(&point.path));
-    for (name, kind) in CGROUP_HOOKS {
+    let optional = OPTIONAL_HOOKS.into_iter();
+    let optional = optional.filter(|(name, _)| programs.has(name));
+    for (name, kind) in CGROUP_HOOKS.into_iter().chain(optional) {
         for point in points {
             wanted.push(attach(pins, programs.get(name)?, name, kind, point, made)?);
         }
@@ -134,6 +142,7 @@ fn attach_all(
             }
         }
     }
+    wanted.extend(hooks::renew(pins, programs, points, agent, loopback)?);
     for (name, _, path) in pins.all_links() {
         if name != STEER && !wanted.contains(&path) {
             fs::remove_file(&path).map_err(KernelError::io(format!("{}", path.display())))?;
@@ -144,7 +153,7 @@ fn attach_all(
 
 /// One hook at one cgroup: the program of a pinned link is replaced in place, so that exactly one
 /// stands there and no connection meets a gap.
-fn attach(
+pub(super) fn attach(
     pins: &Pins,
     program: &OwnedFd,
     name: &'static str,

@@ -16,7 +16,7 @@ use mesh_common::{
 use super::{
     Enrol, Enrolled, Kernel,
     error::EnrolError,
-    instances,
+    instances, loopback,
     netns::{self, Identity},
     object::STEER,
     records::Record,
@@ -61,7 +61,8 @@ impl Kernel {
         };
         let steering = self.steering();
         let (mark, shards) = (self.config.agent_mark, self.config.shards as u16);
-        let prepared = match prepare(&netns, &identity, steering, mark, shards) {
+        let marked = wanted.interception.marks();
+        let prepared = match prepare(&netns, &identity, steering, marked, mark, shards) {
             Ok(prepared) => prepared,
             Err(error) => {
                 if before || wanted.interception.failure == Failure::Closed {
@@ -77,7 +78,11 @@ impl Kernel {
             sockets: Arc::new(PodSockets::new(netns, mark)),
             addresses: BTreeSet::new(),
             source: Sources::of(&prepared.addresses),
-            sysctl_before: prepared.sysctl_before.clone().or(sysctl_before),
+            sysctl_before: netns::merged(
+                sysctl_before.as_deref(),
+                prepared.sysctl_before.as_deref(),
+            ),
+            steered: marked,
             // What an agent before us put live is live still, and must stay so.
             live: before,
             probed: before && !record.held,
@@ -180,6 +185,7 @@ impl Kernel {
             workload.probed,
         );
         let (identity, source) = (workload.identity.clone(), workload.source);
+        let mode = workload.interception.mode;
         let netns = sockets.namespace().ok_or(EnrolError::Unknown(pod_id))?;
         let pin = self.pins.link(STEER, u64::from(pod_id));
         attach_steer(&self.steer, &netns, identity.inode, &pin)?;
@@ -189,12 +195,14 @@ impl Kernel {
         // us has probed this path.
         if !probed {
             self.seem_alive()?;
-            self_probe(
-                &netns,
-                &prepared.listeners,
-                source,
-                self.config.capture_mark,
-            )?;
+            let (probes, mark) = match mode {
+                Mode::Loopback => (
+                    loopback::probes(source, &prepared.listeners)?,
+                    self.config.agent_mark,
+                ),
+                Mode::Auto | Mode::Mark => (workload::probes(source), self.config.capture_mark),
+            };
+            self_probe(&netns, &prepared.listeners, &probes, mark)?;
         }
         if live {
             self.insert_netns(pod_id)?;
@@ -274,6 +282,9 @@ impl Kernel {
         cookie: u64,
         interception: Interception,
     ) -> Result<(), EnrolError> {
+        if interception.mode == Mode::Loopback {
+            self.prepare_loopback(pod_id)?;
+        }
         let entry = PodEntry {
             pod_id,
             mode: mode(interception.mode),
@@ -316,7 +327,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Changes how a workload is intercepted. Its connections live on.
+    /// Changes how a workload is intercepted. Its connections live on, also those that came about in
+    /// another mode: rule and route stay until the workload is released.
     ///
     /// # Errors
     /// A map could not be written, or there is no such workload.
@@ -325,6 +337,13 @@ impl Kernel {
         pod_id: u32,
         interception: Interception,
     ) -> Result<(), EnrolError> {
+        let workload = self
+            .workloads
+            .get(&pod_id)
+            .ok_or(EnrolError::Unknown(pod_id))?;
+        if interception.marks() && !workload.steered {
+            self.steer_late(pod_id)?;
+        }
         let workload = self
             .workloads
             .get_mut(&pod_id)
@@ -373,6 +392,7 @@ impl Kernel {
         for ip in &workload.addresses {
             report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&map_addr(ip)));
         }
+        report("POD_SOURCES", self.tables.pod_sources.remove(&pod_id));
         workload.sockets.close();
         self.write_records();
     }
@@ -475,7 +495,7 @@ fn full(map: &'static str) -> impl Fn(io::Error) -> EnrolError {
     }
 }
 
-fn map_error(map: &'static str, error: MapError) -> EnrolError {
+pub(super) fn map_error(map: &'static str, error: MapError) -> EnrolError {
     match error {
         MapError::SyscallError(error) => full(map)(error.io_error),
         other => full(map)(io::Error::other(other)),

@@ -18,8 +18,10 @@ mod enrol;
 mod error;
 mod features;
 mod heartbeat;
+mod hooks;
 mod instances;
 pub mod inventory;
+mod loopback;
 pub mod mounts;
 mod netns;
 mod object;
@@ -183,7 +185,8 @@ pub struct Kernel {
     generation: u32,
     /// Where the next round of address watching begins.
     watch_from: u32,
-    origins: Arc<origin::Flows>,
+    origins: Arc<origin::Origins>,
+    hooks: hooks::Hooks,
     /// What the programs themselves say; only objects built with the feature `log` say anything.
     log: Option<object::ProgramLog>,
     /// Last, so that nothing of ours is left open when another agent may come.
@@ -202,7 +205,7 @@ impl Kernel {
         let mount = cgroups::mount()?;
         let points = cgroups::attach_points(&mount, &options.attach)?;
         let lock = pins::lock(&options.instance)?;
-        attach::start(options, &mount, &points, lock)
+        attach::start(options, &mount, points, lock)
     }
 
     fn new(options: &KernelOptions, parts: Parts, lock: pins::Lock) -> Self {
@@ -222,6 +225,7 @@ impl Kernel {
             generation: 1,
             watch_from: 0,
             origins: Arc::new(parts.origins),
+            hooks: parts.hooks,
             log: parts.log,
             _lock: lock,
         };
@@ -235,7 +239,8 @@ impl Kernel {
     /// A map is full or the table contradicts itself: nothing was changed. The kernel refused a
     /// write: the next call writes what is missing.
     pub fn apply(&mut self, table: &KernelTable) -> Result<(), KernelError> {
-        self.installed.apply(&mut self.tables, table)
+        self.installed.apply(&mut self.tables, table)?;
+        self.hooks.datagrams(&self.pins, table.denies_datagrams())
     }
 
     /// Pauses or resumes capture (`mesh redirect off|on`).
@@ -273,7 +278,7 @@ impl Kernel {
         sockets::NodeSockets::source(self.config.agent_mark)
     }
 
-    /// Looks original destinations up in `FLOWS`.
+    /// Looks original destinations up: in `ORIGIN` for mode `loopback`, else in `FLOWS`.
     pub fn origins(&self) -> Arc<dyn OriginLookup> {
         Arc::clone(&self.origins) as Arc<dyn OriginLookup>
     }
@@ -321,7 +326,8 @@ struct Parts {
     pins: Pins,
     tables: Tables,
     listeners: tables::Sockets,
-    origins: origin::Flows,
+    origins: origin::Origins,
+    hooks: hooks::Hooks,
     config: Config,
     steer: OwnedFd,
     log: Option<object::ProgramLog>,

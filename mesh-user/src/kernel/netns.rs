@@ -13,8 +13,22 @@ use std::{
 use super::{cookie, error::EnrolError, sockets};
 use crate::model::Netns;
 
-/// What `tcp_fwmark_accept` was, and whether it had to be changed.
-const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// The settings of a namespace that mode `mark` needs: name, what it is changed from (anything,
+/// where this is empty), what to.
+///
+/// - `tcp_fwmark_accept`: replies to a captured connection carry its mark (needed once the agent
+///   dials a workload with a foreign source address).
+/// - `tcp_tw_reuse`: a connection may take the port of one that ended a second ago. By default the
+///   kernel allows it for the loopback alone, which a captured connection crosses without having
+///   its addresses. Applications and the agent dial out of one port space, so without it some
+///   28,000 connections a minute to one address are the limit. Where somebody switched it off, it
+///   stays off.
+const SYSCTLS: [(&str, &str, &str); 2] =
+    [("tcp_fwmark_accept", "", "1"), ("tcp_tw_reuse", "2", "1")];
+
+fn sysctl(name: &str) -> PathBuf {
+    Path::new("/proc/sys/net/ipv4").join(name)
+}
 
 /// A namespace by where it is found and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,21 +113,57 @@ fn parse_stat(stat: &str) -> Option<u64> {
     fields.nth(22 - 3 - 1)?.parse().ok()
 }
 
-/// Replies to a captured connection carry its mark (needed once the agent dials a workload with a
-/// foreign source address). What it was before, where it had to be changed. In the calling
-/// thread's namespace.
-pub(super) fn accept_marks() -> io::Result<Option<String>> {
-    let before = fs::read_to_string(FWMARK_ACCEPT)?.trim().to_owned();
-    if before == "1" {
-        return Ok(None);
+/// Sets what mode `mark` needs, in the calling thread's namespace. What was changed and what it was
+/// before: `name=value`, by spaces; `None`: nothing.
+pub(super) fn set_sysctls() -> io::Result<Option<String>> {
+    let mut before = Vec::new();
+    for (name, from, to) in SYSCTLS {
+        let value = match fs::read_to_string(sysctl(name)) {
+            Ok(value) => value.trim().to_owned(),
+            // A kernel without it; only the first one is needed by all.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !from.is_empty() => continue,
+            Err(error) => return Err(error),
+        };
+        if value != to && (from.is_empty() || value == from) {
+            fs::write(sysctl(name), to)?;
+            before.push(format!("{name}={value}"));
+        }
     }
-    fs::write(FWMARK_ACCEPT, "1")?;
-    Ok(Some(before))
+    Ok((!before.is_empty()).then(|| before.join(" ")))
 }
 
-/// Puts back what [`accept_marks`] found. In the calling thread's namespace.
-pub(super) fn restore_marks(before: &str) -> io::Result<()> {
-    fs::write(FWMARK_ACCEPT, before)
+/// Puts back what [`set_sysctls`] found. In the calling thread's namespace.
+pub(super) fn restore_sysctls(before: &str) -> io::Result<()> {
+    for word in before.split_ascii_whitespace() {
+        if let Some((name, value)) = word.split_once('=')
+            && SYSCTLS.iter().any(|(known, ..)| *known == name)
+        {
+            fs::write(sysctl(name), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// What two rounds of [`set_sysctls`] have changed; of a setting that both did, what the first
+/// found.
+pub(super) fn merged(first: Option<&str>, second: Option<&str>) -> Option<String> {
+    let words = |text: Option<&str>| -> Vec<String> {
+        text.unwrap_or_default()
+            .split_ascii_whitespace()
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut all = words(first);
+    for word in words(second) {
+        let name = word.split('=').next().unwrap_or_default();
+        if !all
+            .iter()
+            .any(|known| known.split('=').next() == Some(name))
+        {
+            all.push(word);
+        }
+    }
+    (!all.is_empty()).then(|| all.join(" "))
 }
 
 /// Runs a closure in the namespace at a path if that is still the one with this inode.
@@ -134,6 +184,20 @@ pub(super) fn inside_if<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Without it: a second enrolment forgets what the first one changed.
+    #[test]
+    fn settings_before_us_are_those_that_the_first_round_found() {
+        let first = Some("tcp_fwmark_accept=0");
+        assert_eq!(merged(None, None), None);
+        assert_eq!(merged(first, None).as_deref(), first);
+        assert_eq!(merged(None, first).as_deref(), first);
+        let second = Some("tcp_tw_reuse=2 tcp_fwmark_accept=5");
+        assert_eq!(
+            merged(first, second).as_deref(),
+            Some("tcp_fwmark_accept=0 tcp_tw_reuse=2")
+        );
+    }
 
     #[test]
     fn process_start_time_survives_odd_names_and_ends_with_the_process() {

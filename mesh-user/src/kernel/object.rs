@@ -32,6 +32,33 @@ pub(super) const CGROUP_HOOKS: [(&str, AttachType); 5] = [
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
 ];
+/// Programs that attach there too, and that a kernel may refuse: it does without. Before Linux 5.12
+/// binds can't be given options; up to 6.0 not this one.
+pub(super) const OPTIONAL_HOOKS: [(&str, AttachType); 2] =
+    [("bind4", AttachType::Bind4), ("bind6", AttachType::Bind6)];
+/// Programs that attach there while a workload is in mode `loopback`, see `hooks`.
+pub(super) const LOOPBACK_HOOKS: [(&str, AttachType); 2] = [
+    ("getsockname4", AttachType::GetSockname4),
+    ("getsockname6", AttachType::GetSockname6),
+];
+/// The one that attaches to the agent's cgroup then.
+pub(super) const ORIGINAL_DST: (&str, AttachType) = ("original_dst", AttachType::Getsockopt);
+/// Programs that attach to the workloads' cgroups while a rule denies datagrams, see `hooks`.
+pub(super) const DATAGRAM_HOOKS: [(&str, AttachType); 2] = [
+    ("sendmsg4", AttachType::Sendmsg4),
+    ("sendmsg6", AttachType::Sendmsg6),
+];
+
+/// Every program of the object, by name.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    (CGROUP_HOOKS.iter().chain(&OPTIONAL_HOOKS))
+        .chain(&LOOPBACK_HOOKS)
+        .chain([&ORIGINAL_DST])
+        .chain(&DATAGRAM_HOOKS)
+        .map(|(name, _)| *name)
+        .chain([STEER])
+}
+
 /// The program that attaches to each workload's network namespace.
 pub(super) const STEER: &str = "steer";
 /// The one that attaches to the agent's own cgroup too.
@@ -102,6 +129,11 @@ impl Programs {
             })
     }
 
+    /// Whether the kernel took it.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.fds.iter().any(|(other, _)| *other == name)
+    }
+
     pub(super) fn take(&mut self, name: &'static str) -> Result<OwnedFd, KernelError> {
         match self.fds.iter().position(|(other, _)| *other == name) {
             Some(index) => Ok(self.fds.swap_remove(index).1),
@@ -143,10 +175,16 @@ pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs,
     }
     let mut object = open(&mut loader)?;
     let mut programs = Vec::new();
-    for (name, _) in CGROUP_HOOKS {
-        programs.push((name, load_one(&mut object, name)?));
+    for name in names() {
+        let optional = OPTIONAL_HOOKS.iter().any(|(other, _)| *other == name);
+        match load_one(&mut object, name) {
+            Ok(fd) => programs.push((name, fd)),
+            Err(error) if optional => {
+                tracing::info!(program = name, %error, "this kernel does without");
+            }
+            Err(error) => return Err(error),
+        }
     }
-    programs.push((STEER, load_one(&mut object, STEER)?));
     if let Some((pins, list)) = made {
         for (name, fd) in &programs {
             replace_pin(pins, name, fd, list)?;

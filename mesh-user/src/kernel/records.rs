@@ -22,7 +22,7 @@ pub(super) struct Record {
     pub(super) inode: u64,
     /// Cookie of the namespace.
     pub(super) cookie: u64,
-    /// `net.ipv4.tcp_fwmark_accept` before us, where we changed it.
+    /// Settings of the namespace before us, where we changed them: `name=value`, by spaces.
     pub(super) sysctl_before: Option<String>,
     /// Its enrolment failed, its failure mode holds: nobody has probed its path yet.
     #[serde(default)]

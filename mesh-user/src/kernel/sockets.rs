@@ -150,9 +150,31 @@ pub(super) fn listen(mark: u32) -> io::Result<TcpListener> {
     socket.set_ip_transparent_v4(true)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    // Data in a SYN, where the workload's own sysctl allows servers that: without it the client
+    // sends its data after the handshake, so a kernel that refuses changes nothing.
+    let _ = set_fast_open(&socket, BACKLOG);
     socket.bind(&SocketAddr::new(any, 0).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+fn set_fast_open(socket: &Socket, pending: i32) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "neither socket2 nor nix knows TCP_FASTOPEN")]
+    // SAFETY: the kernel reads the four bytes of `pending`, which lives for the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_TCP,
+            libc::TCP_FASTOPEN,
+            (&raw const pending).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// A socket of the calling thread's namespace that is already on its way to `towards`, with a mark.

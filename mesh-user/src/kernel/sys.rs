@@ -77,10 +77,17 @@ fn c_path(path: &Path) -> io::Result<CString> {
 #[repr(u32)]
 pub(super) enum AttachType {
     SockOps = 3,
+    Bind4 = 8,
+    Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
+    Sendmsg4 = 14,
+    Sendmsg6 = 15,
+    Getsockopt = 21,
     GetPeername4 = 29,
     GetPeername6 = 30,
+    GetSockname4 = 31,
+    GetSockname6 = 32,
     SkLookup = 36,
 }
 
@@ -325,6 +332,36 @@ pub(super) fn map_lookup_u64<K: Plain>(map: impl AsFd, key: &K) -> io::Result<Op
     let result = unsafe { bpf(Command::MapLookup, &mut attr) };
     match result {
         Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is stored with a socket in a map of socket storage.
+pub(super) fn storage_lookup<V: Plain + aya::Pod>(
+    map: impl AsFd,
+    socket: impl AsFd,
+) -> io::Result<Option<V>> {
+    let key = socket.as_fd().as_raw_fd();
+    let mut value = MaybeUninit::<V>::zeroed();
+    let mut attr = Element {
+        map: raw(&map),
+        _pad: 0,
+        key: (&raw const key) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: such a map's key is a descriptor of 4 bytes; `value` is writable memory of the map's
+    // value size (the table in `mesh_common::maps`, compared with the map when it was opened). Both
+    // outlive the call.
+    let result = unsafe { bpf(Command::MapLookup, &mut attr) };
+    match result {
+        Ok(_) => {
+            #[expect(unsafe_code, reason = "memory that the kernel filled")]
+            // SAFETY: `aya::Pod`: any bit pattern is a valid value, and it was zeroed before.
+            Ok(Some(unsafe { value.assume_init() }))
+        }
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }

@@ -6,10 +6,10 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Ri
 use mesh_common::{
     abi::Config,
     addr::Addr,
-    flow::{Flow, FlowKey, ProxyFlow, Tuple},
+    flow::{Flow, FlowKey, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     maps::{OutRuleKey, get},
-    pod::{PodAddr, PodEntry},
+    pod::{PodAddr, PodEntry, PodSources},
     service::{Backend, EndpointStats, ServiceEntry, ServiceKey},
 };
 
@@ -62,6 +62,7 @@ tables! {
         heartbeat: Slots<u64> = "HEARTBEAT",
         pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",
         pod_by_netns: Hash<u64, PodEntry> = "POD_BY_NETNS",
+        pod_sources: Hash<u32, PodSources> = "POD_SOURCES",
         services: Hash<ServiceKey, ServiceEntry> = "SERVICES",
         slots: Slots<u32> = "SLOTS",
         out_rules: Rules = "OUT_RULES",
@@ -77,6 +78,7 @@ tables! {
         flows: Hash<FlowKey, Flow> = "FLOWS",
         heartbeat: Slots<u64> = "HEARTBEAT",
         listeners: Sockets = "LISTENERS",
+        loop_flows: Hash<FlowKey, LoopFlow> = "LOOP_FLOWS",
         out_rules: Rules = "OUT_RULES",
         pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",
         pod_by_netns: Hash<u64, PodEntry> = "POD_BY_NETNS",
@@ -148,9 +150,22 @@ impl Sockets {
     }
 }
 
+/// IP protocol number of TCP.
+pub(super) const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub(super) const UDP: u8 = 17;
+
 /// A key of `OUT_RULES`.
-pub(super) fn rule_key(addr: Addr, prefix: u8, port: u16) -> lpm_trie::Key<OutRuleKey> {
-    let data = OutRuleKey::tcp(masked(addr, prefix), port);
+pub(super) fn rule_key(
+    proto: u8,
+    addr: Addr,
+    prefix: u8,
+    port: u16,
+) -> lpm_trie::Key<OutRuleKey> {
+    let data = OutRuleKey {
+        proto,
+        ..OutRuleKey::tcp(masked(addr, prefix), port)
+    };
     lpm_trie::Key::new(
         mesh_common::maps::OUT_RULE_FIXED_BITS + u32::from(prefix.min(128)),
         data,

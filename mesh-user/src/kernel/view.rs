@@ -14,7 +14,7 @@ use std::{
 pub use self::rows::{ConnRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow};
 use super::{
     Instance, KernelError, mounts,
-    object::{CGROUP_HOOKS, STEER},
+    object::{self, STEER},
     pins::Pins,
     records,
     sys::{self, LinkTarget},
@@ -27,7 +27,7 @@ use mesh_common::{
     flow::{ESTABLISHED, Tuple, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY},
     listener::{KIND_OUT, ListenerKey},
     maps::{ALL, Kind},
-    pod::{FAIL_CLOSED, MODE_MARK, PodEntry},
+    pod::{FAIL_CLOSED, MODE_LOOPBACK, MODE_MARK, PodEntry},
     reason::Reason,
     service::{DECIDE_KERNEL, DECIDE_PASS, DECIDE_PROXY, FLAG_ROUTABLE, ServiceEntry},
 };
@@ -120,7 +120,7 @@ impl View {
         let agent = self.agent_alive(clock::now());
         let state = |pod_id| match live.get(&pod_id) {
             Some(_) if self.paused() => "paused",
-            Some(entry) if entry.mode != MODE_MARK => "off",
+            Some(entry) if mode(entry) == "off" => "off",
             Some(_) if !agent => "agent-gone",
             Some(_) => "on",
             None => "not-live",
@@ -287,6 +287,7 @@ impl View {
         match map {
             "FLOWS" => Some(tables.flows.keys().flatten().count()),
             "LISTENERS" => tables.listeners.all().ok().map(|all| all.len()),
+            "LOOP_FLOWS" => Some(tables.loop_flows.keys().flatten().count()),
             "OUT_RULES" => Some(tables.out_rules.keys().flatten().count()),
             "POD_BY_ADDR" => Some(tables.pod_by_addr.keys().flatten().count()),
             "POD_BY_NETNS" => Some(tables.pod_by_netns.keys().flatten().count()),
@@ -298,10 +299,7 @@ impl View {
 
     /// Pinned links with their programs.
     pub fn progs(&self) -> Vec<ProgRow> {
-        let programs: HashMap<u32, ProgramInfo> = CGROUP_HOOKS
-            .iter()
-            .map(|(name, _)| *name)
-            .chain([STEER])
+        let programs: HashMap<u32, ProgramInfo> = object::names()
             .filter_map(|name| ProgramInfo::from_pin(self.pins.prog(name)).ok())
             .map(|info| (info.id(), info))
             .collect();
@@ -356,13 +354,17 @@ impl View {
             .is_some_and(|age| age <= Duration::from_nanos(stale))
     }
 
-    /// Addresses that are denied or passed before services are looked at: address, prefix length
+    /// Addresses that are denied or passed for TCP before services are looked at: address, prefix length
     /// over 128 bits, port (0: any), whether it denies.
     pub fn outbound_rules(&self) -> Vec<(IpAddr, u8, u16, bool)> {
         self.tables
             .out_rules
             .iter()
             .flatten()
+            .filter(|(key, _)| {
+                let data = key.data();
+                data.proto == super::tables::TCP
+            })
             .map(|(key, action)| {
                 let fixed = mesh_common::maps::OUT_RULE_FIXED_BITS;
                 let bits = key.prefix_len().saturating_sub(fixed).min(128) as u8;
@@ -380,10 +382,10 @@ impl View {
 }
 
 fn mode(entry: &PodEntry) -> &'static str {
-    if entry.mode == MODE_MARK {
-        "mark"
-    } else {
-        "off"
+    match entry.mode {
+        MODE_MARK => "mark",
+        MODE_LOOPBACK => "loopback",
+        _ => "off",
     }
 }
 
@@ -409,6 +411,7 @@ fn kind(program: &str) -> &'static str {
     match program {
         "flow_ops" => "sock_ops",
         STEER => "sk_lookup",
+        "original_dst" => "cgroup_sockopt",
         _ => "cgroup_sock_addr",
     }
 }

@@ -91,13 +91,18 @@ impl Kernel {
         let Some(netns) = workload.sockets.namespace() else {
             return;
         };
-        let done = sockets::inside(&netns, || Netlink::open()?.steer(steering, source));
+        let done = if workload.steered {
+            sockets::inside(&netns, || Netlink::open()?.steer(steering, source))
+        } else {
+            Ok(Ok(()))
+        };
         match done.and_then(|inner| inner) {
             Ok(()) => workload.source = source,
             Err(error) => {
                 tracing::warn!(workload = %workload.key, %error, "the route keeps its old source");
             }
         }
+        self.follow_sources(pod_id);
     }
 }
 

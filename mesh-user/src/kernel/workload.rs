@@ -46,6 +46,8 @@ pub(super) struct Workload {
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) source: Sources,
     pub(super) sysctl_before: Option<String>,
+    /// Rule, route and settings for marked connections stand in the namespace.
+    pub(super) steered: bool,
     pub(super) live: bool,
     /// The path from a marked connection to a listener has been seen to work.
     pub(super) probed: bool,
@@ -93,12 +95,13 @@ pub(super) struct Prepared {
     pub(super) listeners: Vec<TcpListener>,
 }
 
-/// Addresses, sysctl, rule, routes, listeners: inert until something is marked. Leaves nothing on
-/// an error.
+/// Addresses and listeners; where connections are `marked`, sysctl, rule and routes: inert until
+/// something is. Leaves nothing on an error.
 pub(super) fn prepare(
     netns: &OwnedFd,
     identity: &Identity,
     steering: Steering,
+    marked: bool,
     agent_mark: u32,
     shards: u16,
 ) -> Result<Prepared, EnrolError> {
@@ -111,17 +114,21 @@ pub(super) fn prepare(
         if addresses.is_empty() {
             return Err(EnrolError::NoAddress(place.clone()));
         }
-        let sysctl_before =
-            netns::accept_marks().map_err(EnrolError::io("net.ipv4.tcp_fwmark_accept"))?;
-        let rest = route_and_listen(&mut netlink, &addresses, steering, agent_mark, shards);
-        match rest {
+        let sysctl_before = if marked {
+            steer_here(&mut netlink, steering, Sources::of(&addresses))?
+        } else {
+            None
+        };
+        match listen(agent_mark, shards) {
             Ok(listeners) => Ok(Prepared {
                 addresses,
                 sysctl_before,
                 listeners,
             }),
             Err(error) => {
-                undo_here(&mut netlink, steering, sysctl_before.as_deref());
+                if marked {
+                    undo_here(&mut netlink, steering, sysctl_before.as_deref());
+                }
                 Err(error)
             }
         }
@@ -129,16 +136,37 @@ pub(super) fn prepare(
     entered.map_err(EnrolError::io(format!("entering {place}")))?
 }
 
-fn route_and_listen(
+/// Sysctl, rule and routes, in the calling thread's namespace; what the sysctls were. Leaves nothing
+/// on an error.
+fn steer_here(
     netlink: &mut Netlink,
-    addresses: &[IpAddr],
     steering: Steering,
-    agent_mark: u32,
-    shards: u16,
-) -> Result<Vec<TcpListener>, EnrolError> {
-    netlink
-        .steer(steering, Sources::of(addresses))
-        .map_err(EnrolError::io("rule and route"))?;
+    sources: Sources,
+) -> Result<Option<String>, EnrolError> {
+    let before = netns::set_sysctls().map_err(EnrolError::io("net.ipv4.tcp_*"))?;
+    match netlink.steer(steering, sources) {
+        Ok(()) => Ok(before),
+        Err(error) => {
+            undo_here(netlink, steering, before.as_deref());
+            Err(EnrolError::io("rule and route")(error))
+        }
+    }
+}
+
+/// What [`prepare`] does for marked connections, for a workload that was enrolled without.
+pub(super) fn steer(
+    netns: impl AsFd,
+    steering: Steering,
+    sources: Sources,
+) -> Result<Option<String>, EnrolError> {
+    let entered = sockets::inside(netns, || {
+        let mut netlink = Netlink::open().map_err(EnrolError::io("netlink"))?;
+        steer_here(&mut netlink, steering, sources)
+    });
+    entered.map_err(EnrolError::io("entering the namespace"))?
+}
+
+fn listen(agent_mark: u32, shards: u16) -> Result<Vec<TcpListener>, EnrolError> {
     (0..shards)
         .map(|_| sockets::listen(agent_mark).map_err(EnrolError::io("listening")))
         .collect()
@@ -158,9 +186,9 @@ pub(super) fn undo_here(
         }
     }
     if let Some(before) = sysctl_before {
-        match netns::restore_marks(before) {
-            Ok(()) => removed.push("tcp_fwmark_accept restored".to_owned()),
-            Err(error) => failed.push(format!("tcp_fwmark_accept: {error}")),
+        match netns::restore_sysctls(before) {
+            Ok(()) => removed.push(format!("sysctls restored: {before}")),
+            Err(error) => failed.push(format!("sysctls {before}: {error}")),
         }
     }
     (removed, failed)
@@ -200,22 +228,27 @@ pub(super) fn attach_steer(
     sys::pin(&link, pin).map_err(at())
 }
 
-/// A marked connection from inside the namespace must arrive at one of the listeners with its true
-/// addresses, for each family: the whole path, before any application is put on it.
+/// Where the self-probe dials: an address of each family that nobody has.
+pub(super) fn probes(sources: Sources) -> Vec<SocketAddr> {
+    let to = |source: IpAddr| if source.is_ipv4() { PROBE_V4 } else { PROBE_V6 };
+    let probe = |source| SocketAddr::new(to(source), PROBE_PORT);
+    sources.each().map(probe).collect()
+}
+
+/// A connection with this mark from inside the namespace must arrive at one of the listeners with
+/// its true addresses, for each of `probes`: the whole path, before any application is put on it.
 ///
 /// A workload that was held until now (its failure mode is in force, captured from its first
 /// listener on) may connect in the meantime: such a connection is closed, as it was refused before.
 pub(super) fn self_probe(
     netns: &OwnedFd,
     listeners: &[TcpListener],
-    sources: Sources,
-    capture_mark: u32,
+    probes: &[SocketAddr],
+    mark: u32,
 ) -> Result<(), EnrolError> {
-    for source in sources.each() {
-        let to = if source.is_ipv4() { PROBE_V4 } else { PROBE_V6 };
-        let towards = SocketAddr::new(to, PROBE_PORT);
+    for towards in probes.iter().copied() {
         let failed = |why: String| EnrolError::ProbeFailed { towards, why };
-        let socket = sockets::inside(netns, || sockets::connecting(towards, capture_mark))
+        let socket = sockets::inside(netns, || sockets::connecting(towards, mark))
             .and_then(|made| made)
             .map_err(|error| failed(format!("connect: {error}")))?;
         let own = socket.local_addr().ok().and_then(|addr| addr.as_socket());

@@ -21,8 +21,18 @@ pub struct KernelTable {
     pub backends: Vec<Backend>,
     /// Names for people, by `ServiceEntry::service_id`: `namespace/name:port`.
     pub names: BTreeMap<u32, ServiceName>,
-    /// `OUT_RULES`: (address, prefix length over 128 bits, port or 0, action).
+    /// `OUT_RULES` for TCP: (address, prefix length over 128 bits, port or 0, action).
     pub outbound: Vec<(Addr, u8, u16, u32)>,
+    /// `OUT_RULES` for datagrams, likewise.
+    pub outbound_udp: Vec<(Addr, u8, u16, u32)>,
+}
+
+impl KernelTable {
+    /// Whether a rule denies datagrams.
+    pub fn denies_datagrams(&self) -> bool {
+        let deny = mesh_common::maps::OUT_DENY;
+        self.outbound_udp.iter().any(|(.., action)| *action == deny)
+    }
 }
 
 /// What a service id means, and why the service takes the path it takes.

@@ -187,6 +187,15 @@ pub struct Interception {
     pub second_pass: SecondPass,
 }
 
+impl Interception {
+    /// Whether connections are marked, which takes a rule, a route and settings in the workload's
+    /// namespace: those that leave in mode `mark`, and those to the application that keep the
+    /// client's address.
+    pub fn marks(&self) -> bool {
+        self.mode != Mode::Loopback || self.inbound == Inbound::Capture
+    }
+}
+
 /// How outbound connections reach the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

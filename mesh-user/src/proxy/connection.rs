@@ -1,6 +1,6 @@
 //! One accepted connection from its first byte to the engine that serves it.
 
-use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, task::Poll};
+use std::{future::poll_fn, net::SocketAddr, os::fd::AsFd as _, rc::Rc, sync::Arc, task::Poll};
 
 use tokio::net::TcpStream;
 
@@ -27,6 +27,7 @@ fn destination(
     listener: SocketAddr,
     peer: SocketAddr,
     local: SocketAddr,
+    stream: &TcpStream,
 ) -> Result<SocketAddr, (Reject, SocketAddr)> {
     let known = |at: SocketAddr| core.snapshot().0.port_at(at.ip(), at.port()).is_some();
     if known(local) {
@@ -34,11 +35,14 @@ fn destination(
     }
     let itself = local.port() == listener.port()
         && (listener.ip().is_unspecified() || listener.ip() == local.ip());
-    let asked = core
-        .shared
-        .origins
-        .asked(workload.pod_id, peer, local)
-        .map(canonical);
+    let origins = &core.shared.origins;
+    let asked = if local.ip().is_loopback() {
+        // Never by the tuple, which may be that of a connection before this one.
+        origins.sent_to_loopback(stream.as_fd())
+    } else {
+        origins.asked(workload.pod_id, peer, local)
+    };
+    let asked = asked.map(canonical);
     match asked {
         Some(at) if known(at) => Ok(at),
         Some(at) => Err((Reject::UnknownDestination, at)),
@@ -61,7 +65,7 @@ pub(super) async fn serve(
     let Ok(local) = stream.local_addr().map(canonical) else {
         return;
     };
-    let found = destination(&core, &workload, listener, peer, local);
+    let found = destination(&core, &workload, listener, peer, local, &stream);
     let at = found.unwrap_or_else(|(_, at)| at);
     let (place, protocol) = {
         let (snapshot, swaps) = core.snapshot();

@@ -1,6 +1,11 @@
 //! What the proxy needs from outside, as traits: `app` wires the kernel side to them.
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
 
 /// Makes sockets that leave from the right place: a workload's network namespace, with the
 /// agent's mark. One for each workload, and one for the agent's own namespace.
@@ -19,6 +24,13 @@ pub trait OriginLookup: Send + Sync + std::fmt::Debug {
     /// The address that the application asked for, from the kernel's flow table. `peer` and
     /// `local` are the accepted socket's.
     fn asked(&self, pod_id: u32, peer: SocketAddr, local: SocketAddr) -> Option<SocketAddr>;
+
+    /// The address that the application asked for, where the kernel side sent its connection to the
+    /// workload's own loopback (mode `loopback`). `socket` is the accepted one. `None`: nothing says
+    /// so, and the connection is refused.
+    fn sent_to_loopback(&self, _socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// A workload as the proxy sees it. Shared by its listeners on all cores.

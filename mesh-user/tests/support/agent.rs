@@ -27,12 +27,14 @@ use mesh_common::{
 use mesh_user::{
     clock,
     kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions},
-    model::{Failure, Interception, Netns, kernel_table::KernelTable},
+    model::{self, Failure, Interception, Netns, kernel_table::KernelTable},
     proxy::wire::SocketSource,
     testbed::Testbed,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use super::options;
 
 const SOCKET: &str = "MESH_TEST_AGENT_SOCKET";
 
@@ -80,6 +82,27 @@ impl Service {
 /// An outbound rule: address, prefix length of its own family, port, action.
 pub(crate) type Rule = (std::net::IpAddr, u8, u16, u32);
 
+/// How a test's workloads are captured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Mode {
+    #[default]
+    Mark,
+    Loopback,
+}
+
+impl Mode {
+    fn interception(self, closed: bool) -> Interception {
+        Interception {
+            failure: failure(closed),
+            mode: match self {
+                Self::Mark => model::Mode::Mark,
+                Self::Loopback => model::Mode::Loopback,
+            },
+            ..Interception::default()
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Start {
@@ -95,6 +118,11 @@ enum Request {
     },
     Live(u32),
     Failure(u32, bool),
+    Mode(Mode),
+    SwitchMode(u32, Mode),
+    Datagrams(Vec<Rule>),
+    Echo(bool),
+    Held,
     Want(Vec<String>),
     Release(u32),
     DropListeners(u32),
@@ -117,6 +145,12 @@ pub(crate) struct Accept {
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
     pub(crate) asked: Option<SocketAddr>,
+    /// What `SO_ORIGINAL_DST` says.
+    #[serde(default)]
+    pub(crate) original: Option<SocketAddr>,
+    /// Cookie of the accepted socket's network namespace.
+    #[serde(default)]
+    pub(crate) netns: u64,
 }
 
 /// The driver's side.
@@ -221,6 +255,32 @@ impl Agent {
         self.done(&Request::Failure(pod_id, closed)).expect("set");
     }
 
+    /// How workloads are captured that are enrolled from now on.
+    pub(crate) fn mode(&self, mode: Mode) {
+        self.done(&Request::Mode(mode)).expect("set");
+    }
+
+    /// Changes how a workload is captured.
+    pub(crate) fn switch_mode(&self, pod_id: u32, mode: Mode) -> Result<(), String> {
+        self.done(&Request::SwitchMode(pod_id, mode))
+    }
+
+    /// Outbound rules for datagrams, in force with the next table.
+    pub(crate) fn datagrams(&self, rules: &[Rule]) {
+        self.done(&Request::Datagrams(rules.to_vec())).expect("set");
+    }
+
+    /// Where the connections that are held were going: as the kernel side tells, and as
+    /// `SO_ORIGINAL_DST` does.
+    pub(crate) fn held(&self) -> Vec<(Option<SocketAddr>, Option<SocketAddr>)> {
+        serde_json::from_value(self.ask(&Request::Held).expect("held")).expect("addresses")
+    }
+
+    /// From now on an answer repeats what the peer sent first.
+    pub(crate) fn echo(&self, echo: bool) {
+        self.done(&Request::Echo(echo)).expect("set");
+    }
+
     /// Names what the model wants.
     pub(crate) fn want(&self, keys: &[&str]) {
         let keys = keys.iter().map(ToString::to_string).collect();
@@ -314,6 +374,9 @@ struct Shared {
     dial_back: Mutex<Option<SocketAddr>>,
     beating: AtomicBool,
     hold: AtomicBool,
+    echo: AtomicBool,
+    /// Copies of the connections that are held.
+    held: Mutex<Vec<TcpStream>>,
 }
 
 #[derive(Default)]
@@ -323,6 +386,8 @@ struct State {
     /// Stops the accept loops of a workload, which then close their listeners.
     loops: BTreeMap<u32, (Arc<AtomicBool>, Vec<std::thread::JoinHandle<()>>)>,
     ports: Vec<u16>,
+    mode: Mode,
+    datagrams: Vec<Rule>,
 }
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -372,10 +437,7 @@ impl State {
                 let wanted = Enrol {
                     key: key.into(),
                     netns,
-                    interception: Interception {
-                        failure: failure(closed),
-                        ..Interception::default()
-                    },
+                    interception: self.mode.interception(closed),
                 };
                 let enrolled = kernel.enrol(&wanted).map_err(text)?;
                 let origins = kernel.origins();
@@ -398,15 +460,38 @@ impl State {
             }
             Request::Live(pod_id) => kernel.go_live(pod_id).map(|()| Value::Null).map_err(text),
             Request::Failure(pod_id, closed) => kernel
-                .set_interception(
-                    pod_id,
-                    Interception {
-                        failure: failure(closed),
-                        ..Interception::default()
-                    },
-                )
+                .set_interception(pod_id, self.mode.interception(closed))
                 .map(|()| Value::Null)
                 .map_err(text),
+            Request::Mode(mode) => {
+                self.mode = mode;
+                Ok(Value::Null)
+            }
+            Request::SwitchMode(pod_id, mode) => kernel
+                .set_interception(pod_id, mode.interception(false))
+                .map(|()| Value::Null)
+                .map_err(text),
+            Request::Datagrams(rules) => {
+                self.datagrams = rules;
+                Ok(Value::Null)
+            }
+            Request::Held => {
+                let origins = kernel.origins();
+                let held = shared.held.lock().map_err(text)?;
+                let found: Vec<_> = held
+                    .iter()
+                    .map(|stream| {
+                        let local = stream.local_addr().ok().map(plain);
+                        let origin = origins.sent_to_loopback(stream.as_fd());
+                        (origin.or(local), options::original_dst(stream))
+                    })
+                    .collect();
+                Ok(json!(found))
+            }
+            Request::Echo(echo) => {
+                shared.echo.store(echo, Ordering::Relaxed);
+                Ok(Value::Null)
+            }
             Request::Want(keys) => {
                 kernel.want(keys.into_iter().map(Arc::from));
                 Ok(Value::Null)
@@ -428,7 +513,7 @@ impl State {
                 Ok(Value::Null)
             }
             Request::Table(services, rules) => kernel
-                .apply(&table(&services, &rules))
+                .apply(&table(&services, &rules, &self.datagrams))
                 .map(|()| Value::Null)
                 .map_err(text),
             Request::Paused(paused) => kernel
@@ -485,7 +570,7 @@ fn beat(heartbeat: Heartbeat, shared: Arc<Shared>) {
     });
 }
 
-fn table(services: &[Service], rules: &[Rule]) -> KernelTable {
+fn table(services: &[Service], rules: &[Rule], datagrams: &[Rule]) -> KernelTable {
     let mut table = KernelTable::default();
     for (service, service_id) in services.iter().zip(1..) {
         let slots_off = table.slots.len() as u32;
@@ -511,12 +596,12 @@ fn table(services: &[Service], rules: &[Rule]) -> KernelTable {
         let key = (Addr::from_ip(service.address.ip()), service.address.port());
         table.services.insert(key, entry);
     }
-    for (ip, prefix, port, action) in rules {
+    let entry = |(ip, prefix, port, action): &Rule| {
         let bits = if ip.is_ipv4() { 96 + prefix } else { *prefix };
-        table
-            .outbound
-            .push((Addr::from_ip(*ip), bits, *port, *action));
-    }
+        (Addr::from_ip(*ip), bits, *port, *action)
+    };
+    table.outbound.extend(rules.iter().map(entry));
+    table.outbound_udp.extend(datagrams.iter().map(entry));
     table
 }
 
@@ -539,15 +624,23 @@ impl Loop {
             while let Ok((stream, peer)) = listener.accept() {
                 let (this, stop) = (Arc::clone(&this), Arc::clone(stop));
                 let local = stream.local_addr().expect("accepted");
-                let asked = this.origins.asked(this.pod_id, peer, local);
+                let asked = if local.ip().to_canonical().is_loopback() {
+                    this.origins.sent_to_loopback(stream.as_fd())
+                } else {
+                    this.origins.asked(this.pod_id, peer, local)
+                };
+                let looped = asked.filter(|_| local.ip().to_canonical().is_loopback());
                 this.shared.accepts.lock().expect("no panic").push(Accept {
                     pod_id: this.pod_id,
                     shard: this.shard,
                     peer: plain(peer),
                     local: plain(local),
                     asked,
+                    original: options::original_dst(&stream),
+                    netns: options::netns_cookie(&stream),
                 });
-                std::thread::spawn(move || this.serve(stream, local, &stop));
+                let to = looped.unwrap_or(local);
+                std::thread::spawn(move || this.serve(stream, to, &stop));
             }
         }
     }
@@ -561,11 +654,23 @@ impl Loop {
                 .unwrap_or_else(|error| format!("dial {error}")),
             None => format!("proxy {}", plain(local)),
         };
+        let answer = if self.shared.echo.load(Ordering::Relaxed) {
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+            let mut bytes = [0; 64];
+            let length = stream.read(&mut bytes).unwrap_or(0);
+            format!("{answer} {}", String::from_utf8_lossy(&bytes[..length]))
+        } else {
+            answer
+        };
         let _ = stream.write_all(answer.as_bytes());
         if self.shared.hold.load(Ordering::Relaxed) {
+            let copy = stream.try_clone().expect("a descriptor");
+            self.shared.held.lock().expect("no panic").push(copy);
             let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
             let mut byte = [0];
             while !stop.load(Ordering::Relaxed) && !matches!(stream.read(&mut byte), Ok(0)) {}
+            let mut held = self.shared.held.lock().expect("no panic");
+            held.retain(|copy| copy.peer_addr().ok() != stream.peer_addr().ok());
         }
     }
 

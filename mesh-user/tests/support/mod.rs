@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod client;
 pub(crate) mod foreign;
 pub(crate) mod objects;
+pub(crate) mod options;
 
 use std::{
     io::Write as _,

@@ -17,6 +17,8 @@ const AGENT: u64 = 7;
 const POD_NETNS: u64 = 100;
 const AGENT_NETNS: u64 = 1;
 const NOW: u64 = 10_000;
+/// Port of shard 0's listener.
+const LISTENER: u16 = 15_000;
 
 struct Fake {
     config: Option<Config>,
@@ -27,6 +29,9 @@ struct Fake {
     services: BTreeMap<(Addr, u16), ServiceEntry>,
     heartbeat: u64,
     listening: bool,
+    shard_gone: u16,
+    cookie: u64,
+    datagrams: BTreeMap<u16, u32>,
     sequence: RefCell<u64>,
     slots: Vec<u32>,
     backends: Vec<Backend>,
@@ -96,6 +101,9 @@ fn fake() -> Fake {
         ]),
         heartbeat: NOW,
         listening: true,
+        shard_gone: u16::MAX,
+        cookie: 0,
+        datagrams: BTreeMap::new(),
         sequence: RefCell::new(0),
         slots: vec![0, 1],
         backends: vec![backend("10.0.0.3"), backend("10.0.0.4")],
@@ -144,10 +152,18 @@ impl World for Fake {
     fn now(&self) -> u64 {
         NOW
     }
-    fn listening(&self, key: &ListenerKey) -> bool {
-        self.note("listening");
-        assert_eq!((key.pod_id, key.kind, key.shard), (5, KIND_OUT, 0));
-        self.listening
+    fn datagram_rule(&self, port: u16, _: &Addr) -> Option<u32> {
+        self.note("datagram_rule");
+        self.datagrams.get(&port).copied()
+    }
+    fn listener(&self, key: &ListenerKey) -> u16 {
+        self.note("listener");
+        assert_eq!((key.pod_id, key.kind), (5, KIND_OUT));
+        let stands = self.listening && key.shard != self.shard_gone;
+        if stands { LISTENER + key.shard } else { 0 }
+    }
+    fn cookie(&self) -> u64 {
+        self.cookie
     }
     fn sequence(&self, service_id: u32) -> u64 {
         assert_eq!(service_id, 3);
@@ -167,6 +183,7 @@ fn to(ip: &str, port: u16) -> Request {
         addr,
         port,
         tcp: true,
+        udp: false,
         v6_socket: !addr.is_v4(),
         cgroup: 99,
     }
@@ -175,7 +192,7 @@ fn to(ip: &str, port: u16) -> Request {
 fn outcome(request: Request, world: &Fake) -> (Action, Reason) {
     let verdict = decide(&request, world);
     assert_eq!(
-        verdict.action == Action::Rewrite,
+        matches!(verdict.action, Action::Rewrite | Action::Loopback),
         (verdict.to, verdict.to_port) != (Addr::UNSPECIFIED, 0),
         "an endpoint stands in the verdict exactly when it is gone to"
     );
@@ -499,4 +516,106 @@ fn refusing_actions_and_refusing_reasons_agree() {
             );
         }
     }
+}
+
+/// Without it: a workload of mode loopback is marked, or its connections all meet one worker.
+#[test]
+fn loopback_workload_goes_to_a_listener_on_its_own_loopback() {
+    let mut world = fake();
+    world.pod.mode = MODE_LOOPBACK;
+    world
+        .services
+        .insert((addr("fd00:96::1"), 80), service(DECIDE_PROXY));
+    let mut shards = [0; 2];
+    for cookie in 0..200 {
+        world.cookie = cookie;
+        for (vip, loopback) in [(VIP, "127.0.0.1"), ("fd00:96::1", "::1")] {
+            let verdict = decide(&to(vip, 80), &world);
+            assert_eq!(
+                (verdict.action, verdict.reason, verdict.to),
+                (Action::Loopback, Reason::CapturedLoopback, addr(loopback))
+            );
+            assert!(!verdict.is_event());
+            shards[usize::from(verdict.to_port - LISTENER)] += 1;
+        }
+    }
+    assert!(shards.iter().all(|share| *share > 100), "{shards:?}");
+    // A shard without a listener: the first one takes its connections.
+    world.shard_gone = 1;
+    for cookie in 0..200 {
+        world.cookie = cookie;
+        assert_eq!(decide(&to(VIP, 80), &world).to_port, LISTENER);
+    }
+}
+
+/// Without it: mode loopback has failure modes of its own.
+#[test]
+fn loopback_workload_fails_as_a_marked_one_does() {
+    type Change = fn(&mut Fake);
+    let broken: [Change; 4] = [
+        |world| world.heartbeat = NOW - 1_001,
+        |world| world.listening = false,
+        |world| world.config.as_mut().unwrap().paused = 1,
+        |world| {
+            world.listening = false;
+            world.pod.fail = FAIL_CLOSED;
+        },
+    ];
+    for change in broken {
+        let (mut marked, mut looped) = (fake(), fake());
+        looped.pod.mode = MODE_LOOPBACK;
+        change(&mut marked);
+        change(&mut looped);
+        assert_eq!(outcome(to(VIP, 80), &marked), outcome(to(VIP, 80), &looped));
+    }
+    let mut world = fake();
+    world.pod.mode = MODE_LOOPBACK;
+    let verdict = decide(&to(VIP, 80), &world);
+    assert_eq!(
+        (verdict.failed().action, verdict.failed().reason),
+        (Action::Pass, Reason::BypassState)
+    );
+    let packed = Packed::from_word(Packed::of(&verdict).word());
+    assert!(packed.is(Action::Loopback) && packed.failed().is(Action::Pass));
+}
+
+/// Without it: a rule for TCP takes datagrams away, or one for datagrams is not in force.
+#[test]
+fn connected_datagrams_pass_but_for_a_rule_of_their_own() {
+    let udp = |ip| Request {
+        tcp: false,
+        udp: true,
+        ..to(ip, 80)
+    };
+    let mut world = fake();
+    world.rules = BTreeMap::from([(0, OUT_DENY)]);
+    assert_eq!(
+        outcome(udp(VIP), &world),
+        (Action::Pass, Reason::PassNotTcp)
+    );
+    world.rules.clear();
+    world.datagrams = BTreeMap::from([(0, OUT_DENY)]);
+    let verdict = decide(&udp(VIP), &world);
+    assert_eq!(
+        (verdict.action, verdict.reason, verdict.pod_id),
+        (Action::Refuse, Reason::RefuseDatagram, 5)
+    );
+    assert_eq!(
+        outcome(udp("127.0.0.1"), &world),
+        (Action::Pass, Reason::PassNotTcp)
+    );
+    assert_eq!(
+        outcome(to(VIP, 80), &world),
+        (Action::Capture, Reason::Captured)
+    );
+    world.datagrams.insert(80, OUT_PASS);
+    assert_eq!(
+        outcome(udp(VIP), &world),
+        (Action::Pass, Reason::PassNotTcp)
+    );
+    world.netns = AGENT_NETNS;
+    assert_eq!(
+        outcome(udp(VIP), &world),
+        (Action::Pass, Reason::PassNotTcp)
+    );
 }
