@@ -5,6 +5,8 @@
 //! | `connect4`, `connect6` | cgroup_sock_addr | the pods' cgroup | decide, mark or rewrite |
 //! | `getpeername4`, `getpeername6` | cgroup_sock_addr | the pods' cgroup | what was dialled |
 //! | `flow_ops` | sock_ops | the pods' and the agent's cgroup | flows, endpoint counters |
+//! | `mark_guard` | cgroup_sockopt (set) | the pods' cgroup | our mark bits stay ours |
+//! | `egress_guard` | sched_cls | the node's side of a guarded pod's veth | drops what went past us |
 //! | `steer` | sk_lookup | each workload's network namespace | choose the listener |
 //!
 //! Only stable UAPI contexts are read: the object needs no CO-RE relocations, which rustc can't

@@ -1,6 +1,8 @@
 //! The decisions.
 
 pub mod connect;
+pub mod guard;
+pub mod mark;
 pub mod steer;
 
 use mesh_common::service::ServiceEntry;

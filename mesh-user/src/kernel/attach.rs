@@ -8,10 +8,11 @@ use std::{
 
 use super::{
     Kernel, KernelOptions, Parts,
+    audit::Hook,
     cgroups::{self, Cgroup},
     config,
     error::KernelError,
-    object::{self, CGROUP_HOOKS, FLOW_OPS, Programs, STEER},
+    object::{self, CGROUP_HOOKS, EGRESS_GUARD, FLOW_OPS, Programs, STEER},
     origin::Flows,
     pins::{Lock, Pins},
     sockets,
@@ -96,11 +97,13 @@ fn open(
     let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
     let config = config(options, agent.id, cookie, paused);
     write_config(&mut tables, config)?;
-    attach_all(&pins, &programs, points, &agent, &mut made.pins)?;
+    let hooks = attach_all(&pins, &programs, points, &agent, &mut made.pins)?;
     Ok(Parts {
         listeners: Sockets::pinned(&pins)?,
         origins: Flows::open(&pins)?,
         steer: programs.take(STEER)?,
+        guard: programs.take(EGRESS_GUARD)?,
+        hooks,
         log: programs.log(),
         pins,
         tables,
@@ -116,25 +119,38 @@ fn attach_all(
     points: &[Cgroup],
     agent: &Cgroup,
     made: &mut Vec<PathBuf>,
-) -> Result<(), KernelError> {
-    let mut wanted = Vec::new();
+) -> Result<Vec<Hook>, KernelError> {
+    let mut wanted: Vec<Hook> = Vec::new();
     let agent_covered = points
         .iter()
         .any(|point| agent.path.starts_with(&point.path));
     for (name, kind) in CGROUP_HOOKS {
         for point in points {
-            wanted.push(attach(pins, programs, name, kind, point, made)?);
+            let pin = attach(pins, programs, name, kind, point, made)?;
+            wanted.push(hook(name, kind, point, pin));
         }
         if name == FLOW_OPS && !agent_covered {
-            wanted.push(attach(pins, programs, name, kind, agent, made)?);
+            let pin = attach(pins, programs, name, kind, agent, made)?;
+            wanted.push(hook(name, kind, agent, pin));
         }
     }
     for (name, _, path) in pins.all_links() {
-        if name != STEER && !wanted.contains(&path) {
+        let per_workload = name == STEER || name == EGRESS_GUARD;
+        if !per_workload && wanted.iter().all(|hook| hook.pin != path) {
             fs::remove_file(&path).map_err(KernelError::io(format!("{}", path.display())))?;
         }
     }
-    Ok(())
+    Ok(wanted)
+}
+
+fn hook(program: &'static str, kind: AttachType, cgroup: &Cgroup, pin: PathBuf) -> Hook {
+    Hook {
+        program,
+        kind,
+        cgroup: cgroup.path.clone(),
+        id: cgroup.id,
+        pin,
+    }
 }
 
 /// One hook at one cgroup: the program of a pinned link is replaced in place, so that exactly one

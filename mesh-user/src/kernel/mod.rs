@@ -10,11 +10,13 @@
 mod adopt;
 mod apply;
 mod attach;
+pub mod audit;
 mod capability;
 mod cgroups;
 pub mod cleanup;
 mod enrol;
 mod error;
+mod guard;
 mod heartbeat;
 mod instances;
 pub mod inventory;
@@ -53,7 +55,7 @@ use mesh_common::{
 use serde::Serialize;
 
 use self::{
-    apply::Installed, pins::Pins, records::Record, route::Steering, tables::Tables,
+    apply::Installed, audit::Audit, guard::Guard, pins::Pins, records::Record, route::Steering, tables::Tables,
     workload::Workload,
 };
 pub use self::{
@@ -168,6 +170,8 @@ pub struct Kernel {
     tables: Tables,
     listeners: tables::Sockets,
     steer: OwnedFd,
+    guard: Guard,
+    audit: Audit,
     installed: Installed,
     workloads: BTreeMap<u32, Workload>,
     /// What an agent before us enrolled and we have not, yet; and what we could not enrol and hold
@@ -211,6 +215,8 @@ impl Kernel {
             tables: parts.tables,
             listeners: parts.listeners,
             steer: parts.steer,
+            guard: Guard::new(parts.guard),
+            audit: Audit::of(parts.hooks),
             workloads: BTreeMap::new(),
             adopted: BTreeMap::new(),
             wanted: None,
@@ -283,7 +289,8 @@ impl Kernel {
         if let Some(log) = &mut self.log {
             log.flush();
         }
-        let mut found = Vec::new();
+        let waiting = self.audit.events.len().min(limit);
+        let mut found: Vec<Event> = self.audit.events.drain(..waiting).collect();
         while found.len() < limit
             && let Some(record) = self.tables.events.next()
         {
@@ -321,6 +328,8 @@ struct Parts {
     origins: origin::Flows,
     config: Config,
     steer: OwnedFd,
+    guard: OwnedFd,
+    hooks: Vec<audit::Hook>,
     log: Option<object::ProgramLog>,
 }
 

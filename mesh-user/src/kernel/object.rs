@@ -22,15 +22,18 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_BPF_OBJ
 pub(super) static OBJECT: &[u8] = &[];
 
 /// Programs that attach to the workloads' cgroups.
-pub(super) const CGROUP_HOOKS: [(&str, AttachType); 5] = [
+pub(super) const CGROUP_HOOKS: [(&str, AttachType); 6] = [
     ("flow_ops", AttachType::SockOps),
     ("getpeername4", AttachType::GetPeername4),
     ("getpeername6", AttachType::GetPeername6),
+    ("mark_guard", AttachType::SetSockopt),
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
 ];
 /// The program that attaches to each workload's network namespace.
 pub(super) const STEER: &str = "steer";
+/// The program that attaches to the node's side of each guarded workload's veths.
+pub(super) const EGRESS_GUARD: &str = "egress_guard";
 /// The one that attaches to the agent's own cgroup too.
 pub(super) const FLOW_OPS: &str = "flow_ops";
 
@@ -141,6 +144,7 @@ pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs,
         programs.push((name, load_one(&mut object, name)?));
     }
     programs.push((STEER, load_one(&mut object, STEER)?));
+    programs.push((EGRESS_GUARD, load_one(&mut object, EGRESS_GUARD)?));
     if let Some((pins, list)) = made {
         for (name, fd) in &programs {
             replace_pin(pins, name, fd, list)?;
@@ -180,6 +184,8 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     loaded.map_err(|error| refused(&error))?;

@@ -14,7 +14,7 @@ use std::{
 pub use self::rows::{ConnRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow};
 use super::{
     Instance, KernelError, mounts,
-    object::{CGROUP_HOOKS, STEER},
+    object::{CGROUP_HOOKS, EGRESS_GUARD, STEER},
     pins::Pins,
     records,
     sys::{self, LinkTarget},
@@ -286,6 +286,8 @@ impl View {
         let tables = &self.tables;
         match map {
             "FLOWS" => Some(tables.flows.keys().flatten().count()),
+            "GRANTS" => Some(tables.grants.keys().flatten().count()),
+            "GUARDED" => Some(tables.guarded.keys().flatten().count()),
             "LISTENERS" => tables.listeners.all().ok().map(|all| all.len()),
             "OUT_RULES" => Some(tables.out_rules.keys().flatten().count()),
             "POD_BY_ADDR" => Some(tables.pod_by_addr.keys().flatten().count()),
@@ -301,7 +303,7 @@ impl View {
         let programs: HashMap<u32, ProgramInfo> = CGROUP_HOOKS
             .iter()
             .map(|(name, _)| *name)
-            .chain([STEER])
+            .chain([STEER, EGRESS_GUARD])
             .filter_map(|name| ProgramInfo::from_pin(self.pins.prog(name)).ok())
             .map(|info| (info.id(), info))
             .collect();
@@ -409,6 +411,8 @@ fn kind(program: &str) -> &'static str {
     match program {
         "flow_ops" => "sock_ops",
         STEER => "sk_lookup",
+        EGRESS_GUARD => "sched_cls",
+        "mark_guard" => "cgroup_sockopt",
         _ => "cgroup_sock_addr",
     }
 }
@@ -422,6 +426,8 @@ fn attached(target: LinkTarget, cgroups: &HashMap<u64, String>) -> String {
             .unwrap_or_else(|| format!("cgroup {id}")),
         LinkTarget::Netns(0) => "deleted netns".to_owned(),
         LinkTarget::Netns(inode) => format!("netns {inode}"),
+        LinkTarget::Tcx(0) => "deleted interface".to_owned(),
+        LinkTarget::Tcx(index) => format!("interface {index}"),
         LinkTarget::Other => "?".to_owned(),
     }
 }
