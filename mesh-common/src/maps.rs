@@ -8,7 +8,7 @@ use crate::{
     flow::{Flow, FlowKey, Grant, Intent, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     plain::{Plain, plain},
-    pod::{InRuleKey, PodAddr, PodEntry, PodSources},
+    pod::{Guarded, InRuleKey, PodAddr, PodEntry, PodSources},
     reason::COUNTERS_MAX,
     service::{Backend, CAPS_MAX, Cap, EndpointStats, SERVICE_PORTS_MAX, ServiceEntry, ServiceKey},
 };
@@ -154,7 +154,7 @@ pub const ALL: &[Spec] = &[
         ..spec("CONFIG", Kind::Array, 4, Config::SIZE, 1)
     },
     Spec {
-        writer: "every program",
+        writer: "every program; the agent what its audit did",
         full: "can't be",
         ..spec("COUNTERS", Kind::PerCpuArray, 4, 8, COUNTERS_MAX)
     },
@@ -185,9 +185,10 @@ pub const ALL: &[Spec] = &[
         ..spec("GRANTS", Kind::Hash, Tuple::SIZE, Grant::SIZE, 65_536)
     },
     Spec {
-        writer: "agent, at enrolment, by interface index of the node's side of the veth",
+        writer: "agent, at enrolment, by interface index of the node's side of the veth; egress_guard \
+                 the time of its last event",
         full: "enrolment refused by name",
-        ..spec("GUARDED", Kind::Hash, 4, 4, 4_096)
+        ..spec("GUARDED", Kind::Hash, 4, Guarded::SIZE, 4_096)
     },
     Spec {
         flags: MMAPABLE,

@@ -16,7 +16,7 @@ pub struct PodEntry {
     pub mode: u8,
     /// What happens when the agent is gone: [`FAIL_OPEN`] or [`FAIL_CLOSED`].
     pub fail: u8,
-    /// Bit 0: [`POD_GUARDED`].
+    /// Bit 0: [`POD_GUARDED`]; bit 1: [`POD_BROKEN`].
     pub flags: u16,
     /// Generation of the agent that wrote it.
     pub generation: u32,
@@ -35,6 +35,9 @@ pub const MODE_LOOPBACK: u8 = 2;
 /// `PodEntry::flags`: `bypass-guard: on`. Its connects leave entries in `GRANTS`, and it may not
 /// touch our mark bits.
 pub const POD_GUARDED: u16 = 1;
+/// `PodEntry::flags`: the agent's audit found its path to the listeners broken and could not repair
+/// it. Its failure mode holds, as with a dead agent.
+pub const POD_BROKEN: u16 = 2;
 
 /// `PodEntry::fail`: connections go direct when the agent is gone.
 pub const FAIL_OPEN: u8 = 0;
@@ -101,3 +104,21 @@ pub struct InRuleKey {
     pub _pad: u8,
 }
 plain!(InRuleKey, 8, [u32, u16, u8, u8]);
+
+/// Value of `GUARDED`, by interface index of the node's side of a veth.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guarded {
+    /// The workload behind the interface.
+    pub pod_id: PodId,
+    #[doc(hidden)]
+    pub _pad: u32,
+    /// When `egress_guard` last sent an event about it: CLOCK_MONOTONIC, nanoseconds. Every drop is
+    /// counted; events are limited to one each [`GUARD_EVENT_NS`].
+    pub event_ns: u64,
+}
+plain!(Guarded, 16, [u32, u32, u64]);
+
+/// Shortest time between two events of one guarded interface, nanoseconds. Ten a second say all that
+/// a flood has to say, and leave room in `EVENTS` for others.
+pub const GUARD_EVENT_NS: u64 = 100_000_000;

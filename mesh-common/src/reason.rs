@@ -141,6 +141,14 @@ reasons! {
     BindReuse = 51, "bind_reuse", false;
     /// An outbound rule denies the datagram.
     RefuseDatagram = 52, "refuse_datagram", true;
+    /// `egress_guard` saw data on a connection of the agent's that the agent's socket did not send.
+    RefuseGuardForged = 53, "refuse_guard_forged", true;
+    /// The agent's audit put something back that was missing.
+    Repaired = 54, "repaired", false;
+    /// The agent's audit could not put something back: the failure mode of the workload holds.
+    RepairFailed = 55, "repair_failed", false;
+    /// The agent's audit saw something of others that runs before ours.
+    Interference = 56, "interference", false;
 }
 
 /// Capacity of `COUNTERS`; room for reasons to come.

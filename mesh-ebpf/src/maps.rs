@@ -14,7 +14,7 @@ use mesh_common::{
     flow::{Flow, FlowKey, Grant, Intent, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     maps::{Kind, OutRulePrefix, get},
-    pod::{InRuleKey, PodAddr, PodEntry, PodSources},
+    pod::{Guarded, InRuleKey, PodAddr, PodEntry, PodSources},
     reason::Event,
     service::{Backend, Cap, EndpointStats, ServiceEntry, ServiceKey},
 };
@@ -146,7 +146,7 @@ maps! {
     EP_STATS: PerCpuArray<u32, EndpointStats>;
     FLOWS: LruHash<FlowKey, Flow>;
     GRANTS: Hash<Tuple, Grant>;
-    GUARDED: Hash<u32, u32>;
+    GUARDED: Hash<u32, Guarded>;
     HEARTBEAT: Array<u32, u64>;
     INTENT: SkStorage<i32, Intent>;
     INTENTS: LruHash<u64, Intent>;

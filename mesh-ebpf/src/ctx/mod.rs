@@ -4,6 +4,7 @@
 //! otherwise LLVM merges loads of two branches into one through a computed context address, which
 //! the verifier refuses.
 
+pub(crate) mod packet;
 pub(crate) mod sk_lookup;
 pub(crate) mod sock_addr;
 pub(crate) mod sock_ops;
@@ -22,6 +23,7 @@ use mesh_common::{
     abi::Config,
     flow::{ESTABLISHED, Flow, Intent, LoopFlow, ProxyFlow},
     listener::ListenerKey,
+    pod::Guarded,
 };
 
 use crate::maps;
@@ -237,6 +239,12 @@ pub(crate) fn set_established(flow: *mut Flow, time: u64) {
 #[inline(always)]
 pub(crate) fn set_proxy_established(flow: *mut ProxyFlow) {
     write!(flow, ESTABLISHED, state);
+}
+
+/// Notes in `GUARDED` when an event was sent.
+#[inline(always)]
+pub(crate) fn set_event_time(guarded: *mut Guarded, time: u64) {
+    write!(guarded, time, event_ns);
 }
 
 /// A listener with a reference held: must be released on every path.

@@ -9,7 +9,7 @@ use mesh_common::{
     flow::BACKEND_NONE,
     listener::{KIND_OUT, ListenerKey},
     maps::OUT_DENY,
-    pod::{FAIL_CLOSED, MODE_LOOPBACK, MODE_MARK, PodEntry},
+    pod::{FAIL_CLOSED, MODE_LOOPBACK, MODE_MARK, POD_BROKEN, POD_GUARDED, PodEntry},
     reason::Reason,
     service::{
         Backend, DECIDE_KERNEL, DECIDE_PROXY, FLAG_ROUTABLE, SERVICE_PORTS_MAX, ServiceEntry,
@@ -98,6 +98,8 @@ pub struct Verdict {
     pub pod_id: u32,
     /// Its failure mode.
     pub fail: u8,
+    /// Whether it is guarded: what it opens itself needs a grant.
+    pub guarded: bool,
     /// The service, 0 when none.
     pub service_id: u32,
     /// The endpoint's number, [`BACKEND_NONE`] when none was chosen.
@@ -116,6 +118,7 @@ impl Verdict {
             reason,
             pod_id: 0,
             fail: 0,
+            guarded: false,
             service_id: 0,
             backend: BACKEND_NONE,
             to: Addr::UNSPECIFIED,
@@ -128,6 +131,7 @@ impl Verdict {
         Self {
             pod_id: pod.pod_id,
             fail: pod.fail,
+            guarded: pod.flags & POD_GUARDED != 0,
             ..self
         }
     }
@@ -180,11 +184,13 @@ impl Packed {
     const EVENT: u64 = 1 << 3;
     const REASON: u32 = 4;
     const HALF: u32 = 16;
+    const GUARDED: u64 = 1 << (2 * Self::HALF);
 
     /// From a verdict.
     #[inline(always)]
     pub const fn of(verdict: &Verdict) -> Self {
-        Self(Self::half(verdict) | (Self::half(&verdict.failed()) << Self::HALF))
+        let guarded = if verdict.guarded { Self::GUARDED } else { 0 };
+        Self(Self::half(verdict) | (Self::half(&verdict.failed()) << Self::HALF) | guarded)
     }
 
     #[inline(always)]
@@ -215,6 +221,12 @@ impl Packed {
     #[inline(always)]
     pub const fn is(self, action: Action) -> bool {
         self.0 & (Self::EVENT - 1) == action as u64
+    }
+
+    /// Like [`Verdict::guarded`]. Not to be asked after [`Packed::failed`].
+    #[inline(always)]
+    pub const fn is_guarded(self) -> bool {
+        self.0 & Self::GUARDED != 0
     }
 
     /// Like [`Verdict::is_event`].
@@ -374,7 +386,9 @@ fn by_service(
 /// is not known before its source port is.
 #[inline(always)]
 fn alive(world: &impl World, config: &Config, pod: &PodEntry) -> u16 {
-    if !fresh(world.heartbeat(), world.now(), config.heartbeat_stale_ns) {
+    if pod.flags & POD_BROKEN != 0
+        || !fresh(world.heartbeat(), world.now(), config.heartbeat_stale_ns)
+    {
         return 0;
     }
     world.listener(&ListenerKey {

@@ -2,6 +2,8 @@
 
 pub mod connect;
 pub mod datagram;
+pub mod guard;
+pub mod mark;
 pub mod steer;
 
 use mesh_common::service::ServiceEntry;

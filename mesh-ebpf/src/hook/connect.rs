@@ -4,7 +4,9 @@ use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use mesh_common::{
     abi::Config,
     addr::Addr,
-    flow::{INTENT_LOOPBACK, Intent, VERDICT_KERNEL, VERDICT_PROXY},
+    flow::{
+        INTENT_GUARDED, INTENT_LOOPBACK, Intent, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY,
+    },
     listener::ListenerKey,
     maps::{OUT_RULE_FIXED_BITS, OutRuleKey, OutRulePrefix},
     pod::PodEntry,
@@ -87,7 +89,11 @@ fn carry_out<const V6: bool>(
     if todo.is(Action::Ignore) {
         return true;
     }
-    if todo.is(Action::Pass) || todo.is(Action::Refuse) {
+    // What a guarded workload opens itself needs a grant, which `flow_ops` makes of the intent when
+    // the ports are known. With the socket, not in `INTENTS`: what lets a SYN through never lives
+    // in an LRU.
+    let granted = todo.is(Action::Pass) && todo.is_guarded() && request.tcp;
+    if todo.is(Action::Refuse) || todo.is(Action::Pass) && !granted {
         leave(ctx, request);
         return true;
     }
@@ -95,7 +101,13 @@ fn carry_out<const V6: bool>(
     if todo.is(Action::Capture) {
         return hand_over(ctx, request, verdict) && ctx.set_mark(mark, mask);
     }
-    let mut intent = intent(request, verdict, VERDICT_KERNEL);
+    let kind = if granted {
+        VERDICT_PASS
+    } else {
+        VERDICT_KERNEL
+    };
+    let flags = if todo.is_guarded() { INTENT_GUARDED } else { 0 };
+    let mut intent = intent(request, verdict, kind, flags);
     if todo.is(Action::Loopback) {
         // Bound to a device that can't reach the loopback, its SYN would leave by that one.
         if !ctx::reaches_loopback(ctx.sk()) {
@@ -105,6 +117,9 @@ fn carry_out<const V6: bool>(
         intent.flags |= INTENT_LOOPBACK;
     }
     let done = ctx::set_intent(ctx.sk(), &intent) && ctx.set_mark(0, mask);
+    if granted {
+        return done;
+    }
     if done && V6 {
         ctx.set_v6(&verdict.to, verdict.to_port);
     } else if done {
@@ -138,16 +153,16 @@ fn marks() -> (u32, u32) {
 #[inline(always)]
 fn hand_over(ctx: SockAddr, request: &Request, verdict: &Verdict) -> bool {
     ctx::clear_intent(ctx.sk());
-    maps::INTENTS.insert(&ctx.cookie(), &intent(request, verdict, VERDICT_PROXY))
+    maps::INTENTS.insert(&ctx.cookie(), &intent(request, verdict, VERDICT_PROXY, 0))
 }
 
 #[inline(always)]
-fn intent(request: &Request, verdict: &Verdict, kind: u8) -> Intent {
+fn intent(request: &Request, verdict: &Verdict, kind: u8, flags: u8) -> Intent {
     Intent {
         asked: request.addr,
         asked_port: request.port,
         verdict: kind,
-        flags: 0,
+        flags,
         pod_id: verdict.pod_id,
         service_id: verdict.service_id,
         backend: verdict.backend,

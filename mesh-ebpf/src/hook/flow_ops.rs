@@ -18,7 +18,9 @@ use aya_ebpf::{
 };
 use mesh_common::{
     abi::{ABI_VERSION, Config},
-    flow::{BACKEND_NONE, CONNECTING, Flow, FlowKey, Intent, ProxyFlow, Tuple},
+    flow::{
+        BACKEND_NONE, CONNECTING, Flow, FlowKey, Grant, INTENT_GUARDED, Intent, ProxyFlow, Tuple,
+    },
     reason::Reason,
     service::EndpointStats,
 };
@@ -157,8 +159,25 @@ fn app_connecting(ctx: SockOps, tuple: &Tuple, intent: &Intent) {
         Reason::FlowFull
     });
     loopback::connecting(tuple, intent);
+    grant(tuple, intent);
     endpoint(intent.backend, Outcome::Opened);
     ctx.arm(BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/// What the connect hook let a guarded workload open itself: `egress_guard` sees the SYN next.
+#[inline(always)]
+fn grant(tuple: &Tuple, intent: &Intent) {
+    if intent.flags & INTENT_GUARDED == 0 {
+        return;
+    }
+    let grant = Grant {
+        pod_id: intent.pod_id,
+        _pad: 0,
+        connect_ns: intent.connect_ns,
+    };
+    if !maps::GRANTS.insert(tuple, &grant) {
+        count(Reason::GrantFull);
+    }
 }
 
 #[inline(always)]
@@ -219,6 +238,10 @@ fn closed(snapshot: &Snapshot, sk: *mut bpf_sock) {
         }
         return;
     };
+    if intent.flags & INTENT_GUARDED != 0 {
+        // Before the port can be used again: an entry that is left grants passage.
+        maps::GRANTS.remove(&snapshot.tuple);
+    }
     // An entry that the LRU took is closed all the same.
     let _ = maps::FLOWS.remove(&FlowKey {
         tuple: snapshot.tuple,

@@ -3,7 +3,9 @@
 mod bind;
 mod connect;
 mod datagram;
+mod egress_guard;
 mod flow_ops;
 mod loopback;
+mod mark_guard;
 mod peername;
 mod steer;

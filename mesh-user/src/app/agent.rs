@@ -14,7 +14,7 @@ use crate::{
     admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
     clock::{self, MonoNanos},
     config::{self, AgentConfig, Config},
-    kernel::{Instance, Kernel, KernelError, view::View},
+    kernel::{Instance, Kernel, KernelError, audit::Outcome, view::View},
     platform::file::keep_until_restart,
     policy::Snapshot,
     proxy::Workers,
@@ -69,6 +69,8 @@ struct Reported {
     workloads: Vec<crate::admin::WorkloadStatus>,
     paused: bool,
     draining: bool,
+    /// Ways out of guarded workloads that are not guarded.
+    gaps: Vec<String>,
     /// What the look at the pinned links found.
     links: Links,
 }
@@ -106,6 +108,34 @@ fn log_events(kernel: &mut Kernel) {
             "kernel"
         );
     }
+}
+
+/// Puts back what is missing of what we put up, and says so.
+fn audit(kernel: &mut Kernel) {
+    for finding in kernel.audit() {
+        let (workload, what) = (&finding.workload, &finding.what);
+        match &finding.outcome {
+            Outcome::Repaired => tracing::warn!(%workload, what, "repaired"),
+            Outcome::Failed(why) => {
+                tracing::error!(%workload, what, why, "not repaired: the failure mode holds");
+            }
+            Outcome::Foreign => tracing::warn!(%workload, what, "somebody else's runs before ours"),
+        }
+    }
+}
+
+/// Guarded workloads with a way out that is not guarded, by name.
+fn gaps(kernel: &Kernel, enrolments: &Enrolments) -> Vec<String> {
+    let status = enrolments.status();
+    let name = |pod_id| {
+        let found = status
+            .iter()
+            .find(|workload| workload.pod_id == Some(pod_id));
+        found.map_or("?", |workload| workload.key.as_str())
+    };
+    let gaps = kernel.guard_gaps();
+    gaps.map(|(pod_id, why)| format!("{}: {why}", name(pod_id)))
+        .collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -250,6 +280,8 @@ impl NodeAgent {
         lock(&self.report).workloads = enrolments.status();
         if now.since(*swept).as_millis() >= 1000 {
             *swept = now;
+            audit(kernel);
+            lock(&self.report).gaps = gaps(kernel, enrolments);
             let snapshot = self.snapshot.load();
             for change in snapshot.sweep(now) {
                 self.telemetry.ejection(&change);
@@ -324,6 +356,14 @@ impl Agent for NodeAgent {
                     detail: match report.links.missing.as_slice() {
                         [] => format!("{} links attached and pinned", report.links.count),
                         missing => format!("not attached: {}", missing.join(", ")),
+                    },
+                },
+                Condition {
+                    name: "bypass-guard".into(),
+                    ok: report.gaps.is_empty(),
+                    detail: match report.gaps.as_slice() {
+                        [] => "every way out of the guarded workloads is guarded".into(),
+                        gaps => gaps.join("; "),
                     },
                 },
                 Condition {

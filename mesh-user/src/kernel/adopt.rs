@@ -55,6 +55,7 @@ impl Kernel {
                 other => self.purge(id, other.as_ref()),
             }
         }
+        self.adopt_guard();
         self.write_records();
     }
 
@@ -188,6 +189,7 @@ impl Kernel {
         for cookie in cookies {
             report("POD_BY_NETNS", self.tables.pod_by_netns.remove(&cookie));
         }
+        self.unguard(pod_id);
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
         for key in self.addresses_of(pod_id) {

@@ -9,11 +9,12 @@ use std::{
 
 use super::{
     Kernel, KernelOptions, Parts,
+    audit::Hook,
     cgroups::{self, Cgroup},
     config, cookie,
     error::KernelError,
     hooks::{self, Hooks},
-    object::{self, CGROUP_HOOKS, FLOW_OPS, OPTIONAL_HOOKS, Programs, STEER},
+    object::{self, CGROUP_HOOKS, EGRESS_GUARD, FLOW_OPS, OPTIONAL_HOOKS, Programs, STEER},
     origin::Origins,
     pins::{Lock, Pins},
     sys::{self, AttachType, LinkTarget},
@@ -98,11 +99,13 @@ fn open(
     // Of an agent before us.
     let loopback = (tables.pod_by_netns.iter().flatten())
         .any(|(_, entry)| entry.mode == mesh_common::pod::MODE_LOOPBACK);
-    attach_all(&pins, &programs, &points, &agent, loopback, &mut made.pins)?;
+    let standing = attach_all(&pins, &programs, &points, &agent, loopback, &mut made.pins)?;
     Ok(Parts {
         listeners: Sockets::pinned(&pins)?,
         origins: Origins::open(&pins)?,
         steer: programs.take(STEER)?,
+        guard: programs.take(EGRESS_GUARD)?,
+        standing,
         log: programs.log(),
         hooks: Hooks::new(programs, points, agent),
         pins,
@@ -120,8 +123,8 @@ fn attach_all(
     agent: &Cgroup,
     loopback: bool,
     made: &mut Vec<PathBuf>,
-) -> Result<(), KernelError> {
-    let mut wanted = Vec::new();
+) -> Result<Vec<Hook>, KernelError> {
+    let mut wanted: Vec<Hook> = Vec::new();
     let agent_covered = points
         .iter()
         .any(|point| agent.path.starts_with(&point.path));
@@ -129,7 +132,8 @@ fn attach_all(
     let optional = optional.filter(|(name, _)| programs.has(name));
     for (name, kind) in CGROUP_HOOKS.into_iter().chain(optional) {
         for point in points {
-            wanted.push(attach(pins, programs.get(name)?, name, kind, point, made)?);
+            let pin = attach(pins, programs.get(name)?, name, kind, point, made)?;
+            wanted.push(hook(name, kind, point, pin));
         }
         if name == FLOW_OPS {
             // A variant of its own must stand there also when the workloads' one runs too: that
@@ -138,17 +142,30 @@ fn attach_all(
             let covered = own.is_none() && agent_covered;
             if !covered {
                 let program = own.map_or_else(|| programs.get(name), Ok)?;
-                wanted.push(attach(pins, program, name, kind, agent, made)?);
+                let pin = attach(pins, program, name, kind, agent, made)?;
+                wanted.push(hook(name, kind, agent, pin));
             }
         }
     }
-    wanted.extend(hooks::renew(pins, programs, points, agent, loopback)?);
+    let kept = hooks::renew(pins, programs, points, agent, loopback)?;
     for (name, _, path) in pins.all_links() {
-        if name != STEER && !wanted.contains(&path) {
+        let per_workload = name == STEER || name == EGRESS_GUARD;
+        let known = kept.contains(&path) || wanted.iter().any(|hook| hook.pin == path);
+        if !per_workload && !known {
             fs::remove_file(&path).map_err(KernelError::io(format!("{}", path.display())))?;
         }
     }
-    Ok(())
+    Ok(wanted)
+}
+
+fn hook(program: &'static str, kind: AttachType, cgroup: &Cgroup, pin: PathBuf) -> Hook {
+    Hook {
+        program,
+        kind,
+        cgroup: cgroup.path.clone(),
+        id: cgroup.id,
+        pin,
+    }
 }
 
 /// One hook at one cgroup: the program of a pinned link is replaced in place, so that exactly one

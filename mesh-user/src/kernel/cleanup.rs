@@ -15,8 +15,8 @@ use mesh_common::abi::{CAPTURE_MARK, MARK_MASK};
 use serde::Serialize;
 
 use super::{
-    Instance, KernelError, cgroups, mounts,
-    object::STEER,
+    Instance, KernelError, cgroups, guard, mounts,
+    object::{EGRESS_GUARD, STEER},
     pins::{self, Lock, Pins},
     records,
     route::Steering,
@@ -74,6 +74,14 @@ pub fn cleanup(instance: &Instance, dry_run: bool, force: bool) -> Report {
     };
     let namespaces = namespaces(instance, pins.as_ref());
     if let Some(pins) = &pins {
+        for interface in guard::filters(pins) {
+            let result = if dry_run {
+                Ok(())
+            } else {
+                guard::detach(pins, interface)
+            };
+            report.note(format!("filter egress_guard-{interface}"), result);
+        }
         // Links first: nothing is captured from here on.
         remove_links(pins, dry_run, &mut report);
     }
@@ -222,13 +230,17 @@ fn undo_namespace(place: &Place, dry_run: bool, report: &mut Report) {
     }
 }
 
-/// Connect hooks before `steer`: otherwise a captured SYN would find no listener.
+/// The guard first: what connects while the hooks go has no grant. Then the connect hooks before
+/// `steer`: otherwise a captured SYN would find no listener.
 fn remove_links(pins: &Pins, dry_run: bool, report: &mut Report) {
     let (steers, hooks): (Vec<_>, Vec<_>) = pins
         .all_links()
         .into_iter()
         .partition(|(name, _, _)| name == STEER);
-    for (name, number, path) in hooks.into_iter().chain(steers) {
+    let (guards, hooks): (Vec<_>, Vec<_>) = hooks
+        .into_iter()
+        .partition(|(name, _, _)| name == EGRESS_GUARD);
+    for (name, number, path) in guards.into_iter().chain(hooks).chain(steers) {
         let result = if dry_run {
             Ok(())
         } else {

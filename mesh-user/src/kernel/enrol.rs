@@ -9,7 +9,7 @@ use mesh_common::{
     maps::get,
     pod::{
         ADDR_SECOND_PASS, FAIL_CLOSED, FAIL_OPEN, INBOUND_CAPTURE, INBOUND_PASS, MODE_LOOPBACK,
-        MODE_MARK, POD_GUARDED, PodAddr, PodEntry,
+        MODE_MARK, POD_BROKEN, POD_GUARDED, PodAddr, PodEntry,
     },
 };
 
@@ -86,6 +86,7 @@ impl Kernel {
             // What an agent before us put live is live still, and must stay so.
             live: before,
             probed: before && !record.held,
+            broken: false,
             identity,
         };
         self.workloads.insert(pod_id, workload);
@@ -207,6 +208,11 @@ impl Kernel {
         if live {
             self.insert_netns(pod_id)?;
         }
+        // From here on, where nothing may go past us; else with `go_live`, since what connects
+        // before it has no grant.
+        if live || self.is_closed(pod_id) {
+            self.put_guard(pod_id)?;
+        }
         Ok(sockets)
     }
 
@@ -261,10 +267,16 @@ impl Kernel {
     /// `POD_BY_NETNS` is full, or there is no such workload.
     pub fn go_live(&mut self, pod_id: u32) -> Result<(), EnrolError> {
         self.insert_netns(pod_id)?;
+        self.put_guard(pod_id)?;
         if let Some(workload) = self.workloads.get_mut(&pod_id) {
             workload.live = true;
         }
         Ok(())
+    }
+
+    fn is_closed(&self, pod_id: u32) -> bool {
+        let workload = self.workloads.get(&pod_id);
+        workload.is_some_and(|workload| workload.interception.failure == Failure::Closed)
     }
 
     fn insert_netns(&mut self, pod_id: u32) -> Result<(), EnrolError> {
@@ -276,7 +288,7 @@ impl Kernel {
         self.write_netns(pod_id, cookie, interception)
     }
 
-    fn write_netns(
+    pub(super) fn write_netns(
         &mut self,
         pod_id: u32,
         cookie: u64,
@@ -285,15 +297,13 @@ impl Kernel {
         if interception.mode == Mode::Loopback {
             self.prepare_loopback(pod_id)?;
         }
+        let broken = self.workloads.get(&pod_id).is_some_and(|w| w.broken);
+        let guarded = interception.bypass_guard;
         let entry = PodEntry {
             pod_id,
             mode: mode(interception.mode),
             fail: fail(interception.failure),
-            flags: if interception.bypass_guard {
-                POD_GUARDED
-            } else {
-                0
-            },
+            flags: if guarded { POD_GUARDED } else { 0 } | if broken { POD_BROKEN } else { 0 },
             generation: self.generation,
             _pad2: 0,
         };
@@ -351,7 +361,12 @@ impl Kernel {
         workload.interception = interception;
         if workload.live {
             let cookie = workload.identity.cookie;
-            self.write_interception(pod_id, cookie, interception)
+            // Off before its connects leave no grants any more, on after they do.
+            if !interception.bypass_guard {
+                self.unguard(pod_id);
+            }
+            self.write_interception(pod_id, cookie, interception)?;
+            self.put_guard(pod_id)
         } else {
             // `go_live` says the rest.
             self.write_addresses(pod_id, interception)
@@ -381,6 +396,7 @@ impl Kernel {
         let Some(workload) = self.workloads.remove(&pod_id) else {
             return;
         };
+        self.unguard(pod_id);
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
         let shared = lost && instances::steered_by_another(&self.pins, &workload.identity);

@@ -216,6 +216,17 @@ pub enum EnrolError {
         /// What was seen.
         why: String,
     },
+    /// `bypass-guard: on`, `failure: closed`, and a way out of the namespace that can't be guarded.
+    #[error(
+        "{workload} can't be guarded ({why}): bypass-guard needs every way out to be a veth with its \
+         other end on the node; with failure: open it goes on with the gap in mesh status"
+    )]
+    NotGuarded {
+        /// The workload.
+        workload: String,
+        /// Which way out, and what it is.
+        why: String,
+    },
     /// No such workload.
     #[error("no workload has number {0}")]
     Unknown(u32),

@@ -13,6 +13,8 @@ pub const PROGRAMS: &[&str] = &[
     "getpeername4",
     "getpeername6",
     "flow_ops",
+    "mark_guard",
+    "egress_guard",
     "steer",
 ];
 

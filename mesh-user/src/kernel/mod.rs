@@ -10,6 +10,7 @@
 mod adopt;
 mod apply;
 mod attach;
+pub mod audit;
 mod capability;
 mod cgroups;
 pub mod cleanup;
@@ -17,6 +18,7 @@ mod cookie;
 mod enrol;
 mod error;
 mod features;
+mod guard;
 mod heartbeat;
 mod hooks;
 mod instances;
@@ -58,7 +60,7 @@ use mesh_common::{
 use serde::Serialize;
 
 use self::{
-    apply::Installed, pins::Pins, records::Record, route::Steering, tables::Tables,
+    apply::Installed, audit::Audit, guard::Guard, pins::Pins, records::Record, route::Steering, tables::Tables,
     workload::Workload,
 };
 pub use self::{
@@ -173,6 +175,8 @@ pub struct Kernel {
     tables: Tables,
     listeners: tables::Sockets,
     steer: OwnedFd,
+    guard: Guard,
+    audit: Audit,
     installed: Installed,
     workloads: BTreeMap<u32, Workload>,
     /// What an agent before us enrolled and we have not, yet; and what we could not enrol and hold
@@ -217,6 +221,8 @@ impl Kernel {
             tables: parts.tables,
             listeners: parts.listeners,
             steer: parts.steer,
+            guard: Guard::new(parts.guard),
+            audit: Audit::of(parts.standing),
             workloads: BTreeMap::new(),
             adopted: BTreeMap::new(),
             wanted: None,
@@ -291,7 +297,8 @@ impl Kernel {
         if let Some(log) = &mut self.log {
             log.flush();
         }
-        let mut found = Vec::new();
+        let waiting = self.audit.events.len().min(limit);
+        let mut found: Vec<Event> = self.audit.events.drain(..waiting).collect();
         while found.len() < limit
             && let Some(record) = self.tables.events.next()
         {
@@ -330,6 +337,8 @@ struct Parts {
     hooks: hooks::Hooks,
     config: Config,
     steer: OwnedFd,
+    guard: OwnedFd,
+    standing: Vec<audit::Hook>,
     log: Option<object::ProgramLog>,
 }
 

@@ -25,10 +25,11 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_BPF_OBJ
 pub(super) static OBJECT: &[u8] = &[];
 
 /// Programs that attach to the workloads' cgroups.
-pub(super) const CGROUP_HOOKS: [(&str, AttachType); 5] = [
+pub(super) const CGROUP_HOOKS: [(&str, AttachType); 6] = [
     ("flow_ops", AttachType::SockOps),
     ("getpeername4", AttachType::GetPeername4),
     ("getpeername6", AttachType::GetPeername6),
+    ("mark_guard", AttachType::SetSockopt),
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
 ];
@@ -56,11 +57,13 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
         .chain([&ORIGINAL_DST])
         .chain(&DATAGRAM_HOOKS)
         .map(|(name, _)| *name)
-        .chain([STEER])
+        .chain([STEER, EGRESS_GUARD])
 }
 
 /// The program that attaches to each workload's network namespace.
 pub(super) const STEER: &str = "steer";
+/// The program that attaches to the node's side of each guarded workload's veths.
+pub(super) const EGRESS_GUARD: &str = "egress_guard";
 /// The one that attaches to the agent's own cgroup too.
 pub(super) const FLOW_OPS: &str = "flow_ops";
 

@@ -84,11 +84,13 @@ pub(super) enum AttachType {
     Sendmsg4 = 14,
     Sendmsg6 = 15,
     Getsockopt = 21,
+    SetSockopt = 22,
     GetPeername4 = 29,
     GetPeername6 = 30,
     GetSockname4 = 31,
     GetSockname6 = 32,
     SkLookup = 36,
+    TcxIngress = 46,
 }
 
 #[repr(C)]
@@ -115,6 +117,22 @@ pub(super) fn link_create(
     };
     #[expect(unsafe_code, reason = "a raw system call")]
     // SAFETY: the command takes no addresses for these attach types.
+    let result = unsafe { bpf(Command::LinkCreate, &mut attr) };
+    own(result?)
+}
+
+/// Attaches a program to what enters by an interface, before all others (`BPF_F_BEFORE` and nothing
+/// to stand before), in the calling thread's network namespace. EINVAL below Linux 6.6.
+pub(super) fn link_create_tcx_first(prog: impl AsFd, interface: u32) -> io::Result<OwnedFd> {
+    const BEFORE: u32 = 1 << 3;
+    let mut attr = LinkCreate {
+        prog: raw(&prog),
+        target: interface,
+        attach_type: AttachType::TcxIngress as u32,
+        flags: BEFORE,
+    };
+    #[expect(unsafe_code, reason = "a raw system call")]
+    // SAFETY: the command takes no addresses for this attach type.
     let result = unsafe { bpf(Command::LinkCreate, &mut attr) };
     own(result?)
 }
@@ -210,12 +228,15 @@ pub(super) enum LinkTarget {
     Cgroup(u64),
     /// A network namespace by its inode; 0: it is gone.
     Netns(u32),
+    /// An interface by its index; 0: it is gone.
+    Tcx(u32),
     /// Something that we never make.
     Other,
 }
 
 const LINK_CGROUP: u32 = 3;
 const LINK_NETNS: u32 = 5;
+const LINK_TCX: u32 = 11;
 
 /// Describes a link.
 pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
@@ -233,6 +254,7 @@ pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     let target = match info.kind {
         LINK_CGROUP => LinkTarget::Cgroup(info.union_a),
         LINK_NETNS => LinkTarget::Netns(info.union_a as u32),
+        LINK_TCX => LinkTarget::Tcx(info.union_a as u32),
         _ => LinkTarget::Other,
     };
     Ok(LinkInfo {
@@ -455,10 +477,20 @@ pub(super) fn steering(netns: impl AsFd) -> io::Result<Vec<u32>> {
     query(netns, AttachType::SkLookup, 0)
 }
 
+/// Ids of the programs that run for what enters by an interface, in their order, at most 64 (the
+/// kernel's own limit), in the calling thread's network namespace.
+pub(super) fn tcx(interface: u32) -> io::Result<Vec<u32>> {
+    query_number(interface, AttachType::TcxIngress, 0)
+}
+
 fn query(target: impl AsFd, attach: AttachType, query_flags: u32) -> io::Result<Vec<u32>> {
+    query_number(raw(&target), attach, query_flags)
+}
+
+fn query_number(target: u32, attach: AttachType, query_flags: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut attr = ProgQuery {
-        target: raw(&target),
+        target,
         attach_type: attach as u32,
         query_flags,
         attach_flags: 0,

@@ -6,10 +6,10 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Ri
 use mesh_common::{
     abi::Config,
     addr::Addr,
-    flow::{Flow, FlowKey, LoopFlow, ProxyFlow, Tuple},
+    flow::{Flow, FlowKey, Grant, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     maps::{OutRuleKey, get},
-    pod::{PodAddr, PodEntry, PodSources},
+    pod::{Guarded, PodAddr, PodEntry, PodSources},
     service::{Backend, EndpointStats, ServiceEntry, ServiceKey},
 };
 
@@ -57,8 +57,10 @@ tables! {
     Tables {
         backends: Slots<Backend> = "BACKENDS",
         config: Slots<Config> = "CONFIG",
+        counters: PerCpu<u64> = "COUNTERS",
         ep_stats: PerCpu<EndpointStats> = "EP_STATS",
         events: RingBuf<MapData> = "EVENTS",
+        guarded: Hash<u32, Guarded> = "GUARDED",
         heartbeat: Slots<u64> = "HEARTBEAT",
         pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",
         pod_by_netns: Hash<u64, PodEntry> = "POD_BY_NETNS",
@@ -76,6 +78,8 @@ tables! {
         config: Slots<Config> = "CONFIG",
         counters: PerCpu<u64> = "COUNTERS",
         flows: Hash<FlowKey, Flow> = "FLOWS",
+        grants: Hash<Tuple, Grant> = "GRANTS",
+        guarded: Hash<u32, Guarded> = "GUARDED",
         heartbeat: Slots<u64> = "HEARTBEAT",
         listeners: Sockets = "LISTENERS",
         loop_flows: Hash<FlowKey, LoopFlow> = "LOOP_FLOWS",
@@ -91,6 +95,11 @@ tables! {
 /// The flow table alone, for original destinations.
 pub(super) fn flows(pins: &Pins) -> Result<Hash<FlowKey, Flow>, KernelError> {
     open(pins, "FLOWS")
+}
+
+/// The guarded interfaces alone, for a cleanup.
+pub(super) fn guarded(pins: &Pins) -> Result<Hash<u32, Guarded>, KernelError> {
+    open(pins, "GUARDED")
 }
 
 /// `LISTENERS`: a sockhash read as what user space sees, key to cookie.

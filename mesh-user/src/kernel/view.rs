@@ -14,7 +14,7 @@ use std::{
 pub use self::rows::{ConnRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow};
 use super::{
     Instance, KernelError, mounts,
-    object::{self, STEER},
+    object::{self, EGRESS_GUARD, STEER},
     pins::Pins,
     records,
     sys::{self, LinkTarget},
@@ -286,6 +286,8 @@ impl View {
         let tables = &self.tables;
         match map {
             "FLOWS" => Some(tables.flows.keys().flatten().count()),
+            "GRANTS" => Some(tables.grants.keys().flatten().count()),
+            "GUARDED" => Some(tables.guarded.keys().flatten().count()),
             "LISTENERS" => tables.listeners.all().ok().map(|all| all.len()),
             "LOOP_FLOWS" => Some(tables.loop_flows.keys().flatten().count()),
             "OUT_RULES" => Some(tables.out_rules.keys().flatten().count()),
@@ -411,7 +413,8 @@ fn kind(program: &str) -> &'static str {
     match program {
         "flow_ops" => "sock_ops",
         STEER => "sk_lookup",
-        "original_dst" => "cgroup_sockopt",
+        EGRESS_GUARD => "sched_cls",
+        "mark_guard" | "original_dst" => "cgroup_sockopt",
         _ => "cgroup_sock_addr",
     }
 }
@@ -425,6 +428,8 @@ fn attached(target: LinkTarget, cgroups: &HashMap<u64, String>) -> String {
             .unwrap_or_else(|| format!("cgroup {id}")),
         LinkTarget::Netns(0) => "deleted netns".to_owned(),
         LinkTarget::Netns(inode) => format!("netns {inode}"),
+        LinkTarget::Tcx(0) => "deleted interface".to_owned(),
+        LinkTarget::Tcx(index) => format!("interface {index}"),
         LinkTarget::Other => "?".to_owned(),
     }
 }

@@ -52,7 +52,7 @@ impl Kernel {
         }
     }
 
-    fn follow(&mut self, pod_id: u32, now: &[IpAddr]) {
+    pub(super) fn follow(&mut self, pod_id: u32, now: &[IpAddr]) {
         let Some(workload) = self.workloads.get(&pod_id) else {
             return;
         };

@@ -51,6 +51,8 @@ pub(super) struct Workload {
     pub(super) live: bool,
     /// The path from a marked connection to a listener has been seen to work.
     pub(super) probed: bool,
+    /// The audit could not repair its path, or its guard where it must not do without.
+    pub(super) broken: bool,
 }
 
 /// The source address of captured connections, by family.

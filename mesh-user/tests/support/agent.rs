@@ -135,6 +135,18 @@ enum Request {
     Hold(bool),
     Events,
     Ports,
+    Guard {
+        pod_id: u32,
+        closed: bool,
+        on: bool,
+    },
+    Audit,
+    WithoutTcx,
+    EnrolGuarded {
+        key: String,
+        netns: PathBuf,
+        closed: bool,
+    },
 }
 
 /// One accepted connection.
@@ -248,6 +260,36 @@ impl Agent {
 
     pub(crate) fn live(&self, pod_id: u32) -> Result<(), String> {
         self.done(&Request::Live(pod_id))
+    }
+
+    /// Like [`Agent::enrol`], with `bypass-guard: on`.
+    pub(crate) fn enrol_guarded(
+        &self,
+        key: &str,
+        netns: &Path,
+        closed: bool,
+    ) -> Result<u32, String> {
+        let id = self.ask(&Request::EnrolGuarded {
+            key: key.to_owned(),
+            netns: netns.to_owned(),
+            closed,
+        })?;
+        Ok(u32::try_from(id.as_u64().expect("a number")).expect("a pod id"))
+    }
+
+    /// Switches `bypass-guard` of a workload.
+    pub(crate) fn guard(&self, pod_id: u32, closed: bool, on: bool) -> Result<(), String> {
+        self.done(&Request::Guard { pod_id, closed, on })
+    }
+
+    /// From now on guards attach as on a kernel without tcx.
+    pub(crate) fn without_tcx(&self) {
+        self.done(&Request::WithoutTcx).expect("set");
+    }
+
+    /// One round of the audit: what it found, as `what: outcome`.
+    pub(crate) fn audit(&self) -> Vec<String> {
+        serde_json::from_value(self.ask(&Request::Audit).expect("audited")).expect("texts")
     }
 
     /// Changes a workload's failure mode.
@@ -429,34 +471,30 @@ impl State {
         let kernel = self.kernel.as_mut().ok_or("not started")?;
         match request {
             Request::Start { .. } => Err("answered above".to_owned()),
-            Request::Enrol { key, netns, closed } => {
-                let pid = netns
-                    .to_str()
-                    .and_then(|text| text.strip_prefix("pid:")?.parse().ok());
-                let netns = pid.map_or(Netns::Path(netns), Netns::Pid);
-                let wanted = Enrol {
-                    key: key.into(),
-                    netns,
-                    interception: self.mode.interception(closed),
-                };
-                let enrolled = kernel.enrol(&wanted).map_err(text)?;
-                let origins = kernel.origins();
-                let stop = Arc::new(AtomicBool::new(false));
-                let mut handles = Vec::new();
-                for (shard, listener) in enrolled.listeners.into_iter().enumerate() {
-                    self.ports.push(listener.local_addr().map_err(text)?.port());
-                    let loop_ = Loop {
-                        pod_id: enrolled.pod_id,
-                        shard,
-                        sockets: Arc::clone(&enrolled.sockets),
-                        shared: Arc::clone(&shared),
-                        origins: Arc::clone(&origins),
-                    };
-                    let stop = Arc::clone(&stop);
-                    handles.push(std::thread::spawn(move || loop_.run(&listener, &stop)));
-                }
-                self.loops.insert(enrolled.pod_id, (stop, handles));
-                Ok(json!(enrolled.pod_id))
+            Request::Enrol { key, netns, closed } => self.enrol(key, netns, closed, false),
+            Request::EnrolGuarded { key, netns, closed } => self.enrol(key, netns, closed, true),
+            Request::Guard { pod_id, closed, on } => kernel
+                .set_interception(
+                    pod_id,
+                    Interception {
+                        failure: failure(closed),
+                        bypass_guard: on,
+                        ..Interception::default()
+                    },
+                )
+                .map(|()| Value::Null)
+                .map_err(text),
+            Request::Audit => {
+                let found: Vec<String> = kernel
+                    .audit()
+                    .iter()
+                    .map(|finding| format!("{}: {:?}", finding.what, finding.outcome))
+                    .collect();
+                Ok(json!(found))
+            }
+            Request::WithoutTcx => {
+                kernel.guard_without_tcx();
+                Ok(Value::Null)
             }
             Request::Live(pod_id) => kernel.go_live(pod_id).map(|()| Value::Null).map_err(text),
             Request::Failure(pod_id, closed) => kernel
@@ -547,6 +585,47 @@ impl State {
                 Ok(json!(names))
             }
         }
+    }
+
+    fn enrol(
+        &mut self,
+        key: String,
+        netns: PathBuf,
+        closed: bool,
+        guarded: bool,
+    ) -> Result<Value, String> {
+        let shared = Arc::clone(&self.shared);
+        let kernel = self.kernel.as_mut().ok_or("not started")?;
+        let pid = netns
+            .to_str()
+            .and_then(|text| text.strip_prefix("pid:")?.parse().ok());
+        let netns = pid.map_or(Netns::Path(netns), Netns::Pid);
+        let wanted = Enrol {
+            key: key.into(),
+            netns,
+            interception: Interception {
+                bypass_guard: guarded,
+                ..self.mode.interception(closed)
+            },
+        };
+        let enrolled = kernel.enrol(&wanted).map_err(text)?;
+        let origins = kernel.origins();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut handles = Vec::new();
+        for (shard, listener) in enrolled.listeners.into_iter().enumerate() {
+            self.ports.push(listener.local_addr().map_err(text)?.port());
+            let loop_ = Loop {
+                pod_id: enrolled.pod_id,
+                shard,
+                sockets: Arc::clone(&enrolled.sockets),
+                shared: Arc::clone(&shared),
+                origins: Arc::clone(&origins),
+            };
+            let stop = Arc::clone(&stop);
+            handles.push(std::thread::spawn(move || loop_.run(&listener, &stop)));
+        }
+        self.loops.insert(enrolled.pod_id, (stop, handles));
+        Ok(json!(enrolled.pod_id))
     }
 
     fn stop_loops(&mut self, pod_id: u32) {

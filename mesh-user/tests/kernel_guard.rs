@@ -1,0 +1,13 @@
+//! `bypass-guard: on` on the real kernel: where the programs stand, what they let through, what the
+//! audit puts back.
+//!
+//! Needs root and BPF; fails, never skips, without.
+
+#[path = "guard/audit.rs"]
+mod audit;
+#[path = "guard/exits.rs"]
+mod exits;
+#[path = "guard/grants.rs"]
+mod grants;
+#[expect(dead_code, reason = "each test file uses its part")]
+mod support;
