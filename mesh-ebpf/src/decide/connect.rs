@@ -12,8 +12,8 @@ use mesh_common::{
     pod::{FAIL_CLOSED, MODE_MARK, PodEntry},
     reason::Reason,
     service::{
-        Backend, DECIDE_KERNEL, DECIDE_PROXY, FLAG_ROUTABLE, SERVICE_PORTS_MAX, ServiceEntry,
-        ServiceKey,
+        BACKEND_ON, BACKEND_REFUSE, Backend, DECIDE_KERNEL, DECIDE_PROXY, FLAG_ROUTABLE,
+        SERVICE_PORTS_MAX, ServiceEntry, ServiceKey,
     },
 };
 
@@ -54,12 +54,15 @@ pub trait World {
     fn now(&self) -> u64;
     /// Whether `LISTENERS` holds a live socket.
     fn listening(&self, key: &ListenerKey) -> bool;
-    /// The next number of `SPLIT_SEQ` for a service, on this CPU.
+    /// The next number of `SPLIT_SEQ` for a service, on this node.
     fn sequence(&self, service_id: u32) -> u64;
     /// `SLOTS`.
     fn slot(&self, index: u32) -> Option<u32>;
     /// `BACKENDS`.
     fn backend(&self, index: u32) -> Option<Backend>;
+    /// Takes a place of a connection cap for this socket, which gives back first what an earlier
+    /// connect of it still holds; whether there was one.
+    fn reserve(&self, cap: u32) -> bool;
 }
 
 /// What is done with the socket. A number below 8: see [`Packed`].
@@ -98,6 +101,8 @@ pub struct Verdict {
     pub to: Addr,
     /// The endpoint's port, host order; 0 when none was chosen.
     pub to_port: u16,
+    /// The connection cap of which a place is held for it, 0: none.
+    pub cap: u32,
 }
 
 impl Verdict {
@@ -112,6 +117,7 @@ impl Verdict {
             backend: BACKEND_NONE,
             to: Addr::UNSPECIFIED,
             to_port: 0,
+            cap: 0,
         }
     }
 
@@ -321,10 +327,15 @@ fn by_service(
     if !routed {
         let chosen = choose(request, world, service);
         if chosen.index != BACKEND_NONE {
+            // A cap is its version's: nobody else takes what is above it.
+            if chosen.cap != 0 && !world.reserve(chosen.cap) {
+                return Verdict::new(Action::Refuse, Reason::RefuseCap);
+            }
             return Verdict {
                 backend: chosen.index,
                 to: chosen.addr,
                 to_port: chosen.port,
+                cap: chosen.cap,
                 ..Verdict::new(Action::Rewrite, reason)
             };
         }
@@ -358,6 +369,7 @@ struct Chosen {
     index: u32,
     addr: Addr,
     port: u16,
+    cap: u32,
 }
 
 #[inline(always)]
@@ -366,6 +378,7 @@ fn choose(request: &Request, world: &impl World, service: &ServiceEntry) -> Chos
         index: BACKEND_NONE,
         addr: Addr::UNSPECIFIED,
         port: 0,
+        cap: 0,
     };
     if service.slots_len == 0 {
         return chosen;
@@ -375,15 +388,19 @@ fn choose(request: &Request, world: &impl World, service: &ServiceEntry) -> Chos
     while attempt < TRIES {
         if let Some(index) = world.slot(slot(service, sequence.wrapping_add(attempt)))
             && let Some(backend) = world.backend(index)
-            && backend.state == 1
-            && reachable(request, &backend)
         {
-            chosen = Chosen {
-                index,
-                addr: backend.addr,
-                port: backend.port,
-            };
-            break;
+            if backend.state == BACKEND_REFUSE {
+                break;
+            }
+            if backend.state == BACKEND_ON && reachable(request, &backend) {
+                chosen = Chosen {
+                    index,
+                    addr: backend.addr,
+                    port: backend.port,
+                    cap: backend.cap,
+                };
+                break;
+            }
         }
         attempt += 1;
     }

@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_common::reason::Reason;
 
-use super::enrolment::Enrolments;
+use super::{enrolment::Enrolments, kernel_path::KernelPath};
 use crate::{
     admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
     clock::{self, MonoNanos},
@@ -58,6 +58,7 @@ struct Control {
     in_force: Option<Config>,
     kernel: Kernel,
     enrolments: Enrolments,
+    kernel_path: KernelPath,
     swept: MonoNanos,
 }
 
@@ -135,6 +136,7 @@ impl NodeAgent {
                 in_force: None,
                 kernel,
                 enrolments: Enrolments::default(),
+                kernel_path: KernelPath::default(),
                 swept: MonoNanos(0),
             }),
             report: Mutex::new(Reported {
@@ -163,7 +165,7 @@ impl NodeAgent {
             Some(&old),
             now,
         ));
-        let (old_table, table) = (old.kernel_table(), new.kernel_table());
+        let (old_table, table) = (control.kernel_path.table().clone(), new.kernel_table());
         let mut staying = old_table.clone();
         staying
             .services
@@ -184,6 +186,7 @@ impl NodeAgent {
         }
         self.workers.set_limits(&config.agent.limits);
         self.snapshot.store(Arc::clone(&new));
+        control.kernel_path.stands(table);
         control.in_force = Some(config.clone());
         let Control {
             kernel, enrolments, ..
@@ -241,6 +244,7 @@ impl NodeAgent {
         let Control {
             kernel,
             enrolments,
+            kernel_path,
             swept,
             ..
         } = &mut *control;
@@ -248,12 +252,17 @@ impl NodeAgent {
         log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
         lock(&self.report).workloads = enrolments.status();
+        let snapshot = self.snapshot.load();
+        let mut changes = kernel_path.feed_back(kernel, &snapshot, &self.telemetry, now);
         if now.since(*swept).as_millis() >= 1000 {
             *swept = now;
-            let snapshot = self.snapshot.load();
-            for change in snapshot.sweep(now) {
-                self.telemetry.ejection(&change);
-            }
+            changes.extend(snapshot.sweep(now));
+        }
+        for change in &changes {
+            self.telemetry.ejection(change);
+        }
+        if let Err(error) = kernel_path.rotate(kernel, &snapshot) {
+            tracing::warn!(%error, "the kernel's split could not be written anew");
         }
     }
 

@@ -11,6 +11,7 @@ use super::{
     cgroups::{self, Cgroup},
     config,
     error::KernelError,
+    feedback::Counters,
     object::{self, CGROUP_HOOKS, FLOW_OPS, Programs, STEER},
     origin::Flows,
     pins::{Lock, Pins},
@@ -98,6 +99,7 @@ fn open(
     write_config(&mut tables, config)?;
     attach_all(&pins, &programs, points, &agent, &mut made.pins)?;
     Ok(Parts {
+        counters: Counters::map(&pins)?,
         listeners: Sockets::pinned(&pins)?,
         origins: Flows::open(&pins)?,
         steer: programs.take(STEER)?,

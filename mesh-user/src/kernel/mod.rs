@@ -15,11 +15,13 @@ mod cgroups;
 pub mod cleanup;
 mod enrol;
 mod error;
+pub mod feedback;
 mod heartbeat;
 mod instances;
 pub mod inventory;
 pub mod mounts;
 mod netns;
+mod numbers;
 mod object;
 mod origin;
 mod pins;
@@ -53,7 +55,7 @@ use mesh_common::{
 use serde::Serialize;
 
 use self::{
-    apply::Installed, pins::Pins, records::Record, route::Steering, tables::Tables,
+    apply::Installed, feedback::Feedback, pins::Pins, records::Record, route::Steering, tables::Tables,
     workload::Workload,
 };
 pub use self::{
@@ -169,6 +171,7 @@ pub struct Kernel {
     listeners: tables::Sockets,
     steer: OwnedFd,
     installed: Installed,
+    feedback: Feedback,
     workloads: BTreeMap<u32, Workload>,
     /// What an agent before us enrolled and we have not, yet; and what we could not enrol and hold
     /// by its failure mode.
@@ -205,7 +208,8 @@ impl Kernel {
     fn new(options: &KernelOptions, parts: Parts, lock: pins::Lock) -> Self {
         let mut kernel = Self {
             instance: options.instance.clone(),
-            installed: Installed::adopt(&parts.tables),
+            feedback: Feedback::new(parts.counters),
+            installed: Installed::adopt(&parts.tables, &options.instance),
             pins: parts.pins,
             config: parts.config,
             tables: parts.tables,
@@ -232,7 +236,16 @@ impl Kernel {
     /// A map is full or the table contradicts itself: nothing was changed. The kernel refused a
     /// write: the next call writes what is missing.
     pub fn apply(&mut self, table: &KernelTable) -> Result<(), KernelError> {
-        self.installed.apply(&mut self.tables, table)
+        self.installed
+            .apply(&mut self.tables, table, &self.instance)?;
+        self.feedback.follow(&self.installed);
+        Ok(())
+    }
+
+    /// What the kernel counted since the last call, at the endpoints of the table that stands: those
+    /// alone with which something happened.
+    pub fn endpoint_counts(&mut self) -> Vec<feedback::Counted> {
+        self.feedback.read()
     }
 
     /// Pauses or resumes capture (`mesh redirect off|on`).
@@ -315,6 +328,7 @@ impl Kernel {
 
 /// What a start has opened.
 struct Parts {
+    counters: feedback::Counters,
     pins: Pins,
     tables: Tables,
     listeners: tables::Sockets,

@@ -22,8 +22,10 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_BPF_OBJ
 pub(super) static OBJECT: &[u8] = &[];
 
 /// Programs that attach to the workloads' cgroups.
-pub(super) const CGROUP_HOOKS: [(&str, AttachType); 5] = [
+pub(super) const CGROUP_HOOKS: [(&str, AttachType); 6] = [
     ("flow_ops", AttachType::SockOps),
+    // Before the connect hooks: what they hold must be given back.
+    ("sock_release", AttachType::SockRelease),
     ("getpeername4", AttachType::GetPeername4),
     ("getpeername6", AttachType::GetPeername6),
     ("connect4", AttachType::Connect4),
@@ -177,6 +179,7 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
         why: "the object lacks it".to_owned(),
     })?;
     let loaded = match program {
+        Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),

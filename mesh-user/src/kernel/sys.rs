@@ -81,6 +81,7 @@ pub(super) enum AttachType {
     Connect6 = 11,
     GetPeername4 = 29,
     GetPeername6 = 30,
+    SockRelease = 34,
     SkLookup = 36,
 }
 

@@ -10,7 +10,7 @@ use mesh_common::{
     listener::ListenerKey,
     maps::{OutRuleKey, get},
     pod::{PodAddr, PodEntry},
-    service::{Backend, EndpointStats, ServiceEntry, ServiceKey},
+    service::{Backend, Cap, EndpointStats, ServiceEntry, ServiceKey},
 };
 
 use super::{error::KernelError, pins::Pins, sys};
@@ -56,8 +56,10 @@ tables! {
     /// What the agent writes.
     Tables {
         backends: Slots<Backend> = "BACKENDS",
+        cap_limits: Slots<u64> = "CAP_LIMITS",
+        caps: Slots<Cap> = "CAPS",
         config: Slots<Config> = "CONFIG",
-        ep_stats: PerCpu<EndpointStats> = "EP_STATS",
+        ep_stats: Slots<EndpointStats> = "EP_STATS",
         events: RingBuf<MapData> = "EVENTS",
         heartbeat: Slots<u64> = "HEARTBEAT",
         pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",
@@ -72,7 +74,10 @@ tables! {
     /// What the command line reads.
     Readable {
         backends: Slots<Backend> = "BACKENDS",
+        cap_limits: Slots<u64> = "CAP_LIMITS",
+        caps: Slots<Cap> = "CAPS",
         config: Slots<Config> = "CONFIG",
+        ep_stats: Slots<EndpointStats> = "EP_STATS",
         counters: PerCpu<u64> = "COUNTERS",
         flows: Hash<FlowKey, Flow> = "FLOWS",
         heartbeat: Slots<u64> = "HEARTBEAT",
