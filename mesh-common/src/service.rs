@@ -110,9 +110,11 @@ pub struct EndpointStats {
     pub failed: u64,
     /// Established connections that ended.
     pub closed: u64,
-    /// Bytes that ended connections sent to it and had acknowledged.
+    /// Bytes that ended connections sent to it and had acknowledged, one off at most for each
+    /// connection that was reset.
     pub bytes_out: u64,
-    /// Bytes that ended connections received from it.
+    /// Bytes that ended connections received from it, one off at most for each connection that was
+    /// reset, or closed by the application before the endpoint ended.
     pub bytes_in: u64,
     /// Connections that the application closed before an answer could be missed: they say nothing
     /// about the endpoint.

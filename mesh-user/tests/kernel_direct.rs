@@ -144,7 +144,10 @@ fn split_of_ten_thousand_connections_is_exact_over_pods_and_families() {
     // 70 to 30 over ten slots; the IPv6 service reaches IPv4 endpoints by mapped addresses.
     let ends: [SocketAddr; 2] = [(one.v4, first).into(), (two.v4, second).into()];
     let slots = [0, 1, 0, 0, 1, 0, 0, 1, 0, 0].map(|at| ends[at]);
-    let services = [Service::kernel(vip4()).to(&slots), Service::kernel(vip6()).to(&slots)];
+    let services = [
+        Service::kernel(vip4()).to(&slots),
+        Service::kernel(vip6()).to(&slots),
+    ];
     mesh.agent().table(&services, &[]).unwrap();
     let (v4, v6, port) = (
         vip4().ip().to_string(),
@@ -198,7 +201,11 @@ fn peer_name_is_what_was_dialled_in_each_family() {
                 pod.v4.into()
             };
             assert_eq!(seen.own(), own, "{seen:?}");
-            assert_eq!(seen.data, format!("end {own}"), "the server sees the pod itself");
+            assert_eq!(
+                seen.data,
+                format!("end {own}"),
+                "the server sees the pod itself"
+            );
         }
     }
 }
@@ -477,7 +484,10 @@ fn no_place_of_a_cap_is_lost_or_given_back_twice() {
     let (let_through, refused) = (mesh.count("kernel_l4"), mesh.count("refuse_connection_cap"));
     println!("let through {let_through}, refused for the cap {refused}");
     assert!(let_through + refused >= 10_000 && let_through >= 5_000 && refused > 0);
-    assert!(sum(|r| r.opened) < mesh.count("kernel_l4"), "some never sent a SYN");
+    assert!(
+        sum(|r| r.opened) < mesh.count("kernel_l4"),
+        "some never sent a SYN"
+    );
     assert!(sum(|r| r.failed) > 0 && sum(|r| r.abandoned) > 0);
     mesh.eventually("the destination is idle", || open.load(Relaxed) == 0);
 }
@@ -523,12 +533,20 @@ sys.stdin.readline()
     let mut run = Talker::start(&mesh.bed, &pod, program, &[&host, &to]);
     assert_eq!(run.next(), "EHOSTUNREACH good");
     assert_eq!(run.next(), "ECONNREFUSED", "the cap is reached");
-    mesh.eventually("the place is free", || row(&mesh, good).cap_active == Some(0));
+    mesh.eventually("the place is free", || {
+        row(&mesh, good).cap_active == Some(0)
+    });
     run.say("go on");
     let last = run.next();
     assert!(["good", "EHOSTUNREACH"].contains(&&*last), "{last}");
-    mesh.eventually("the place is free", || row(&mesh, good).cap_active == Some(0));
-    assert_eq!(row(&mesh, unrouted).opened, 0, "no SYN, no word about the endpoint");
+    mesh.eventually("the place is free", || {
+        row(&mesh, good).cap_active == Some(0)
+    });
+    assert_eq!(
+        row(&mesh, unrouted).opened,
+        0,
+        "no SYN, no word about the endpoint"
+    );
     assert_eq!(row(&mesh, unrouted).failed, 0);
 }
 
@@ -623,7 +641,9 @@ dial(84, 1.5).close()
             row.bytes_in,
         ]
     };
-    mesh.eventually("all have ended", || ends.iter().all(|end| row(&mesh, *end).active == 0));
+    mesh.eventually("all have ended", || {
+        ends.iter().all(|end| row(&mesh, *end).active == 0)
+    });
     assert_eq!(numbers(ends[0]), [1, 1, 0, 0, 1, 100_000, 6]);
     assert_eq!(numbers(ends[1]), [1, 1, 0, 0, 1, 0, told]);
     assert_eq!(numbers(ends[2]), [1, 0, 1, 0, 0, 0, 0]);

@@ -253,7 +253,8 @@ fn ended(ctx: SockOps, snapshot: &Snapshot, intent: &Intent) {
         return endpoint(intent.backend, what, 1);
     }
     // The kernel counts SYN and FIN as a byte each. Of our FIN the old state says whether it was
-    // acknowledged, of the peer's whether it came; a reset in between leaves one byte too few.
+    // acknowledged, of the peer's whether it came. It can't say so of a socket that the application
+    // let go before the peer ended, nor after a reset: then one byte too many or too few is counted.
     let (ours, theirs) = match snapshot.old_state {
         LAST_ACK | CLOSING => (1, 1),
         FIN_WAIT2 => (1, u64::from(intent.flags & INTENT_RELEASED == 0)),
