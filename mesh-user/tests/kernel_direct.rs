@@ -709,3 +709,34 @@ fn datagrams_to_a_service_are_untouched() {
     assert_eq!(told.trim(), format!("{host} {to}"));
     assert_eq!(mesh.count("kernel_l4"), 0);
 }
+
+/// Without it: kernels before 5.12 refuse the object. Theirs is made by the loader; here it is at
+/// least taken by this kernel.
+#[test]
+fn object_without_fetching_atomics_is_taken_by_the_verifier() {
+    use aya::programs::Program;
+
+    // This one has them, and says so; without, the tests above would run without them too.
+    let checks = mesh_user::kernel::probe::check();
+    let fetching = checks.iter().find(|check| check.name == "fetching atomics");
+    assert!(fetching.is_some_and(|check| check.ok), "{fetching:?}");
+    let path = std::env::var_os("MESH_BPF_OBJECT").map_or_else(
+        || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/mesh.o"),
+        std::path::PathBuf::from,
+    );
+    let bytes = std::fs::read(path).expect("cargo xtask build-ebpf has made it");
+    let (patched, found) = mesh_user::kernel::atomics::without_fetch(&bytes);
+    assert!(found >= 4, "{found}");
+    let mut object = aya::EbpfLoader::new()
+        .btf(None)
+        .load(&patched)
+        .expect("maps and relocations");
+    for name in ["connect4", "connect6"] {
+        let Some(Program::CgroupSockAddr(program)) = object.program_mut(name) else {
+            panic!("no program {name}");
+        };
+        program
+            .load()
+            .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    }
+}

@@ -9,6 +9,7 @@
 
 mod adopt;
 mod apply;
+pub mod atomics;
 mod attach;
 mod capability;
 mod cgroups;

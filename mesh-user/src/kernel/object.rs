@@ -13,7 +13,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use mesh_common::maps::ALL;
 
-use super::{error::KernelError, pins::Pins, sys::AttachType};
+use super::{atomics, error::KernelError, pins::Pins, sys::AttachType};
 
 /// The object's bytes; empty: it was not built when this binary was.
 #[cfg(mesh_bpf_object)]
@@ -134,7 +134,10 @@ pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs,
         }
         made = Some((pins, list));
     }
-    let mut object = loader.load(OBJECT).map_err(|error| KernelError::Load {
+    let fetching = atomics::fetching().map_err(KernelError::io("a program with an atomic"))?;
+    let patched = (!fetching).then(|| atomics::without_fetch(OBJECT).0);
+    let bytes = patched.as_deref().unwrap_or(OBJECT);
+    let mut object = loader.load(bytes).map_err(|error| KernelError::Load {
         what: "the eBPF object".to_owned(),
         why: chain(&error),
     })?;

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    KernelError, capability, cgroups, mounts, object, sockets,
+    KernelError, atomics, capability, cgroups, mounts, object, sockets,
     sys::{self, AttachType},
 };
 
@@ -193,6 +193,7 @@ const fn call(helper: u32) -> u64 {
 }
 const EXIT: u64 = 0x95;
 
+const CGROUP_SOCK: u32 = 9;
 const SOCK_OPS: u32 = 13;
 const SOCK_ADDR: u32 = 18;
 const SK_LOOKUP: u32 = 30;
@@ -228,6 +229,13 @@ fn features() -> Vec<Check> {
             "4.13",
         ),
         program(
+            "program sock_release",
+            CGROUP_SOCK,
+            AttachType::SockRelease,
+            &allow,
+            "5.9",
+        ),
+        program(
             "program sk_lookup",
             SK_LOOKUP,
             AttachType::SkLookup,
@@ -261,6 +269,17 @@ fn features() -> Vec<Check> {
             AttachType::SockOps,
             &[call(80), mov_r0(1), EXIT],
             "6.0",
+        ),
+        Check::wanted(
+            "fetching atomics",
+            match atomics::fetching() {
+                Ok(true) => Ok("work: splits and connection caps of the kernel are exact".into()),
+                Ok(false) => Err("this kernel lacks them: the kernel's splits and connection caps \
+                                  are off by as many connections as CPUs connect at once"
+                    .into()),
+                Err(error) => Err(error.to_string()),
+            },
+            "Linux 5.12 or newer has them",
         ),
         feature(
             "map ring buffer",

@@ -75,6 +75,7 @@ impl Service {
         }
     }
 
+    #[allow(dead_code, reason = "each test file uses its own part")]
     pub(crate) fn capped(self, cap: u32) -> Self {
         Self {
             cap: Some(cap),
