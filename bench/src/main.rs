@@ -55,6 +55,9 @@ struct Args {
     /// One short round: for a look, not for a record.
     #[arg(long)]
     quick: bool,
+    /// How often; none: three times, once when quick. The table shows medians.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
     /// Whom to measure; none: all.
     #[arg(long = "leg", value_name = "LEG")]
     legs: Vec<Leg>,
@@ -88,7 +91,7 @@ fn main() -> ExitCode {
 
 fn bench(args: &Args) -> Result<()> {
     cores::raise_descriptor_limit().context("can't raise the limit of open files")?;
-    let plan = Plan::new(args.quick, &args.scenarios);
+    let plan = Plan::new(args.quick, &args.scenarios, args.rounds);
     let legs = if args.legs.is_empty() {
         Leg::ALL.to_vec()
     } else {

@@ -22,11 +22,15 @@ impl Table {
         let others: Vec<Leg> = legs
             .iter()
             .copied()
-            .filter(|leg| !matches!(leg, Leg::Mesh | Leg::Plain))
+            .filter(|leg| !matches!(leg, Leg::Mesh | Leg::Kernel | Leg::Plain))
             .collect();
         let compare = legs.contains(&Leg::Mesh);
         if compare {
             head.extend(others.iter().map(|leg| format!("mesh/{}", leg.name())));
+        }
+        let kernel = legs.contains(&Leg::Kernel) && legs.contains(&Leg::Direct);
+        if kernel {
+            head.push("kernel/direct".to_owned());
         }
         let mut rows = vec![head];
         for metric in Metric::ALL {
@@ -49,6 +53,14 @@ impl Table {
                         .iter()
                         .map(|leg| ratio(mesh, results.median(*leg, metric))),
                 );
+            }
+            if kernel {
+                let of = |leg| {
+                    results
+                        .median(leg, metric)
+                        .filter(|_| metric != Metric::Foreign)
+                };
+                row.push(ratio(of(Leg::Kernel), of(Leg::Direct)));
             }
             rows.push(row);
         }

@@ -90,7 +90,7 @@ pub struct Intent {
     pub asked_port: u16,
     /// Like [`Flow::verdict`].
     pub verdict: u8,
-    /// Bit 0: [`INTENT_LOOPBACK`]; bit 1: [`INTENT_GUARDED`].
+    /// [`INTENT_LOOPBACK`], [`INTENT_GUARDED`], [`INTENT_CONFIRMED`], [`INTENT_RELEASED`].
     pub flags: u8,
     /// The workload.
     pub pod_id: u32,
@@ -117,6 +117,10 @@ plain!(
 pub const INTENT_LOOPBACK: u8 = 1;
 /// `Intent::flags`: the workload is guarded, its own connection needs a grant.
 pub const INTENT_GUARDED: u8 = 2;
+/// `Intent::flags`: the SYN is on its way, so the socket will report its end to `flow_ops`.
+pub const INTENT_CONFIRMED: u8 = 1 << 6;
+/// `Intent::flags`: the application has let the socket go.
+pub const INTENT_RELEASED: u8 = 1 << 7;
 
 /// Value of `PROXY_FLOWS`: a connection that the agent itself opened.
 #[repr(C)]

@@ -139,13 +139,13 @@ pub const ALL: &[Spec] = &[
         ..spec("BACKENDS", Kind::Array, 4, Backend::SIZE, 131_072)
     },
     Spec {
-        writer: "connect hooks and flow_ops",
+        writer: "connect hooks, flow_ops, sock_release",
         full: "can't be",
         ..spec("CAPS", Kind::Array, 4, Cap::SIZE, CAPS_MAX)
     },
     Spec {
         writer: "agent, on every snapshot",
-        full: "the service goes to the proxy, said in its PATH column",
+        full: "snapshot refused by name: too many connection caps for the kernel path",
         ..spec("CAP_LIMITS", Kind::Array, 4, 8, CAPS_MAX)
     },
     Spec {
@@ -159,15 +159,10 @@ pub const ALL: &[Spec] = &[
         ..spec("COUNTERS", Kind::PerCpuArray, 4, 8, COUNTERS_MAX)
     },
     Spec {
-        writer: "flow_ops",
+        flags: MMAPABLE,
+        writer: "flow_ops; the agent reads it through a memory mapping",
         full: "can't be",
-        ..spec(
-            "EP_STATS",
-            Kind::PerCpuArray,
-            4,
-            EndpointStats::SIZE,
-            131_072,
-        )
+        ..spec("EP_STATS", Kind::Array, 4, EndpointStats::SIZE, 131_072)
     },
     Spec {
         writer: "connect hooks, steer",
@@ -290,7 +285,7 @@ pub const ALL: &[Spec] = &[
     Spec {
         writer: "connect hooks",
         full: "can't be",
-        ..spec("SPLIT_SEQ", Kind::PerCpuArray, 4, 8, SERVICE_PORTS_MAX)
+        ..spec("SPLIT_SEQ", Kind::Array, 4, 8, SERVICE_PORTS_MAX)
     },
 ];
 

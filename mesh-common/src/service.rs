@@ -58,9 +58,10 @@ pub struct Backend {
     pub addr: Addr,
     /// Its port, host order.
     pub port: u16,
-    /// 1: may be chosen; 0: free or out of rotation.
+    /// [`BACKEND_OUT`], [`BACKEND_ON`] or [`BACKEND_REFUSE`].
     pub state: u16,
-    /// Which version of the service it was put here for, for the CLI.
+    /// Node-wide number of the service port's version that it was put here for: no two versions
+    /// share an entry, so counters and caps are theirs alone.
     pub version_id: u32,
     /// Number of its version's connection cap in `CAPS` and `CAP_LIMITS`, 0: none.
     pub cap: u32,
@@ -68,6 +69,14 @@ pub struct Backend {
     pub _pad: u32,
 }
 plain!(Backend, 32, [Addr, u16, u16, u32, u32, u32]);
+
+/// `Backend::state`: free, or out of rotation: the next slot is tried.
+pub const BACKEND_OUT: u16 = 0;
+/// `Backend::state`: may be chosen.
+pub const BACKEND_ON: u16 = 1;
+/// `Backend::state`: stands for a version without any endpoint: its share is refused, not given to
+/// others (the proxy answers it with 503).
+pub const BACKEND_REFUSE: u16 = 2;
 
 /// Capacity of `CAPS` and `CAP_LIMITS`: versions with a connection cap, one number (0) unused.
 pub const CAPS_MAX: u32 = 16_384;
@@ -84,8 +93,11 @@ pub struct Cap {
 }
 plain!(Cap, 16, [u64, u64]);
 
-/// Value of `EP_STATS`, for each CPU: what happened to connections that the kernel sent to a
-/// backend.
+/// Value of `EP_STATS`: what happened to connections that the kernel sent to a backend.
+///
+/// Not per CPU: a hundred CPUs times the map's capacity would be most of a gigabyte, and the agent
+/// would need a system call for each backend in each tick. Connections that are under way:
+/// `opened - failed - abandoned - closed`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct EndpointStats {
@@ -93,13 +105,19 @@ pub struct EndpointStats {
     pub opened: u64,
     /// Connections established.
     pub established: u64,
-    /// Connections that ended before they were established.
+    /// Connections that ended before they were established: refused, unreachable, or without an
+    /// answer to the first SYN when the application gave up.
     pub failed: u64,
     /// Established connections that ended.
     pub closed: u64,
-    /// Bytes that ended connections sent to it.
+    /// Bytes that ended connections sent to it and had acknowledged, one off at most for each
+    /// connection that was reset.
     pub bytes_out: u64,
-    /// Bytes that ended connections received from it.
+    /// Bytes that ended connections received from it, one off at most for each connection that was
+    /// reset, or closed by the application before the endpoint ended.
     pub bytes_in: u64,
+    /// Connections that the application closed before an answer could be missed: they say nothing
+    /// about the endpoint.
+    pub abandoned: u64,
 }
-plain!(EndpointStats, 48, [u64, u64, u64, u64, u64, u64]);
+plain!(EndpointStats, 56, [u64, u64, u64, u64, u64, u64, u64]);

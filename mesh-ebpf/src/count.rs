@@ -37,6 +37,30 @@ pub(crate) fn add(slot: *mut u64, by: u64) {
     }
 }
 
+/// Adds to a counter in map memory, atomically; what it was before.
+///
+/// Fetching atomics came with Linux 5.12, and older kernels refuse a program that merely contains
+/// one. The three instructions are written so that the loader can do without: it clears the fetch
+/// bit of the second and makes the third a move of its target onto itself (`kernel::atomics`).
+/// What is returned then is the first read, which another CPU may have read as well.
+#[inline(always)]
+pub(crate) fn fetch_add(slot: *mut u64, by: u64) -> u64 {
+    let before: u64;
+    #[expect(unsafe_code, reason = "one instruction that the language lacks")]
+    // SAFETY: as in `add`.
+    unsafe {
+        asm!(
+            "{before} = *(u64 *)({slot} + 0)",
+            "{by} = atomic_fetch_add((u64 *)({slot} + 0), {by})",
+            "{before} = {by}",
+            slot = in(reg) slot,
+            by = inout(reg) by => _,
+            before = out(reg) before,
+        );
+    }
+    before
+}
+
 /// Tells user space what an operator may have to act on.
 #[inline(always)]
 pub(crate) fn event(event: &Event) {

@@ -11,6 +11,7 @@
 //! | `flow_ops` | sock_ops | the pods' and the agent's cgroup | flows, endpoint counters |
 //! | `mark_guard` | cgroup_sockopt (set) | the pods' cgroup | our mark bits stay ours |
 //! | `egress_guard` | sched_cls | the node's side of a guarded pod's veth | drops what went past us |
+//! | `sock_release` | cgroup_sock | the pods' cgroup | give back what a socket still holds |
 //! | `steer` | sk_lookup | each workload's network namespace | choose the listener |
 //!
 //! Only stable UAPI contexts are read: the object needs no CO-RE relocations, which rustc can't

@@ -143,7 +143,7 @@ maps! {
     CAP_LIMITS: Array<u32, u64>;
     CONFIG: Array<u32, Config>;
     COUNTERS: PerCpuArray<u32, u64>;
-    EP_STATS: PerCpuArray<u32, EndpointStats>;
+    EP_STATS: Array<u32, EndpointStats>;
     FLOWS: LruHash<FlowKey, Flow>;
     GRANTS: Hash<Tuple, Grant>;
     GUARDED: Hash<u32, Guarded>;
@@ -162,7 +162,7 @@ maps! {
     PROXY_FLOWS: Hash<Tuple, ProxyFlow>;
     SERVICES: Hash<ServiceKey, ServiceEntry>;
     SLOTS: Array<u32, u32>;
-    SPLIT_SEQ: PerCpuArray<u32, u64>;
+    SPLIT_SEQ: Array<u32, u64>;
 }
 
 /// A ring buffer: no key, no value. (aya's own type states a value, which libbpf refuses.)

@@ -11,9 +11,9 @@ use std::{hint::black_box, sync::Arc, time::Instant};
 use mesh_user::{
     clock::MonoNanos,
     model::{
-        DialFrom, EjectionPolicy, Endpoint, Interception, Match, Model, Netns, PathMatch, Policy,
-        Port, Protocol, RateKey, RateLimitPolicy, Rule, Select, Service, Tags, Target,
-        TimeoutPolicy, ValueMatch, Workload,
+        DialFrom, EjectionPolicy, Endpoint, Interception, Match, Model, Netns, PathChoice,
+        PathMatch, Policy, Port, Protocol, RateKey, RateLimitPolicy, Rule, Select, Service, Tags,
+        Target, TimeoutPolicy, ValueMatch, Workload,
     },
     policy::{
         NoObserver, PortIx, RequestView, Snapshot, balance, rate_limit, rng::Rng, route,
@@ -243,6 +243,7 @@ fn example(count: usize) -> Model {
             number: 80,
             target: 8080,
             protocol: Protocol::Http,
+            path: PathChoice::Auto,
         }],
         versions: [
             ("v1".to_owned(), version("v1")),

@@ -64,14 +64,15 @@ fn object_has_no_log_map() {
 }
 
 /// Verified instructions of each program on Linux 6.18, plus a tenth: growth beyond is looked at.
-/// Most of the connect hooks' is the search for an endpoint, four times over; what follows the
-/// decision is walked a few times only (docs/decisions/0009). The kernel's limit is a million.
-const CEILINGS: [(&str, u32); 15] = [
+/// Most of the connect hooks' is the search for an endpoint, four times over, each with the place
+/// that it may take of a connection cap; what follows the decision is walked a few times only
+/// (docs/decisions/0009). The kernel's limit is a million.
+const CEILINGS: [(&str, u32); 16] = [
     ("bind4", 70),
     ("bind6", 75),
-    ("connect4", 9_800),
-    ("connect6", 15_300),
-    ("flow_ops", 1_080),
+    ("connect4", 11_000),
+    ("connect6", 17_000),
+    ("flow_ops", 1_400),
     ("getpeername4", 190),
     ("getpeername6", 240),
     ("getsockname4", 260),
@@ -79,6 +80,7 @@ const CEILINGS: [(&str, u32); 15] = [
     ("original_dst", 110),
     ("sendmsg4", 400),
     ("sendmsg6", 500),
+    ("sock_release", 60),
     ("steer", 730),
     ("mark_guard", 330),
     ("egress_guard", 7_100),
@@ -98,6 +100,7 @@ fn programs_load_within_their_instruction_budget() {
             .program_mut(name)
             .unwrap_or_else(|| panic!("no program {name}"));
         match program {
+            Program::CgroupSock(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSockopt(program) => program.load(),
             Program::SockOps(program) => program.load(),

@@ -18,6 +18,7 @@ fn machine_that_runs_the_kernel_tests_passes_every_required_check() {
         "bpffs",
         "capability NET_ADMIN",
         "eBPF object",
+        "program sock_release",
     ] {
         assert!(checks.iter().any(|check| check.name == name), "{name}");
     }

@@ -20,7 +20,11 @@ pub(crate) struct Args {
     /// One short round, under 90 s: for a look, not for a record.
     #[arg(long)]
     quick: bool,
-    /// Whom to measure: direct, mesh, nginx, haproxy, envoy; none: all.
+    /// How often; none: three times, once when quick.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Whom to measure: direct, kernel, mesh, plain, nginx, haproxy, envoy; none: all. With
+    /// `--leg direct --leg kernel` no other proxy is needed.
     #[arg(long = "leg", value_name = "LEG")]
     legs: Vec<String>,
     /// Write the table here as Markdown, with command, machine and date.
@@ -43,12 +47,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if has("envoy") && !envoy.is_file() {
         get_envoy(&envoy)?;
     }
-    build(has("mesh"))?;
+    build(has("mesh") || has("kernel"))?;
     let release = run::root().join("target/release");
     let mut bench = run::command(release.join("mesh-bench"));
     bench.args(&args.scenarios);
     if args.quick {
         bench.arg("--quick");
+    }
+    if let Some(rounds) = args.rounds {
+        bench.arg(format!("--rounds={rounds}"));
     }
     bench.args(args.legs.iter().map(|leg| format!("--leg={leg}")));
     if let Some(path) = &args.markdown {

@@ -19,7 +19,23 @@ const PLAIN_PORT: u16 = 15_080;
 /// The agent with interception.
 pub(super) fn start(stage: &Stage, program: &Path) -> Result<(SocketAddr, Running)> {
     let to = SocketAddr::from((VIP, PORT));
-    let path = stage.write("mesh.yaml", &config(stage, to))?;
+    run(stage, program, "mesh", to, &config(stage, to))
+}
+
+/// The agent with a service that the kernel decides alone.
+pub(super) fn start_kernel(stage: &Stage, program: &Path) -> Result<(SocketAddr, Running)> {
+    let to = SocketAddr::from((VIP, PORT));
+    run(stage, program, "mesh kernel", to, &kernel_config(stage, to))
+}
+
+fn run(
+    stage: &Stage,
+    program: &Path,
+    name: &str,
+    to: SocketAddr,
+    config: &str,
+) -> Result<(SocketAddr, Running)> {
+    let path = stage.write("mesh.yaml", config)?;
     let args = ["--instance", "bench", "run", "--config", &path];
     // A killed agent leaves its pins, for the next one to take over; here there is none.
     let mut cleanup = Command::new(program);
@@ -30,7 +46,7 @@ pub(super) fn start(stage: &Stage, program: &Path) -> Result<(SocketAddr, Runnin
         "{}",
         String::from_utf8_lossy(&before.stderr).trim()
     );
-    Ok((to, stage.proxy("mesh", program, &args)?.then(cleanup)))
+    Ok((to, stage.proxy(name, program, &args)?.then(cleanup)))
 }
 
 /// The same proxy, dialled in the client's own namespace: the same way over `lo`, no interception.
@@ -91,6 +107,45 @@ policies:
       max-pending: 10000
       ejection: {{consecutive-5xx: 5, interval: 10s, base: 30s, max-percent: 50}}
     rate-limit: [{{name: all, key: [source.workload], rate: 1000000/s, burst: 1000000}}]
+workloads:
+  - {{name: client, netns: {netns}, tags: {{app: client}}}}
+",
+        attach = below_mount(&stage.bed.pods_cgroup()),
+        netns = stage.client.netns.display(),
+        v1 = stage.v1.v4,
+        v2 = stage.v2.v4,
+        ip = at.ip(),
+        port = at.port(),
+    )
+}
+
+/// One service of protocol tcp: its weights, cap and ejection are the kernel's.
+fn kernel_config(stage: &Stage, at: SocketAddr) -> String {
+    format!(
+        "apiVersion: mesh/v1alpha1
+kind: MeshConfig
+attach: [{attach}]
+agent:
+  workers: 1
+  metrics: off
+  access-log: {{filter: off}}
+services:
+  - name: web
+    addresses: [{ip}]
+    ports: [{{name: tcp, number: {port}, target: {SERVER_PORT}, protocol: tcp, path: kernel}}]
+    versions: {{v1: {{version: v1}}, v2: {{version: v2}}}}
+    endpoints:
+      - {{address: {v1}, tags: {{version: v1}}}}
+      - {{address: {v2}, tags: {{version: v2}}}}
+rules:
+  - service: web
+    route: [{{version: v1, weight: 90}}, {{version: v2, weight: 10}}]
+policies:
+  - service: web
+    breaker:
+      max-connections: 10000
+      max-requests: 10000
+      ejection: {{consecutive-5xx: 5, interval: 10s, base: 30s, max-percent: 50}}
 workloads:
   - {{name: client, netns: {netns}, tags: {{app: client}}}}
 ",

@@ -4,6 +4,8 @@
 //! - of the rest 90 % goes to v1, 10 % to v2;
 //! - caps on connections and requests, and ejection after five failures, never reached here;
 //! - a local rate limit, evaluated for every request and never reached;
+//! - the kernel path splits connections 90 to 10, with the same caps and ejection: it knows no
+//!   headers and no rate limits;
 //! - logs off, one worker, upstream connections kept and shared.
 
 mod envoy;
@@ -28,6 +30,8 @@ use crate::stage::{Load, Running, SERVER_PORT, Stage};
 pub(crate) enum Leg {
     /// No proxy: the client dials v1.
     Direct,
+    /// The client dials a virtual address for which the kernel chooses the endpoint: no proxy.
+    Kernel,
     /// The client dials the service's virtual address.
     Mesh,
     /// The client dials mesh's proxy without interception, in its own namespace.
@@ -41,8 +45,9 @@ pub(crate) enum Leg {
 }
 
 impl Leg {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Direct,
+        Self::Kernel,
         Self::Mesh,
         Self::Plain,
         Self::Nginx,
@@ -53,6 +58,7 @@ impl Leg {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::Kernel => "mesh kernel",
             Self::Mesh => "mesh",
             Self::Plain => "mesh dialled",
             Self::Nginx => "nginx",
@@ -76,7 +82,7 @@ impl Tools {
         for leg in legs {
             let (path, version) = match leg {
                 Leg::Direct | Leg::Plain => continue,
-                Leg::Mesh => (mesh, "--version"),
+                Leg::Kernel | Leg::Mesh => (mesh, "--version"),
                 Leg::Nginx => (Path::new("/usr/sbin/nginx"), "-v"),
                 Leg::Haproxy => (Path::new("/usr/sbin/haproxy"), "-v"),
                 Leg::Envoy => (envoy, "--version"),
@@ -130,6 +136,7 @@ pub(crate) fn start(stage: &Stage, tools: &Tools, leg: Leg) -> Result<Started> {
             let to = SocketAddr::from((stage.v1.v4, SERVER_PORT));
             return Ok(Started { to, proxy: None });
         }
+        Leg::Kernel => mesh::start_kernel(stage, tools.path(leg)?)?,
         Leg::Mesh => mesh::start(stage, tools.path(leg)?)?,
         Leg::Plain => mesh::start_plain(stage)?,
         Leg::Nginx => nginx::start(stage, tools.path(leg)?)?,
@@ -149,6 +156,10 @@ pub(crate) fn start(stage: &Stage, tools: &Tools, leg: Leg) -> Result<Started> {
 /// What is measured must be what is said: the rules are in force before anything counts.
 fn check_rules(stage: &Stage, leg: Leg, to: SocketAddr) -> Result<()> {
     let mut load = Load::new(to, 8, Duration::from_millis(300));
+    if leg == Leg::Kernel {
+        // It splits connections, and looks into none.
+        load.more = vec!["--new-connection".into()];
+    }
     let report = stage.load(&load)?;
     ensure!(
         report.errors.is_empty(),
@@ -164,6 +175,9 @@ fn check_rules(stage: &Stage, leg: Leg, to: SocketAddr) -> Result<()> {
         leg.name(),
         report.requests
     );
+    if leg == Leg::Kernel {
+        return Ok(());
+    }
     load.more = vec!["--header=x-user: beta".into()];
     let report = stage.load(&load)?;
     ensure!(

@@ -21,12 +21,15 @@ use aya_ebpf::{
 };
 use mesh_common::{
     abi::Config,
-    flow::{ESTABLISHED, Flow, Intent, LoopFlow, ProxyFlow},
+    flow::{
+        ESTABLISHED, Flow, INTENT_CONFIRMED, INTENT_RELEASED, Intent, LoopFlow, ProxyFlow,
+    },
     listener::ListenerKey,
     pod::Guarded,
+    service::Cap,
 };
 
-use crate::maps;
+use crate::{count::add, maps};
 
 /// Reads a field of a context.
 macro_rules! read {
@@ -153,27 +156,123 @@ pub(crate) fn set_origin(sk: *mut bpf_sock, origin: &LoopFlow) {
     };
 }
 
-/// What the connect hook stored with a socket.
+/// The memory of what the connect hook stored with a socket.
 #[inline(always)]
-pub(crate) fn intent(sk: *mut bpf_sock) -> Option<Intent> {
+fn stored(sk: *mut core::ffi::c_void) -> Option<*mut Intent> {
     #[expect(unsafe_code, reason = "kernel helper")]
     // SAFETY: the verifier knows `sk` to be a full socket; no value is given and none is created.
     let value =
-        unsafe { bpf_sk_storage_get(maps::INTENT.as_ptr(), sk.cast(), core::ptr::null_mut(), 0) };
-    if value.is_null() {
-        return None;
+        unsafe { bpf_sk_storage_get(maps::INTENT.as_ptr(), sk, core::ptr::null_mut(), 0) };
+    (!value.is_null()).then(|| value.cast())
+}
+
+/// What the connect hook stored with a socket.
+#[inline(always)]
+pub(crate) fn intent(sk: *mut bpf_sock) -> Option<Intent> {
+    stored(sk.cast()).map(maps::copy)
+}
+
+/// Notes that the SYN is about to go: the socket will report its end. What was stored, with it.
+#[inline(always)]
+pub(crate) fn confirm(sk: *mut bpf_sock) -> Option<Intent> {
+    let value = stored(sk.cast())?;
+    let flags = read!(value, flags) | INTENT_CONFIRMED;
+    write!(value, flags, flags);
+    Some(maps::copy(value))
+}
+
+/// What was stored, of a connection that has just ended. It holds nothing any more: a second
+/// report of the same end finds it so.
+#[inline(always)]
+pub(crate) fn ended(sk: *mut bpf_sock) -> Option<Intent> {
+    let value = stored(sk.cast())?;
+    let intent = maps::copy(value);
+    write!(value, 0, cap);
+    write!(
+        value,
+        intent.flags & !(INTENT_CONFIRMED | INTENT_RELEASED),
+        flags
+    );
+    release_cap(intent.cap);
+    Some(intent)
+}
+
+/// The application lets the socket go. One that has sent its SYN will report its end to
+/// `flow_ops`; of any other nothing is heard again, so what it holds is given back here.
+#[inline(always)]
+pub(crate) fn let_go(sk: *mut bpf_sock) {
+    let Some(value) = stored(sk.cast()) else {
+        return;
+    };
+    let flags = read!(value, flags);
+    if flags & INTENT_CONFIRMED == 0 {
+        take_back(value);
+    } else {
+        write!(value, flags | INTENT_RELEASED, flags);
     }
-    #[expect(unsafe_code, reason = "storage comes as a pointer")]
-    // SAFETY: not null; storage of this map is one `Intent`, 8-byte aligned, every bit pattern
-    // valid.
-    Some(unsafe { value.cast::<Intent>().read() })
+}
+
+/// Gives back the place that an earlier connect of the same socket still holds: that connect
+/// failed before its SYN, and nobody reported it.
+#[inline(always)]
+pub(crate) fn give_back(sk: *mut bpf_sock) {
+    if let Some(value) = stored(sk.cast()) {
+        take_back(value);
+    }
+}
+
+#[inline(always)]
+fn take_back(value: *mut Intent) {
+    let cap = read!(value, cap);
+    if cap != 0 {
+        write!(value, 0, cap);
+        release_cap(cap);
+    }
+}
+
+/// Frees one place of a connection cap; 0: of none.
+#[inline(always)]
+pub(crate) fn release_cap(cap: u32) {
+    if cap != 0
+        && let Some(places) = maps::CAPS.lookup(&cap)
+    {
+        add(active(places), MINUS_ONE);
+    }
+}
+
+/// What an atomic addition takes one away with.
+pub(crate) const MINUS_ONE: u64 = u64::MAX;
+
+/// Where a cap counts the places that are held.
+#[inline(always)]
+pub(crate) fn active(places: *mut Cap) -> *mut u64 {
+    const { assert!(core::mem::offset_of!(Cap, active) == 0) };
+    places.cast()
+}
+
+/// Where a cap counts its refusals.
+#[inline(always)]
+pub(crate) fn refused(places: *mut Cap) -> *mut u64 {
+    places
+        .cast::<u8>()
+        .wrapping_add(core::mem::offset_of!(Cap, refused))
+        .cast()
+}
+
+/// A word in map memory that others write.
+#[inline(always)]
+pub(crate) fn word(slot: *mut u64) -> u64 {
+    #[expect(unsafe_code, reason = "map memory comes as a pointer")]
+    // SAFETY: not null, 8 bytes, 8-byte aligned; programs write it in one instruction.
+    let value = unsafe { slot.read_volatile() };
+    value
 }
 
 /// Stores the intent with the socket; whether the kernel took it.
 #[inline(always)]
 pub(crate) fn set_intent(sk: *mut bpf_sock, intent: &Intent) -> bool {
     #[expect(unsafe_code, reason = "kernel helper")]
-    // SAFETY: as in `intent`; the kernel copies the value when it makes the storage.
+    // SAFETY: as in `stored`; the kernel copies the value when it makes the storage.
     let value = unsafe {
         bpf_sk_storage_get(
             maps::INTENT.as_ptr(),
@@ -216,15 +315,12 @@ fn copy_words(to: *mut Intent, from: &Intent) {
 /// gives it back, asking does not.
 #[inline(always)]
 pub(crate) fn clear_intent(sk: *mut bpf_sock) {
-    #[expect(unsafe_code, reason = "kernel helper")]
-    // SAFETY: as in `intent`.
-    let value =
-        unsafe { bpf_sk_storage_get(maps::INTENT.as_ptr(), sk.cast(), core::ptr::null_mut(), 0) };
-    if value.is_null() {
+    let Some(value) = stored(sk.cast()) else {
         return;
-    }
+    };
+    take_back(value);
     #[expect(unsafe_code, reason = "kernel helper")]
-    // SAFETY: as in `intent`.
+    // SAFETY: as in `stored`.
     let _ = unsafe { bpf_sk_storage_delete(maps::INTENT.as_ptr(), sk.cast()) };
 }
 

@@ -26,6 +26,16 @@ pub(crate) struct Snapshot {
     pub(crate) tuple: Tuple,
 }
 
+/// What a connection carried.
+pub(crate) struct Traffic {
+    /// Bytes that the peer acknowledged, SYN and FIN as one each.
+    pub(crate) acknowledged: u64,
+    /// Bytes that came in order, FIN as one.
+    pub(crate) received: u64,
+    /// Segments that were sent again, the SYN too.
+    pub(crate) retransmitted: u32,
+}
+
 impl SockOps {
     #[inline(always)]
     pub(crate) fn new(ctx: &SockOpsContext) -> Self {
@@ -71,6 +81,16 @@ impl SockOps {
             old_state,
             new_state,
             tuple,
+        }
+    }
+
+    /// What the connection carried so far. Only of a full socket.
+    #[inline(always)]
+    pub(crate) fn traffic(self) -> Traffic {
+        Traffic {
+            acknowledged: read!(self.0, bytes_acked),
+            received: read!(self.0, bytes_received),
+            retransmitted: read!(self.0, total_retrans),
         }
     }
 

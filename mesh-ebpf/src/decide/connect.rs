@@ -12,8 +12,8 @@ use mesh_common::{
     pod::{FAIL_CLOSED, MODE_LOOPBACK, MODE_MARK, POD_BROKEN, POD_GUARDED, PodEntry},
     reason::Reason,
     service::{
-        Backend, DECIDE_KERNEL, DECIDE_PROXY, FLAG_ROUTABLE, SERVICE_PORTS_MAX, ServiceEntry,
-        ServiceKey,
+        BACKEND_ON, BACKEND_REFUSE, Backend, DECIDE_KERNEL, DECIDE_PROXY, FLAG_ROUTABLE,
+        SERVICE_PORTS_MAX, ServiceEntry, ServiceKey,
     },
 };
 
@@ -60,12 +60,15 @@ pub trait World {
     fn listener(&self, key: &ListenerKey) -> u16;
     /// A number that differs from socket to socket.
     fn cookie(&self) -> u64;
-    /// The next number of `SPLIT_SEQ` for a service, on this CPU.
+    /// The next number of `SPLIT_SEQ` for a service, on this node.
     fn sequence(&self, service_id: u32) -> u64;
     /// `SLOTS`.
     fn slot(&self, index: u32) -> Option<u32>;
     /// `BACKENDS`.
     fn backend(&self, index: u32) -> Option<Backend>;
+    /// Takes a place of a connection cap for this socket, which gives back first what an earlier
+    /// connect of it still holds; whether there was one.
+    fn reserve(&self, cap: u32) -> bool;
 }
 
 /// What is done with the socket. A number below 8: see [`Packed`].
@@ -108,6 +111,8 @@ pub struct Verdict {
     pub to: Addr,
     /// The endpoint's port, host order; 0 when none was chosen.
     pub to_port: u16,
+    /// The connection cap of which a place is held for it, 0: none.
+    pub cap: u32,
 }
 
 impl Verdict {
@@ -123,6 +128,7 @@ impl Verdict {
             backend: BACKEND_NONE,
             to: Addr::UNSPECIFIED,
             to_port: 0,
+            cap: 0,
         }
     }
 
@@ -368,10 +374,15 @@ fn by_service(
     if !routed {
         let chosen = choose(request, world, service);
         if chosen.index != BACKEND_NONE {
+            // A cap is its version's: nobody else takes what is above it.
+            if chosen.cap != 0 && !world.reserve(chosen.cap) {
+                return Verdict::new(Action::Refuse, Reason::RefuseCap);
+            }
             return Verdict {
                 backend: chosen.index,
                 to: chosen.addr,
                 to_port: chosen.port,
+                cap: chosen.cap,
                 ..Verdict::new(Action::Rewrite, reason)
             };
         }
@@ -440,6 +451,7 @@ struct Chosen {
     index: u32,
     addr: Addr,
     port: u16,
+    cap: u32,
 }
 
 #[inline(always)]
@@ -448,6 +460,7 @@ fn choose(request: &Request, world: &impl World, service: &ServiceEntry) -> Chos
         index: BACKEND_NONE,
         addr: Addr::UNSPECIFIED,
         port: 0,
+        cap: 0,
     };
     if service.slots_len == 0 {
         return chosen;
@@ -457,15 +470,19 @@ fn choose(request: &Request, world: &impl World, service: &ServiceEntry) -> Chos
     while attempt < TRIES {
         if let Some(index) = world.slot(slot(service, sequence.wrapping_add(attempt)))
             && let Some(backend) = world.backend(index)
-            && backend.state == 1
-            && reachable(request, &backend)
         {
-            chosen = Chosen {
-                index,
-                addr: backend.addr,
-                port: backend.port,
-            };
-            break;
+            if backend.state == BACKEND_REFUSE {
+                break;
+            }
+            if backend.state == BACKEND_ON && reachable(request, &backend) {
+                chosen = Chosen {
+                    index,
+                    addr: backend.addr,
+                    port: backend.port,
+                    cap: backend.cap,
+                };
+                break;
+            }
         }
         attempt += 1;
     }

@@ -21,7 +21,7 @@ pub const fn fresh(heartbeat: u64, now: u64, stale_ns: u64) -> bool {
 }
 
 /// The slot that the sequence number chooses: slots repeat in their weighted, interleaved order,
-/// so any run of `slots_len` connections of one CPU hits the weights exactly.
+/// so any run of `slots_len` connections of the node hits the weights exactly.
 #[inline(always)]
 pub const fn slot(entry: &ServiceEntry, sequence: u64) -> u32 {
     if entry.slots_len == 0 {

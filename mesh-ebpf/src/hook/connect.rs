@@ -16,7 +16,7 @@ use mesh_common::{
 use mesh_ebpf::decide::connect::{Action, Packed, Request, Verdict, World, decide};
 
 use crate::{
-    count::{add, count_code, event},
+    count::{add, count_code, event, fetch_add},
     ctx::{self, sock_addr::SockAddr},
     maps,
 };
@@ -116,7 +116,13 @@ fn carry_out<const V6: bool>(
         intent.verdict = VERDICT_PROXY;
         intent.flags |= INTENT_LOOPBACK;
     }
-    let done = ctx::set_intent(ctx.sk(), &intent) && ctx.set_mark(0, mask);
+    // What an earlier connect of the same socket holds would be overwritten.
+    ctx::give_back(ctx.sk());
+    let stored = ctx::set_intent(ctx.sk(), &intent);
+    if !stored {
+        ctx::release_cap(verdict.cap);
+    }
+    let done = stored && ctx.set_mark(0, mask);
     if granted {
         return done;
     }
@@ -167,7 +173,7 @@ fn intent(request: &Request, verdict: &Verdict, kind: u8, flags: u8) -> Intent {
         service_id: verdict.service_id,
         backend: verdict.backend,
         tgid: ctx::current_tgid(),
-        cap: 0,
+        cap: verdict.cap,
         cgroup: request.cgroup,
         connect_ns: ctx::now(),
     }
@@ -251,17 +257,30 @@ impl World for Kernel {
         let Some(slot) = maps::SPLIT_SEQ.lookup(&service_id) else {
             return 0;
         };
-        #[expect(unsafe_code, reason = "map memory comes as a pointer")]
-        // SAFETY: not null, 8 bytes, 8-byte aligned.
-        let now = unsafe { slot.read_volatile() };
-        // Two tasks of one CPU may read the same number between these two lines: the split is off
-        // by one connection then. Fetching atomics would cost kernels below 5.12.
-        add(slot, 1);
-        now
+        fetch_add(slot, 1)
     }
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<u32> {
         maps::SLOTS.get(&index)
+    }
+    #[inline(always)]
+    fn reserve(&self, cap: u32) -> bool {
+        ctx::give_back(self.0.sk());
+        let (Some(places), Some(limit)) = (maps::CAPS.lookup(&cap), maps::CAP_LIMITS.get(&cap))
+        else {
+            return false;
+        };
+        let active = ctx::active(places);
+        // Looked at first, so that a full cap is not overdrawn by those who are refused: what is
+        // given back in that moment would not be seen.
+        if ctx::word(active) < limit {
+            if fetch_add(active, 1) < limit {
+                return true;
+            }
+            add(active, ctx::MINUS_ONE);
+        }
+        add(ctx::refused(places), 1);
+        false
     }
     #[inline(always)]
     fn backend(&self, index: u32) -> Option<Backend> {

@@ -8,6 +8,8 @@
 //! agent's. A workload that changes its mark in between spoils nothing but the record of its own
 //! connection.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
@@ -19,7 +21,8 @@ use aya_ebpf::{
 use mesh_common::{
     abi::{ABI_VERSION, Config},
     flow::{
-        BACKEND_NONE, CONNECTING, Flow, FlowKey, Grant, INTENT_GUARDED, Intent, ProxyFlow, Tuple,
+        BACKEND_NONE, CONNECTING, Flow, FlowKey, Grant, INTENT_CONFIRMED, INTENT_GUARDED,
+        INTENT_RELEASED, Intent, ProxyFlow, Tuple,
     },
     reason::Reason,
     service::EndpointStats,
@@ -39,8 +42,16 @@ use crate::{
 const DONE: u32 = 1;
 /// `BPF_TCP_SYN_SENT`.
 const SYN_SENT: u32 = 2;
+/// `BPF_TCP_FIN_WAIT2`.
+const FIN_WAIT2: u32 = 5;
 /// `BPF_TCP_CLOSE`.
 const CLOSE: u32 = 7;
+/// `BPF_TCP_CLOSE_WAIT`.
+const CLOSE_WAIT: u32 = 8;
+/// `BPF_TCP_LAST_ACK`.
+const LAST_ACK: u32 = 9;
+/// `BPF_TCP_CLOSING`.
+const CLOSING: u32 = 11;
 
 #[sock_ops]
 fn flow_ops(ctx: SockOpsContext) -> u32 {
@@ -54,7 +65,7 @@ fn flow_ops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx, &snapshot, sk),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&snapshot, sk),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => loopback::accepted(ctx, &snapshot.tuple, sk),
-        BPF_SOCK_OPS_STATE_CB if snapshot.new_state == CLOSE => closed(&snapshot, sk),
+        BPF_SOCK_OPS_STATE_CB if snapshot.new_state == CLOSE => closed(ctx, &snapshot, sk),
         _ => {}
     }
     DONE
@@ -103,7 +114,7 @@ fn is_agents(config: &Config) -> bool {
 #[inline(always)]
 fn intent(ctx: SockOps, sk: *mut bpf_sock, config: &Config) -> Option<Intent> {
     if !captured(sk, config) {
-        return ctx::intent(sk);
+        return ctx::confirm(sk);
     }
     let cookie = ctx.cookie();
     let intent = maps::INTENTS.get(&cookie);
@@ -160,7 +171,7 @@ fn app_connecting(ctx: SockOps, tuple: &Tuple, intent: &Intent) {
     });
     loopback::connecting(tuple, intent);
     grant(tuple, intent);
-    endpoint(intent.backend, Outcome::Opened);
+    endpoint(intent.backend, offset_of!(EndpointStats, opened), 1);
     ctx.arm(BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
@@ -222,13 +233,13 @@ fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
         ctx::set_established(flow, ctx::now());
     }
     count(Reason::FlowEstablished);
-    endpoint(intent.backend, Outcome::Established);
+    endpoint(intent.backend, offset_of!(EndpointStats, established), 1);
 }
 
 /// The socket is full and its ports are still set: the kernel calls before it forgets them.
 #[inline(always)]
-fn closed(snapshot: &Snapshot, sk: *mut bpf_sock) {
-    let Some(intent) = ctx::intent(sk) else {
+fn closed(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
+    let Some(intent) = ctx::ended(sk) else {
         if let Some(key) = captured_key(snapshot, sk)
             && maps::FLOWS.remove(&key)
         {
@@ -242,6 +253,10 @@ fn closed(snapshot: &Snapshot, sk: *mut bpf_sock) {
         // Before the port can be used again: an entry that is left grants passage.
         maps::GRANTS.remove(&snapshot.tuple);
     }
+    // An earlier connect of the socket asked for the report; this one ended before its SYN.
+    if intent.flags & INTENT_CONFIRMED == 0 {
+        return;
+    }
     // An entry that the LRU took is closed all the same.
     let _ = maps::FLOWS.remove(&FlowKey {
         tuple: snapshot.tuple,
@@ -249,39 +264,55 @@ fn closed(snapshot: &Snapshot, sk: *mut bpf_sock) {
     });
     loopback::closed(&snapshot.tuple, &intent);
     count(Reason::FlowClosed);
-    let never = snapshot.old_state == SYN_SENT;
+    ended(ctx, snapshot, &intent);
+}
+
+/// Counts at the endpoint how the connection ended.
+#[inline(always)]
+fn ended(ctx: SockOps, snapshot: &Snapshot, intent: &Intent) {
+    if intent.backend == BACKEND_NONE {
+        return;
+    }
+    let traffic = ctx.traffic();
+    if snapshot.old_state == SYN_SENT {
+        // Closed by the application within the second after which the first SYN is sent again:
+        // nobody can say that the endpoint would not have answered.
+        let abandoned = intent.flags & INTENT_RELEASED != 0 && traffic.retransmitted == 0;
+        let what = if abandoned {
+            offset_of!(EndpointStats, abandoned)
+        } else {
+            offset_of!(EndpointStats, failed)
+        };
+        return endpoint(intent.backend, what, 1);
+    }
+    // The kernel counts SYN and FIN as a byte each. Of our FIN the old state says whether it was
+    // acknowledged, of the peer's whether it came. It can't say so of a socket that the application
+    // let go before the peer ended, nor after a reset: then one byte too many or too few is counted.
+    let (ours, theirs) = match snapshot.old_state {
+        LAST_ACK | CLOSING => (1, 1),
+        FIN_WAIT2 => (1, u64::from(intent.flags & INTENT_RELEASED == 0)),
+        CLOSE_WAIT => (0, 1),
+        _ => (0, 0),
+    };
+    let sent = traffic.acknowledged.saturating_sub(1 + ours);
+    let received = traffic.received.saturating_sub(theirs);
+    endpoint(intent.backend, offset_of!(EndpointStats, closed), 1);
+    endpoint(intent.backend, offset_of!(EndpointStats, bytes_out), sent);
     endpoint(
         intent.backend,
-        if never {
-            Outcome::Failed
-        } else {
-            Outcome::Closed
-        },
+        offset_of!(EndpointStats, bytes_in),
+        received,
     );
 }
 
-#[derive(Clone, Copy)]
-enum Outcome {
-    Opened,
-    Established,
-    Failed,
-    Closed,
-}
-
+/// Adds to one word of an endpoint's numbers.
 #[inline(always)]
-fn endpoint(backend: u32, outcome: Outcome) {
+fn endpoint(backend: u32, offset: usize, by: u64) {
     if backend == BACKEND_NONE {
         return;
     }
-    let Some(stats) = maps::EP_STATS.lookup(&backend) else {
-        return;
-    };
-    let offset = match outcome {
-        Outcome::Opened => core::mem::offset_of!(EndpointStats, opened),
-        Outcome::Established => core::mem::offset_of!(EndpointStats, established),
-        Outcome::Failed => core::mem::offset_of!(EndpointStats, failed),
-        Outcome::Closed => core::mem::offset_of!(EndpointStats, closed),
-    };
-    // Inside the value: the offset is that of one of its four words.
-    add(stats.cast::<u8>().wrapping_add(offset).cast(), 1);
+    if let Some(stats) = maps::EP_STATS.lookup(&backend) {
+        // Inside the value: the offset is that of one of its words.
+        add(stats.cast::<u8>().wrapping_add(offset).cast(), by);
+    }
 }

@@ -8,4 +8,5 @@ mod flow_ops;
 mod loopback;
 mod mark_guard;
 mod peername;
+mod release;
 mod steer;

@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_common::reason::Reason;
 
-use super::enrolment::Enrolments;
+use super::{enrolment::Enrolments, kernel_path::KernelPath};
 use crate::{
     admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
     clock::{self, MonoNanos},
@@ -58,6 +58,7 @@ struct Control {
     in_force: Option<Config>,
     kernel: Kernel,
     enrolments: Enrolments,
+    kernel_path: KernelPath,
     swept: MonoNanos,
 }
 
@@ -165,6 +166,7 @@ impl NodeAgent {
                 in_force: None,
                 kernel,
                 enrolments: Enrolments::default(),
+                kernel_path: KernelPath::default(),
                 swept: MonoNanos(0),
             }),
             report: Mutex::new(Reported {
@@ -193,7 +195,7 @@ impl NodeAgent {
             Some(&old),
             now,
         ));
-        let (old_table, table) = (old.kernel_table(), new.kernel_table());
+        let (old_table, table) = (control.kernel_path.table().clone(), new.kernel_table());
         let mut staying = old_table.clone();
         staying
             .services
@@ -214,6 +216,7 @@ impl NodeAgent {
         }
         self.workers.set_limits(&config.agent.limits);
         self.snapshot.store(Arc::clone(&new));
+        control.kernel_path.stands(table);
         control.in_force = Some(config.clone());
         let Control {
             kernel, enrolments, ..
@@ -271,6 +274,7 @@ impl NodeAgent {
         let Control {
             kernel,
             enrolments,
+            kernel_path,
             swept,
             ..
         } = &mut *control;
@@ -278,14 +282,19 @@ impl NodeAgent {
         log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
         lock(&self.report).workloads = enrolments.status();
+        let snapshot = self.snapshot.load();
+        let mut changes = kernel_path.feed_back(kernel, &snapshot, &self.telemetry, now);
         if now.since(*swept).as_millis() >= 1000 {
             *swept = now;
             audit(kernel);
             lock(&self.report).gaps = gaps(kernel, enrolments);
-            let snapshot = self.snapshot.load();
-            for change in snapshot.sweep(now) {
-                self.telemetry.ejection(&change);
-            }
+            changes.extend(snapshot.sweep(now));
+        }
+        for change in &changes {
+            self.telemetry.ejection(change);
+        }
+        if let Err(error) = kernel_path.rotate(kernel, &snapshot) {
+            tracing::warn!(%error, "the kernel's split could not be written anew");
         }
     }
 

@@ -12,6 +12,7 @@
 mod agent;
 mod enrolment;
 mod heartbeat;
+mod kernel_path;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

@@ -186,6 +186,9 @@ pub(super) enum BpfVerb {
     /// Service addresses and what a connect to them does.
     #[command(subcommand)]
     Services(ListVerb),
+    /// Endpoints that the kernel may choose, with what became of its connections to them.
+    #[command(subcommand)]
+    Endpoints(ListVerb),
     /// Connections, as the kernel counts them.
     #[command(subcommand)]
     Conns(ListVerb),

@@ -44,9 +44,29 @@ columns! {
     BPF_SERVICES = [
         "ADDRESS" left |row| cell(&row["address"]),
         "SERVICE" right |row| cell(&row["service_id"]),
+        "NAME" left |row| cell(&row["service"]),
         "DECISION" left |row| cell(&row["decision"]),
+        "SLOTS" right |row| cell(&row["slots"]),
         "ROUTABLE" left |row| cell(&row["routable"]),
         "BACKENDS" left backends,
+    ];
+    /// `mesh bpf endpoints list`.
+    BPF_ENDPOINTS = [
+        "SERVICE" left |row| cell(&row["service"]),
+        "VERSION" left |row| cell(&row["version"]),
+        "ENDPOINT" left |row| cell(&row["address"]),
+        "STATE" left |row| cell(&row["state"]),
+        "SLOTS" right |row| cell(&row["slots"]),
+        "ACTIVE" right |row| cell(&row["active"]),
+        "CAP" right held,
+        "OPENED" right |row| cell(&row["opened"]),
+        "ESTABLISHED" right |row| cell(&row["established"]),
+        "FAILED" right |row| cell(&row["failed"]),
+        "BYTES-OUT" right |row| cell(&row["bytes_out"]),
+        "BYTES-IN" right |row| cell(&row["bytes_in"]),
+        "ABANDONED" wide_right |row| cell(&row["abandoned"]),
+        "CLOSED" wide_right |row| cell(&row["closed"]),
+        "CAP-REFUSED" wide_right |row| cell(&row["cap_refused"]),
     ];
     /// `mesh bpf conns list`.
     BPF_CONNS = [
@@ -56,6 +76,7 @@ columns! {
         "DESTINATION" left |row| cell(&row["destination"]),
         "ASKED" left |row| cell(&row["asked"]),
         "VERDICT" left |row| cell(&row["verdict"]),
+        "VERSION" left |row| cell(&row["version"]),
         "STATE" left |row| cell(&row["state"]),
         "AGE" right |row| row["age_s"].as_f64().map_or_else(|| "-".into(), age),
         "POD" wide_right |row| cell(&row["pod_id"]),
@@ -170,6 +191,14 @@ fn backends(row: &Value) -> String {
         .map(|pair| format!("{} x{}", cell(&pair[0]), cell(&pair[1])))
         .collect();
     shown.join(",")
+}
+
+/// Places of the version's cap that are held, of all: `7/100`.
+fn held(row: &Value) -> String {
+    if row["cap_limit"].is_null() {
+        return "-".into();
+    }
+    format!("{}/{}", cell(&row["cap_active"]), cell(&row["cap_limit"]))
 }
 
 fn used(row: &Value) -> String {

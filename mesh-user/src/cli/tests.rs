@@ -158,6 +158,8 @@ fn every_column_of_kernel_rows_shows_its_field() {
         address: ([10, 96, 0, 10], 80).into(),
         service_id: 5,
         decision: "proxy".into(),
+        service: "shop/web:80".into(),
+        slots: 10,
         backends: vec![
             (([10, 0, 0, 1], 80).into(), 9),
             (([10, 0, 0, 2], 80).into(), 1),
@@ -166,8 +168,31 @@ fn every_column_of_kernel_rows_shows_its_field() {
     }];
     assert_eq!(
         shown(TABLE, columns::BPF_SERVICES, &services),
-        "ADDRESS        SERVICE  DECISION  ROUTABLE  BACKENDS\n\
-         10.96.0.10:80        5  proxy     no        10.0.0.1:80 x9,10.0.0.2:80 x1\n"
+        "ADDRESS        SERVICE  NAME         DECISION  SLOTS  ROUTABLE  BACKENDS\n\
+         10.96.0.10:80        5  shop/web:80  proxy        10  no        10.0.0.1:80 x9,10.0.0.2:80 x1\n"
+    );
+    let endpoints = [view::EndpointRow {
+        service: "shop/web:80".into(),
+        version: "v1".into(),
+        address: ([10, 0, 0, 1], 80).into(),
+        state: "on".into(),
+        slots: 9,
+        active: 2,
+        cap_active: Some(3),
+        cap_limit: Some(100),
+        cap_refused: Some(4),
+        opened: 20,
+        established: 17,
+        failed: 1,
+        abandoned: 1,
+        closed: 16,
+        bytes_out: 1_000,
+        bytes_in: 2_000,
+    }];
+    assert_eq!(
+        shown(WIDE, columns::BPF_ENDPOINTS, &endpoints),
+        "SERVICE      VERSION  ENDPOINT     STATE  SLOTS  ACTIVE    CAP  OPENED  ESTABLISHED  FAILED  BYTES-OUT  BYTES-IN  ABANDONED  CLOSED  CAP-REFUSED\n\
+         shop/web:80  v1       10.0.0.1:80  on         9       2  3/100      20           17       1       1000      2000          1      16            4\n"
     );
     let conns = [view::ConnRow {
         leg: "out".into(),
@@ -177,14 +202,15 @@ fn every_column_of_kernel_rows_shows_its_field() {
         destination: ([10, 96, 0, 10], 80).into(),
         asked: None,
         verdict: "proxy".into(),
+        version: None,
         state: "established".into(),
         age_s: 61.5,
         tgid: 99,
     }];
     assert_eq!(
         shown(WIDE, columns::BPF_CONNS, &conns),
-        "LEG  WORKLOAD     SOURCE         DESTINATION    ASKED  VERDICT  STATE          AGE  POD  TGID\n\
-         out  shop/client  10.0.0.3:4000  10.96.0.10:80  -      proxy    established  1m01s    3    99\n"
+        "LEG  WORKLOAD     SOURCE         DESTINATION    ASKED  VERDICT  VERSION  STATE          AGE  POD  TGID\n\
+         out  shop/client  10.0.0.3:4000  10.96.0.10:80  -      proxy    -        established  1m01s    3    99\n"
     );
     let stats = [view::StatRow {
         reason: "captured".into(),

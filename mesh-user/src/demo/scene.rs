@@ -237,7 +237,7 @@ impl Scene {
             "services:\n  - name: web\n    hostnames: [web, web.demo.svc]\n    \
              addresses: [{VIP4}, \"{VIP6}\"]\n    \
              ports:\n      - {{name: http, number: {PORT}, target: {TARGET}, protocol: http}}\n      \
-             - {{name: tcp, number: {TCP_PORT}, target: {TCP_TARGET}, protocol: tcp}}\n      \
+             - {{name: tcp, number: {TCP_PORT}, target: {TCP_TARGET}, protocol: tcp, path: proxy}}\n      \
              - {{name: banner, number: {BANNER_PORT}, target: {BANNER_TARGET}, protocol: auto}}\n    \
              versions: {{v1: {{version: v1}}, v2: {{version: v2}}}}\n    endpoints:\n",
         );

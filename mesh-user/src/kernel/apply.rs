@@ -10,17 +10,19 @@ use aya::maps::MapError;
 use mesh_common::{
     addr::Addr,
     maps::get,
-    service::{Backend, EndpointStats, SERVICE_PORTS_MAX, ServiceEntry, ServiceKey},
+    service::{BACKEND_OUT, Backend, EndpointStats, SERVICE_PORTS_MAX, ServiceEntry, ServiceKey},
 };
 
 use super::{
+    Instance,
     error::KernelError,
+    numbers::Numbers,
     ranges::{Places, Ranges},
     tables::{TCP, Tables, UDP, rule_key},
 };
 use crate::model::kernel_table::KernelTable;
 
-/// An endpoint as it is told from others.
+/// An endpoint as it is told from others: address, port, number of its version.
 type BackendKey = (Addr, u16, u32);
 /// A rule: address, prefix length, port.
 type RuleKey = (u8, Addr, u8, u16);
@@ -28,11 +30,21 @@ type RuleKey = (u8, Addr, u8, u16);
 /// An endpoint to write: its place, and whether nothing of it stood there before.
 type BackendWrite = (u32, Backend, bool);
 
-/// Where an endpoint stands, and whether it may be chosen.
+/// Where an endpoint stands, whether it may be chosen, and which cap it is under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Placed {
     place: u32,
     state: u16,
+    cap: u32,
+}
+
+/// An endpoint whose numbers the agent watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Watched {
+    /// Where it stands in `BACKENDS` and `EP_STATS`.
+    pub(super) place: u32,
+    /// Its place in the table's `backends`.
+    pub(super) backend: u32,
 }
 
 /// What stands in the maps.
@@ -45,6 +57,12 @@ pub(super) struct Installed {
     rules: BTreeMap<RuleKey, u32>,
     places: Places,
     ranges: Ranges,
+    numbers: Numbers,
+    /// Limits by the number of their cap.
+    limits: BTreeMap<u32, u64>,
+    watched: Vec<Watched>,
+    /// Places that were given to an endpoint by the last table: their counters began at zero.
+    fresh: Vec<u32>,
 }
 
 /// What a table needs, with places chosen and nothing written.
@@ -63,6 +81,10 @@ impl Default for Installed {
             rules: BTreeMap::new(),
             places: Places::new(get("BACKENDS").capacity),
             ranges: Ranges::new(get("SLOTS").capacity),
+            numbers: Numbers::default(),
+            limits: BTreeMap::new(),
+            watched: Vec::new(),
+            fresh: Vec::new(),
         }
     }
 }
@@ -70,8 +92,12 @@ impl Default for Installed {
 impl Installed {
     /// Reads what an agent before us left. What can't be understood counts as free: the first
     /// table overwrites or removes it.
-    pub(super) fn adopt(tables: &Tables) -> Self {
-        let mut found = Self::default();
+    pub(super) fn adopt(tables: &Tables, instance: &Instance) -> Self {
+        let mut found = Self {
+            numbers: Numbers::read(instance),
+            ..Self::default()
+        };
+        let mut used = found.adopt_backends(tables);
         let mut seen = HashSet::new();
         for (key, entry) in tables.services.iter().flatten() {
             found.services.insert((key.addr, key.port), entry);
@@ -87,17 +113,13 @@ impl Installed {
             {
                 for place in &content {
                     if let Ok(backend) = tables.backends.get(place, 0) {
-                        let placed = Placed {
-                            place: *place,
-                            state: backend.state,
-                        };
-                        found.backends.insert(backend_key(&backend), placed);
+                        found.note(*place, &backend);
                     }
                 }
                 found.slots.insert(content, entry.slots_off);
             }
         }
-        let used: Vec<u32> = found.slots.keys().flatten().copied().collect();
+        used.extend(found.slots.keys().flatten().copied());
         found.places = Places::with_used(get("BACKENDS").capacity, used);
         for (key, action) in tables.out_rules.iter().flatten() {
             let (bits, data) = (key.prefix_len(), key.data());
@@ -110,14 +132,61 @@ impl Installed {
         found
     }
 
+    /// Endpoints that are out of rotation have no slot, but a place and counters. Places are given
+    /// out in order and never empty again: the first that nothing was ever written to ends them.
+    fn adopt_backends(&mut self, tables: &Tables) -> Vec<u32> {
+        let mut used = Vec::new();
+        for place in 0..get("BACKENDS").capacity {
+            let Ok(backend) = tables.backends.get(&place, 0) else {
+                break;
+            };
+            if backend.addr.is_unspecified() && backend.port == 0 && backend.version_id == 0 {
+                break;
+            }
+            // A retired one is of no version.
+            if backend.version_id != 0 {
+                self.note(place, &backend);
+                used.push(place);
+            }
+        }
+        used
+    }
+
+    fn note(&mut self, place: u32, backend: &Backend) {
+        let placed = Placed {
+            place,
+            state: backend.state,
+            cap: backend.cap,
+        };
+        self.backends.insert(backend_key(backend), placed);
+    }
+
+    /// The endpoints of the table that stands.
+    pub(super) fn watched(&self) -> &[Watched] {
+        &self.watched
+    }
+
+    /// Places whose counters the last table has set to zero.
+    pub(super) fn fresh(&self) -> &[u32] {
+        &self.fresh
+    }
+
     /// Writes the difference between what stands and the table. After an error of a write the next
     /// call starts from what the maps hold then.
     pub(super) fn apply(
         &mut self,
         tables: &mut Tables,
         table: &KernelTable,
+        instance: &Instance,
     ) -> Result<(), KernelError> {
-        let plan = plan(self, table)?;
+        let busy = |cap| tables.caps.get(&cap, 0).is_ok_and(|cap| cap.active != 0);
+        let plan = plan(self, table, &busy)?;
+        // Before any map names one of them.
+        if plan.next.numbers != self.numbers
+            && let Err(error) = plan.next.numbers.write(instance)
+        {
+            tracing::warn!(%error, "versions.json could not be written: a restart counts anew");
+        }
         match plan.write(self, tables) {
             Ok(()) => {
                 *self = plan.next;
@@ -125,7 +194,7 @@ impl Installed {
             }
             Err(error) => {
                 // Neither the old nor the new one stands: what does is in the maps alone.
-                *self = Self::adopt(tables);
+                *self = Self::adopt(tables, instance);
                 Err(error)
             }
         }
@@ -137,7 +206,11 @@ fn backend_key(backend: &Backend) -> BackendKey {
 }
 
 /// Chooses places for everything; refuses what doesn't fit or contradicts itself.
-fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
+fn plan(
+    now: &Installed,
+    table: &KernelTable,
+    busy: &dyn Fn(u32) -> bool,
+) -> Result<Plan, KernelError> {
     capacity("SERVICES", table.services.len())?;
     capacity(
         "OUT_RULES",
@@ -145,6 +218,7 @@ fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
     )?;
     let mut next = now.clone();
     next.ranges.turn();
+    number(now, &mut next, table, busy)?;
     let (places, backends) = place_backends(now, &mut next, table)?;
     let mut wanted: HashMap<Vec<u32>, u32> = HashMap::new();
     let mut new_slots = Vec::new();
@@ -195,6 +269,37 @@ fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
     })
 }
 
+/// Numbers and limits of the versions that have endpoints in the table.
+fn number(
+    now: &Installed,
+    next: &mut Installed,
+    table: &KernelTable,
+    busy: &dyn Fn(u32) -> bool,
+) -> Result<(), KernelError> {
+    let mut named = vec![false; table.versions.len()];
+    for backend in &table.backends {
+        match named.get_mut(backend.version_id as usize) {
+            Some(named) => *named = true,
+            None => {
+                return Err(KernelError::BadTable(format!(
+                    "an endpoint of version {} of {}",
+                    backend.version_id,
+                    table.versions.len()
+                )));
+            }
+        }
+    }
+    let wanted = table.versions.iter().zip(&named);
+    let wanted = wanted
+        .filter(|(_, named)| **named)
+        .map(|(version, _)| version);
+    next.numbers = now.numbers.next(wanted.clone(), busy)?;
+    next.limits = wanted
+        .filter_map(|version| Some((next.numbers.cap(version), u64::from(version.cap?))))
+        .collect();
+    Ok(())
+}
+
 /// The place of each endpoint of the table, and what must be written for it.
 fn place_backends(
     now: &Installed,
@@ -204,8 +309,16 @@ fn place_backends(
     let mut writes = Vec::new();
     next.backends = HashMap::with_capacity(table.backends.len());
     let mut places = Vec::with_capacity(table.backends.len());
-    for backend in &table.backends {
-        let (key, state) = (backend_key(backend), backend.state);
+    next.watched = Vec::with_capacity(table.backends.len());
+    next.fresh.clear();
+    for (at, backend) in (0..).zip(&table.backends) {
+        let version = &table.versions[backend.version_id as usize];
+        let backend = Backend {
+            version_id: next.numbers.version(version),
+            cap: next.numbers.cap(version),
+            ..*backend
+        };
+        let key = backend_key(&backend);
         let standing = next
             .backends
             .get(&key)
@@ -218,11 +331,19 @@ fn place_backends(
                 .allocate()
                 .ok_or_else(|| full("BACKENDS", table))?,
         };
-        let placed = Placed { place, state };
+        let placed = Placed {
+            place,
+            state: backend.state,
+            cap: backend.cap,
+        };
         if standing != Some(placed) {
-            writes.push((place, *backend, standing.is_none()));
+            writes.push((place, backend, standing.is_none()));
+        }
+        if standing.is_none() {
+            next.fresh.push(place);
         }
         next.backends.insert(key, placed);
+        next.watched.push(Watched { place, backend: at });
         places.push(place);
     }
     for (key, placed) in &now.backends {
@@ -293,6 +414,14 @@ fn full(map: &'static str, table: &KernelTable) -> KernelError {
 impl Plan {
     fn write(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
         let at = |map| move |source: MapError| KernelError::Map { map, source };
+        for (cap, limit) in &self.next.limits {
+            if now.limits.get(cap) != Some(limit) {
+                tables
+                    .cap_limits
+                    .set(*cap, *limit, 0)
+                    .map_err(at("CAP_LIMITS"))?;
+            }
+        }
         for (place, backend, new) in &self.backends {
             if *new {
                 zero_stats(tables, *place)?;
@@ -365,8 +494,8 @@ impl Plan {
                 let free = Backend {
                     addr: key.0,
                     port: key.1,
-                    state: 0,
-                    version_id: key.2,
+                    state: BACKEND_OUT,
+                    version_id: 0,
                     cap: 0,
                     _pad: 0,
                 };
@@ -421,19 +550,14 @@ fn remove_stale(next: &Installed, now: &Installed, tables: &mut Tables) -> Resul
     Ok(())
 }
 
-/// A new endpoint starts from zero, on every CPU.
+/// A new endpoint starts from zero.
 fn zero_stats(tables: &mut Tables, place: u32) -> Result<(), KernelError> {
-    let zero = vec![EndpointStats::default(); aya::util::nr_cpus().unwrap_or(1)];
-    aya::maps::PerCpuValues::try_from(zero)
-        .map_err(KernelError::io("EP_STATS"))
-        .and_then(|values| {
-            tables
-                .ep_stats
-                .set(place, values, 0)
-                .map_err(|source| KernelError::Map {
-                    map: "EP_STATS",
-                    source,
-                })
+    tables
+        .ep_stats
+        .set(place, EndpointStats::default(), 0)
+        .map_err(|source| KernelError::Map {
+            map: "EP_STATS",
+            source,
         })
 }
 

@@ -13,6 +13,7 @@ use super::{
     cgroups::{self, Cgroup},
     config, cookie,
     error::KernelError,
+    feedback::Counters,
     hooks::{self, Hooks},
     object::{self, CGROUP_HOOKS, EGRESS_GUARD, FLOW_OPS, OPTIONAL_HOOKS, Programs, STEER},
     origin::Origins,
@@ -101,6 +102,7 @@ fn open(
         .any(|(_, entry)| entry.mode == mesh_common::pod::MODE_LOOPBACK);
     let standing = attach_all(&pins, &programs, &points, &agent, loopback, &mut made.pins)?;
     Ok(Parts {
+        counters: Counters::map(&pins)?,
         listeners: Sockets::pinned(&pins)?,
         origins: Origins::open(&pins)?,
         steer: programs.take(STEER)?,

@@ -29,6 +29,7 @@ pub(super) const fn call(helper: u32) -> u64 {
 }
 pub(super) const EXIT: u64 = 0x95;
 
+pub(super) const CGROUP_SOCK: u32 = 9;
 pub(super) const SOCK_OPS: u32 = 13;
 pub(super) const SOCK_ADDR: u32 = 18;
 pub(super) const SK_LOOKUP: u32 = 30;

@@ -9,6 +9,7 @@
 
 mod adopt;
 mod apply;
+pub mod atomics;
 mod attach;
 pub mod audit;
 mod capability;
@@ -18,6 +19,7 @@ mod cookie;
 mod enrol;
 mod error;
 mod features;
+pub mod feedback;
 mod guard;
 mod heartbeat;
 mod hooks;
@@ -26,6 +28,7 @@ pub mod inventory;
 mod loopback;
 pub mod mounts;
 mod netns;
+mod numbers;
 mod object;
 mod origin;
 mod pins;
@@ -60,7 +63,8 @@ use mesh_common::{
 use serde::Serialize;
 
 use self::{
-    apply::Installed, audit::Audit, guard::Guard, pins::Pins, records::Record, route::Steering, tables::Tables,
+    apply::Installed, audit::Audit, feedback::Feedback, guard::Guard, pins::Pins, records::Record,
+    route::Steering, tables::Tables,
     workload::Workload,
 };
 pub use self::{
@@ -178,6 +182,7 @@ pub struct Kernel {
     guard: Guard,
     audit: Audit,
     installed: Installed,
+    feedback: Feedback,
     workloads: BTreeMap<u32, Workload>,
     /// What an agent before us enrolled and we have not, yet; and what we could not enrol and hold
     /// by its failure mode.
@@ -215,7 +220,8 @@ impl Kernel {
     fn new(options: &KernelOptions, parts: Parts, lock: pins::Lock) -> Self {
         let mut kernel = Self {
             instance: options.instance.clone(),
-            installed: Installed::adopt(&parts.tables),
+            feedback: Feedback::new(parts.counters),
+            installed: Installed::adopt(&parts.tables, &options.instance),
             pins: parts.pins,
             config: parts.config,
             tables: parts.tables,
@@ -245,8 +251,16 @@ impl Kernel {
     /// A map is full or the table contradicts itself: nothing was changed. The kernel refused a
     /// write: the next call writes what is missing.
     pub fn apply(&mut self, table: &KernelTable) -> Result<(), KernelError> {
-        self.installed.apply(&mut self.tables, table)?;
+        self.installed
+            .apply(&mut self.tables, table, &self.instance)?;
+        self.feedback.follow(&self.installed);
         self.hooks.datagrams(&self.pins, table.denies_datagrams())
+    }
+
+    /// What the kernel counted since the last call, at the endpoints of the table that stands: those
+    /// alone with which something happened.
+    pub fn endpoint_counts(&mut self) -> Vec<feedback::Counted> {
+        self.feedback.read()
     }
 
     /// Pauses or resumes capture (`mesh redirect off|on`).
@@ -330,6 +344,7 @@ impl Kernel {
 
 /// What a start has opened.
 struct Parts {
+    counters: feedback::Counters,
     pins: Pins,
     tables: Tables,
     listeners: tables::Sockets,

@@ -11,6 +11,7 @@ use aya_log::EbpfLogger;
 use mesh_common::maps::ALL;
 
 use super::{
+    atomics,
     error::KernelError,
     features::{Features, Role},
     pins::Pins,
@@ -27,6 +28,8 @@ pub(super) static OBJECT: &[u8] = &[];
 /// Programs that attach to the workloads' cgroups.
 pub(super) const CGROUP_HOOKS: [(&str, AttachType); 6] = [
     ("flow_ops", AttachType::SockOps),
+    // Before the connect hooks: what they hold must be given back.
+    ("sock_release", AttachType::SockRelease),
     ("getpeername4", AttachType::GetPeername4),
     ("getpeername6", AttachType::GetPeername6),
     ("mark_guard", AttachType::SetSockopt),
@@ -214,7 +217,10 @@ pub(super) fn loader(features: Features, role: Role) -> EbpfLoader<'static> {
 }
 
 pub(super) fn open(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, KernelError> {
-    loader.load(OBJECT).map_err(|error| KernelError::Load {
+    let fetching = atomics::fetching().map_err(KernelError::io("a program with an atomic"))?;
+    let patched = (!fetching).then(|| atomics::without_fetch(OBJECT).0);
+    let bytes = patched.as_deref().unwrap_or(OBJECT);
+    loader.load(bytes).map_err(|error| KernelError::Load {
         what: "the eBPF object".to_owned(),
         why: chain(&error),
     })

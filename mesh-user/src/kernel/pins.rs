@@ -4,7 +4,7 @@
 //! <bpffs>/mesh/<instance>/v<ABI>/MAP           every map of mesh_common::maps
 //! <bpffs>/mesh/<instance>/v<ABI>/progs/NAME    every program
 //! <bpffs>/mesh/<instance>/v<ABI>/links/NAME-N  N: cgroup id, or the workload's number for steer
-//! /run/mesh/<instance>/                        lock, admin socket, workloads.json
+//! /run/mesh/<instance>/                        lock, admin socket, workloads.json, versions.json
 //! ```
 
 use std::{

@@ -9,8 +9,8 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    KernelError, capability, cgroups, cookie,
-    features::{self, EXIT, SK_LOOKUP, SOCK_ADDR, SOCK_OPS, call, mov_r0},
+    KernelError, atomics, capability, cgroups, cookie,
+    features::{self, CGROUP_SOCK, EXIT, SK_LOOKUP, SOCK_ADDR, SOCK_OPS, call, mov_r0},
     mounts, object,
     sys::{self, AttachType},
 };
@@ -208,6 +208,13 @@ fn features() -> Vec<Check> {
             "4.13",
         ),
         program(
+            "program sock_release",
+            CGROUP_SOCK,
+            AttachType::SockRelease,
+            &allow,
+            "5.9",
+        ),
+        program(
             "program sk_lookup",
             SK_LOOKUP,
             AttachType::SkLookup,
@@ -237,6 +244,17 @@ fn features() -> Vec<Check> {
             "helper bpf_get_current_cgroup_id in sock_ops",
             features::current_cgroup(),
             "nothing to do: a variant of flow_ops for the agent's cgroup takes its place",
+        ),
+        Check::wanted(
+            "fetching atomics",
+            match atomics::fetching() {
+                Ok(true) => Ok("work: splits and connection caps of the kernel are exact".into()),
+                Ok(false) => Err("this kernel lacks them: the kernel's splits and connection caps \
+                                  are off by as many connections as CPUs connect at once"
+                    .into()),
+                Err(error) => Err(error.to_string()),
+            },
+            "Linux 5.12 or newer has them",
         ),
         feature(
             "map ring buffer",

@@ -89,6 +89,7 @@ pub(super) enum AttachType {
     GetPeername6 = 30,
     GetSockname4 = 31,
     GetSockname6 = 32,
+    SockRelease = 34,
     SkLookup = 36,
     TcxIngress = 46,
 }

@@ -10,7 +10,7 @@ use mesh_common::{
     listener::ListenerKey,
     maps::{OutRuleKey, get},
     pod::{Guarded, PodAddr, PodEntry, PodSources},
-    service::{Backend, EndpointStats, ServiceEntry, ServiceKey},
+    service::{Backend, Cap, EndpointStats, ServiceEntry, ServiceKey},
 };
 
 use super::{error::KernelError, pins::Pins, sys};
@@ -56,9 +56,11 @@ tables! {
     /// What the agent writes.
     Tables {
         backends: Slots<Backend> = "BACKENDS",
+        cap_limits: Slots<u64> = "CAP_LIMITS",
+        caps: Slots<Cap> = "CAPS",
         config: Slots<Config> = "CONFIG",
         counters: PerCpu<u64> = "COUNTERS",
-        ep_stats: PerCpu<EndpointStats> = "EP_STATS",
+        ep_stats: Slots<EndpointStats> = "EP_STATS",
         events: RingBuf<MapData> = "EVENTS",
         guarded: Hash<u32, Guarded> = "GUARDED",
         heartbeat: Slots<u64> = "HEARTBEAT",
@@ -75,7 +77,10 @@ tables! {
     /// What the command line reads.
     Readable {
         backends: Slots<Backend> = "BACKENDS",
+        cap_limits: Slots<u64> = "CAP_LIMITS",
+        caps: Slots<Cap> = "CAPS",
         config: Slots<Config> = "CONFIG",
+        ep_stats: Slots<EndpointStats> = "EP_STATS",
         counters: PerCpu<u64> = "COUNTERS",
         flows: Hash<FlowKey, Flow> = "FLOWS",
         grants: Hash<Tuple, Grant> = "GRANTS",

@@ -2,6 +2,7 @@
 //!
 //! Opening a pin needs no CAP_SYS_ADMIN; enumerating objects by id would.
 
+mod endpoints;
 mod rows;
 
 use std::{
@@ -11,9 +12,12 @@ use std::{
     time::Duration,
 };
 
-pub use self::rows::{ConnRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow};
+pub use self::rows::{
+    ConnRow, EndpointRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow,
+};
 use super::{
     Instance, KernelError, mounts,
+    numbers::Numbers,
     object::{self, EGRESS_GUARD, STEER},
     pins::Pins,
     records,
@@ -29,7 +33,9 @@ use mesh_common::{
     maps::{ALL, Kind},
     pod::{FAIL_CLOSED, MODE_LOOPBACK, MODE_MARK, PodEntry},
     reason::Reason,
-    service::{DECIDE_KERNEL, DECIDE_PASS, DECIDE_PROXY, FLAG_ROUTABLE, ServiceEntry},
+    service::{
+        BACKEND_REFUSE, DECIDE_KERNEL, DECIDE_PASS, DECIDE_PROXY, FLAG_ROUTABLE, ServiceEntry,
+    },
 };
 
 /// The pinned maps of one instance.
@@ -38,6 +44,8 @@ pub struct View {
     pins: Pins,
     tables: Readable,
     names: HashMap<u32, String>,
+    /// Service and version by the number of the version.
+    versions: BTreeMap<u32, (String, String)>,
 }
 
 impl View {
@@ -61,6 +69,7 @@ impl View {
             pins,
             tables,
             names,
+            versions: Numbers::read(instance).names(),
         })
     }
 
@@ -167,6 +176,8 @@ impl View {
                 address: key.addr.with_port(key.port),
                 service_id: entry.service_id,
                 decision: decision(entry.decision).to_owned(),
+                service: self.service_of(&entry),
+                slots: entry.slots_len,
                 backends: self.split(&entry),
                 routable: entry.flags & FLAG_ROUTABLE != 0,
             })
@@ -183,7 +194,9 @@ impl View {
             let Ok(place) = self.tables.slots.get(&index, 0) else {
                 break;
             };
-            if let Ok(backend) = self.tables.backends.get(&place, 0) {
+            if let Ok(backend) = self.tables.backends.get(&place, 0)
+                && backend.state != BACKEND_REFUSE
+            {
                 *shares
                     .entry(backend.addr.with_port(backend.port))
                     .or_default() += 1;
@@ -200,6 +213,7 @@ impl View {
             rows.push(ConnRow {
                 asked: Some(flow.asked.with_port(flow.asked_port)),
                 verdict: verdict(flow.verdict).to_owned(),
+                version: self.version_of(flow.backend),
                 tgid: flow.tgid,
                 ..self.conn(
                     "out",
@@ -239,6 +253,7 @@ impl View {
             destination: tuple.dst.with_port(tuple.dport),
             asked: None,
             verdict: "-".to_owned(),
+            version: None,
             state: if state == ESTABLISHED {
                 "established"
             } else {
@@ -412,6 +427,7 @@ fn verdict(code: u8) -> &'static str {
 fn kind(program: &str) -> &'static str {
     match program {
         "flow_ops" => "sock_ops",
+        "sock_release" => "cgroup_sock",
         STEER => "sk_lookup",
         EGRESS_GUARD => "sched_cls",
         "mark_guard" | "original_dst" => "cgroup_sockopt",

@@ -2,7 +2,7 @@
 //!
 //! Compiled by `policy::snapshot`, written (as a difference) by `kernel`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_common::{
     addr::Addr,
@@ -10,15 +10,20 @@ use mesh_common::{
 };
 use serde::Serialize;
 
-/// Desired content of `SERVICES`, `SLOTS`, `BACKENDS` and `OUT_RULES`.
+/// Desired content of `SERVICES`, `SLOTS`, `BACKENDS`, `CAP_LIMITS` and `OUT_RULES`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KernelTable {
     /// `SERVICES`, by (address, port); TCP only.
     pub services: BTreeMap<(Addr, u16), ServiceEntry>,
     /// `SLOTS`: backend numbers in weighted, interleaved order.
     pub slots: Vec<u32>,
-    /// `BACKENDS`.
+    /// `BACKENDS`. `version_id` is an index in `versions`; `cap` is 0: both become numbers that
+    /// outlive the table when it is written.
     pub backends: Vec<Backend>,
+    /// For each of `backends` its index among its version's endpoints; `u32::MAX`: it is none.
+    pub endpoints: Vec<u32>,
+    /// The versions that backends belong to, in the order of the snapshot's.
+    pub versions: Vec<KernelVersion>,
     /// Names for people, by `ServiceEntry::service_id`: `namespace/name:port`.
     pub names: BTreeMap<u32, ServiceName>,
     /// `OUT_RULES` for TCP: (address, prefix length over 128 bits, port or 0, action).
@@ -33,6 +38,19 @@ impl KernelTable {
         let deny = mesh_common::maps::OUT_DENY;
         self.outbound_udp.iter().any(|(.., action)| *action == deny)
     }
+}
+
+/// A version of a service port, by its names: what numbers in the maps stay with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KernelVersion {
+    /// `namespace/name` of the service.
+    pub service: Arc<str>,
+    /// Port number.
+    pub port: u16,
+    /// The version's name.
+    pub version: Arc<str>,
+    /// Connections that the kernel may open for it at once; none: any number.
+    pub cap: Option<u32>,
 }
 
 /// What a service id means, and why the service takes the path it takes.

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use ipnet::IpNet;
 use serde::Serialize;
 
+pub mod kernel_path;
 pub mod kernel_table;
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
@@ -88,6 +89,24 @@ pub struct Port {
     pub target: u16,
     /// What is spoken on it.
     pub protocol: Protocol,
+    /// Who shall decide for its connections.
+    pub path: PathChoice,
+}
+
+/// Who shall decide for the connections of a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathChoice {
+    /// The cheapest that honours its rules and policies: the kernel only for protocol `tcp`, for
+    /// an HTTP port would lose the choice for each request, its metrics and its access log.
+    #[default]
+    Auto,
+    /// The kernel. Rules and policies that it can't honour are refused.
+    Kernel,
+    /// The kernel as long as it can honour the rules and policies, else the proxy.
+    PreferKernel,
+    /// The proxy.
+    Proxy,
 }
 
 /// What is spoken on a port.

@@ -88,7 +88,22 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
     let mut snapshot = compiler.snapshot;
     let numbers = previous.map(|previous| &previous.numbers);
     (snapshot.kernel, snapshot.numbers) = slots::build(&snapshot, numbers);
+    settle_paths(&mut snapshot);
     snapshot
+}
+
+/// A port for whose split the kernel has no room is the proxy's after all.
+fn settle_paths(snapshot: &mut Snapshot) {
+    for port in &mut snapshot.ports {
+        let name = snapshot
+            .numbers
+            .of(port)
+            .and_then(|id| snapshot.kernel.names.get(&id));
+        if let Some(name) = name.filter(|name| name.path != port.path) {
+            port.path = name.path;
+            port.path_reason.clone_from(&name.reason);
+        }
+    }
 }
 
 fn sources(model: &Model) -> Vec<Source> {
@@ -150,7 +165,7 @@ impl Compiler<'_> {
         let with_rules: Vec<(RuleIx, &Rule)> =
             plans.into_iter().zip(rules.iter().copied()).collect();
         let routes = RouteTable::new(&with_rules, &self.snapshot.sources);
-        let (path, path_reason) = path(service, &rules, &policies);
+        let (path, path_reason) = path(service, port, &rules, &policies);
         self.snapshot.ports.push(PortPlan {
             service: service.name.as_str().into(),
             namespace: service.namespace.as_str().into(),

@@ -33,7 +33,7 @@ use crate::{clock::MonoNanos, model::EjectionPolicy};
 
 mod live;
 
-pub(super) use live::{InFlight, tally};
+pub(super) use live::{InFlight, tally, tally_many};
 pub use live::{Live, Standing};
 use live::{PROBE_CHOSEN, PROBE_DUE, PROBE_NONE, reset};
 

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     clock::MonoNanos,
     model::{
-        Balance, DialFrom, Endpoint, Interception, Match, Model, Netns, Policy, Port, Protocol,
-        Rule, Select, Service, Tags, Target, TimeoutPolicy, Workload,
+        Balance, DialFrom, Endpoint, Interception, Match, Model, Netns, PathChoice, Policy, Port,
+        Protocol, Rule, Select, Service, Tags, Target, TimeoutPolicy, Workload,
     },
 };
 
@@ -74,6 +74,7 @@ pub(super) fn port(name: &str, number: u16, protocol: Protocol) -> Port {
         number,
         target: 8080,
         protocol,
+        path: PathChoice::Auto,
     }
 }
 

@@ -1,44 +1,51 @@
-//! What the kernel's maps must hold: who decides for an address, and the last split of each port
-//! as a list of slots.
+//! What the kernel's maps must hold: who decides for an address, and the split of each port as a
+//! list of slots.
 //!
-//! Every number that another map refers to (service ids, backend numbers, slot ranges) stays with
-//! its owner from one snapshot to the next, and what a snapshot frees is given out again only by
-//! the one after: the maps are written one entry at a time, and a connect in between must never
-//! read another service's endpoint.
+//! A port whose path is `kernel` is split exactly as its rule says: endpoints that are ejected have
+//! no slot, and the share of a version that has nobody left is refused, as the proxy answers it
+//! with 503. For the other ports the slots serve only where nobody decides; then an answer is worth
+//! more than an exact share, so such a version is left out.
+//!
+//! Numbers in a table mean something inside it alone (`kernel::apply` gives each entry a place that
+//! stays), but for service ids, which stay from one snapshot to the next.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
     sync::Arc,
 };
 
 use mesh_common::{
     addr::Addr,
     maps,
-    service::{Backend, DECIDE_KERNEL, DECIDE_PASS, DECIDE_PROXY, FLAG_ROUTABLE, ServiceEntry},
+    service::{
+        BACKEND_ON, BACKEND_OUT, BACKEND_REFUSE, Backend, DECIDE_KERNEL, DECIDE_PASS, DECIDE_PROXY,
+        FLAG_ROUTABLE, ServiceEntry,
+    },
 };
 
-use super::{Snapshot, VersionIx, snapshot::PortPlan};
+use super::{
+    Snapshot, VersionIx,
+    describe::Origin,
+    snapshot::{EndpointState, PortPlan, VersionPlan},
+};
 use crate::model::{
-    Model, OutboundAction,
-    kernel_table::{KernelTable, Path, ServiceName},
+    Model, OutboundAction, kernel_path,
+    kernel_table::{KernelTable, KernelVersion, Path, ServiceName},
 };
 
-/// Slots of one port at most. Shares that fit no shorter list are rounded to 1/1024: within 0.1
-/// percentage points.
+/// Slots of one list at most, unless it has more than a quarter as many endpoints. Shares that fit
+/// no shorter list are rounded to 1/1024: within 0.1 percentage points.
 pub(super) const SLOTS_MAX: usize = 1_024;
+
+/// Slots for each endpoint of a very long list: nobody is rounded to nothing.
+const SLOTS_EACH: usize = 4;
 
 /// Names a service port: `namespace/name` and port number.
 type PortKey = (Arc<str>, u16);
 
-/// The numbers that were given out.
+/// The service ids that were given out.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Numbers {
-    ids: BTreeMap<PortKey, u32>,
-    backends: BTreeMap<(PortKey, SocketAddr), u32>,
-    /// First slot and how many.
-    ranges: BTreeMap<PortKey, (u32, u32)>,
-}
+pub(super) struct Numbers(BTreeMap<PortKey, u32>);
 
 /// Weighted, interleaved order: position `n` of the result says whose turn it is. Exact when the
 /// weights' ratios need at most `max` turns, else rounded to 1/`max` (largest remainder). The turns
@@ -100,276 +107,280 @@ fn gcd(a: u128, b: u128) -> u128 {
     a
 }
 
-/// The endpoints of the port's default split, with their weights in whole numbers.
-///
-/// The default split is what a connection gets that no condition speaks of: the targets of the
-/// first rule without conditions, else all endpoints. Endpoints that aren't ready are left out, and
-/// so is a version without any: it is used only when nobody decides, and then an answer is worth
-/// more than an exact share.
-fn default_split(snapshot: &Snapshot, port: &PortPlan) -> Vec<(SocketAddr, VersionIx, u128)> {
-    let targets = match port.routes.catch_all() {
-        Some(rule) => snapshot.rule(rule).targets.clone(),
-        None => vec![(port.all, 1)],
-    };
-    let usable = |version: VersionIx| {
-        snapshot
-            .version(version)
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.is_usable())
-    };
-    let sums: Vec<u128> = targets
-        .iter()
-        .map(|(version, _)| {
-            usable(*version)
-                .map(|endpoint| u128::from(endpoint.weight))
-                .sum()
-        })
-        .collect();
-    // Over a common denominator all shares are whole; where that overflows, 10^-12 is fine enough.
-    let common = sums
-        .iter()
-        .filter(|sum| **sum > 0)
-        .try_fold(1_u128, |lcm, sum| {
-            (lcm / gcd(lcm, *sum))
-                .checked_mul(*sum)
-                .filter(|lcm| *lcm < 1 << 60)
-        });
-    let mut split: BTreeMap<SocketAddr, (VersionIx, u128)> = BTreeMap::new();
-    let mut order = Vec::new();
-    for ((version, weight), sum) in targets.iter().zip(&sums) {
-        for endpoint in usable(*version).filter(|_| *weight > 0) {
-            let parts = u128::from(*weight) * u128::from(endpoint.weight);
-            let share = match common {
-                Some(common) => parts * (common / sum),
-                None => parts * 1_000_000_000_000 / sum,
-            };
-            let entry = split.entry(endpoint.address).or_insert_with(|| {
-                order.push(endpoint.address);
-                (*version, 0)
-            });
-            entry.1 += share;
-        }
-    }
-    order
-        .into_iter()
-        .map(|address| (address, split[&address].0, split[&address].1))
-        .collect()
-}
-
 /// The maps' content, and the numbers in it.
 pub(super) fn build(snapshot: &Snapshot, previous: Option<&Numbers>) -> (KernelTable, Numbers) {
-    let lists: Vec<PortList> = snapshot
-        .ports
-        .iter()
-        .map(|port| PortList::new(snapshot, port))
-        .collect();
     let empty = Numbers::default();
-    let numbers = Numbers::next(previous.unwrap_or(&empty), &lists);
-    let backends = numbers
-        .backends
-        .values()
-        .max()
-        .map_or(0, |most| *most as usize + 1);
-    let slots = numbers
-        .ranges
-        .values()
-        .map(|(first, count)| (first + count) as usize)
-        .max();
+    let numbers = Numbers::next(previous.unwrap_or(&empty), &snapshot.ports);
+    (table(snapshot, &numbers), numbers)
+}
+
+/// The maps' content as endpoints are ejected now.
+pub(super) fn table(snapshot: &Snapshot, numbers: &Numbers) -> KernelTable {
+    let versions = snapshot.versions.iter();
     let mut table = KernelTable {
-        backends: vec![FREE; backends],
-        slots: vec![0; slots.unwrap_or(0)],
+        versions: versions.map(|version| named(snapshot, version)).collect(),
         outbound: outbound(&snapshot.model),
         ..KernelTable::default()
     };
-    for (port, list) in snapshot.ports.iter().zip(&lists) {
-        let number_of = |at: u32| {
-            let (address, ..) = list.split[at as usize];
-            numbers.backends[&(list.key.clone(), address)]
-        };
-        for (at, (address, version, _)) in (0_u32..).zip(&list.split) {
-            table.backends[number_of(at) as usize] = Backend {
-                addr: Addr::from_ip(address.ip()),
-                port: address.port(),
-                state: 1,
-                version_id: port
-                    .versions
-                    .iter()
-                    .position(|ix| ix == version)
-                    .unwrap_or(0) as u32,
-                cap: 0,
-                _pad: 0,
-            };
-        }
-        let (first, count) = numbers.ranges.get(&list.key).copied().unwrap_or_default();
-        for (slot, at) in (first..first + count).zip(&list.order) {
-            table.slots[slot as usize] = number_of(*at);
-        }
-        let id = numbers.ids[&list.key];
-        add_service(
-            &mut table,
-            snapshot,
-            port,
-            id,
-            (first, count),
-            list.order.len(),
-        );
+    for port in &snapshot.ports {
+        let id = numbers.0.get(&key(port)).copied().unwrap_or_default();
+        add_port(&mut table, snapshot, port, id);
     }
-    (table, numbers)
+    table
 }
 
-/// The slots of one port, before they have numbers.
-struct PortList {
-    key: PortKey,
-    split: Vec<(SocketAddr, VersionIx, u128)>,
-    /// Positions in `split`.
-    order: Vec<u32>,
-}
-
-impl PortList {
-    fn new(snapshot: &Snapshot, port: &PortPlan) -> Self {
-        let split = default_split(snapshot, port);
-        let weights: Vec<u128> = split.iter().map(|(.., weight)| *weight).collect();
-        let order = interleave(&weights, SLOTS_MAX);
-        Self {
-            key: (Arc::clone(&port.key), port.number),
-            split,
-            order,
-        }
-    }
+fn key(port: &PortPlan) -> PortKey {
+    (Arc::clone(&port.key), port.number)
 }
 
 impl Numbers {
-    fn next(previous: &Self, lists: &[PortList]) -> Self {
-        let keys = lists.iter().map(|list| list.key.clone());
-        let backends = lists.iter().flat_map(|list| {
-            list.split
-                .iter()
-                .map(|(address, ..)| (list.key.clone(), *address))
-        });
-        let resting: BTreeSet<u32> = previous.backends.values().copied().collect();
-        let wanted: Vec<(PortKey, u32)> = lists
+    /// The id of a port.
+    pub(super) fn of(&self, port: &PortPlan) -> Option<u32> {
+        self.0.get(&key(port)).copied()
+    }
+
+    /// Keeps the numbers, and gives the lowest free ones, from 1, to new ports.
+    fn next(previous: &Self, ports: &[PortPlan]) -> Self {
+        let wanted: BTreeSet<PortKey> = ports.iter().map(key).collect();
+        let mut given: BTreeMap<PortKey, u32> = wanted
             .iter()
-            .map(|list| (list.key.clone(), list.order.len() as u32))
+            .filter_map(|key| previous.0.get(key).map(|number| (key.clone(), *number)))
             .collect();
-        Self {
-            // A service id only names a counter and a row: it needs no rest.
-            ids: number(&previous.ids, keys, &BTreeSet::new()),
-            backends: number(&previous.backends, backends, &resting),
-            ranges: ranges(&previous.ranges, &wanted),
+        let taken: BTreeSet<u32> = given.values().copied().collect();
+        let mut free = (1..).filter(|n| !taken.contains(n));
+        for key in wanted {
+            given
+                .entry(key)
+                .or_insert_with(|| free.next().unwrap_or(u32::MAX));
         }
+        Self(given)
     }
 }
 
-/// Backend 0 is never used: what an unused slot holds says «free».
-const FREE: Backend = Backend {
-    addr: Addr::UNSPECIFIED,
-    port: 0,
-    state: 0,
-    version_id: 0,
-    cap: 0,
-    _pad: 0,
-};
+fn named(snapshot: &Snapshot, version: &VersionPlan) -> KernelVersion {
+    let port = snapshot.port(version.port);
+    let breaker = &version.effective.breaker;
+    let capped = port.path == Path::Kernel && breaker.from != Origin::Default;
+    KernelVersion {
+        service: Arc::clone(&port.key),
+        port: port.number,
+        version: Arc::clone(&version.name),
+        cap: capped.then(|| kernel_path::cap(&breaker.value)),
+    }
+}
 
-fn add_service(
-    table: &mut KernelTable,
-    snapshot: &Snapshot,
-    port: &PortPlan,
-    service_id: u32,
-    (slots_off, slots_len): (u32, u32),
-    wanted: usize,
-) {
+/// One version's part of a split.
+struct Part {
+    weight: u32,
+    /// Numbers of its endpoints that may be chosen, whether they are IPv4, and their weights.
+    usable: Vec<(u32, bool, u32)>,
+    /// What stands for it when it has none: on the kernel path only.
+    refuse: Option<u32>,
+}
+
+/// Where connections go that no condition speaks of: the targets of the first rule without
+/// conditions, else all endpoints. On the kernel path there are no conditions.
+fn targets(snapshot: &Snapshot, port: &PortPlan) -> Vec<(VersionIx, u32)> {
+    match port.routes.catch_all() {
+        Some(rule) => snapshot.rule(rule).targets.clone(),
+        None => vec![(port.all, 1)],
+    }
+}
+
+fn add_port(table: &mut KernelTable, snapshot: &Snapshot, port: &PortPlan, service_id: u32) {
+    let parts: Vec<Part> = targets(snapshot, port)
+        .into_iter()
+        .map(|(version, weight)| Part {
+            weight,
+            ..part(table, snapshot, port, version)
+        })
+        .collect();
     let service = &snapshot.model.services[port.service_index];
-    let entry = ServiceEntry {
-        service_id,
-        decision: match port.path {
-            Path::Pass => DECIDE_PASS,
-            Path::Kernel => DECIDE_KERNEL,
-            Path::Proxy => DECIDE_PROXY,
-        },
-        slots_off,
-        slots_len,
-        flags: if service.routable { FLAG_ROUTABLE } else { 0 },
-        _pad: 0,
-    };
+    let mut lists: [Option<Result<(u32, u32), NoRoom>>; 2] = [None, None];
     for address in &service.addresses {
+        let v4 = address.to_canonical().is_ipv4();
+        let known = lists[usize::from(v4)];
+        let list = known.unwrap_or_else(|| {
+            let other = lists[usize::from(!v4)];
+            add_list(table, &order(&parts, v4), other.and_then(Result::ok))
+        });
+        lists[usize::from(v4)] = Some(list);
+    }
+    let full = lists.iter().flatten().any(Result::is_err);
+    let (path, reason) = settled(port, full);
+    for address in &service.addresses {
+        let list = lists[usize::from(address.to_canonical().is_ipv4())];
+        let (slots_off, slots_len) = list.and_then(Result::ok).unwrap_or_default();
+        let entry = ServiceEntry {
+            service_id,
+            decision: match path {
+                Path::Pass => DECIDE_PASS,
+                Path::Kernel => DECIDE_KERNEL,
+                Path::Proxy => DECIDE_PROXY,
+            },
+            slots_off,
+            slots_len,
+            flags: if service.routable { FLAG_ROUTABLE } else { 0 },
+            _pad: 0,
+        };
         // The first that claims an address has it; the configuration refuses a second.
         table
             .services
             .entry((Addr::from_ip(*address), port.number))
             .or_insert(entry);
     }
-    let mut reason = port.path_reason.clone();
-    if wanted > 0 && slots_len == 0 {
-        reason.push_str("; no split in the kernel: SLOTS is full");
-    }
     let name = ServiceName {
         service: port.key.to_string(),
         port: port.number,
-        path: port.path,
+        path,
         reason,
     };
     table.names.insert(service_id, name);
 }
 
-/// Keeps the numbers of `previous`, and gives the lowest free ones, from 1, to the others.
-fn number<K: Ord + Clone>(
-    previous: &BTreeMap<K, u32>,
-    wanted: impl Iterator<Item = K>,
-    resting: &BTreeSet<u32>,
-) -> BTreeMap<K, u32> {
-    let wanted: BTreeSet<K> = wanted.collect();
-    let mut given: BTreeMap<K, u32> = wanted
-        .iter()
-        .filter_map(|key| previous.get(key).map(|number| (key.clone(), *number)))
-        .collect();
-    let taken: BTreeSet<u32> = given.values().copied().collect();
-    let mut free = (1..).filter(|n| !taken.contains(n) && !resting.contains(n));
-    for key in wanted {
-        given
-            .entry(key)
-            .or_insert_with(|| free.next().unwrap_or(u32::MAX));
+/// Without slots the kernel can't decide: the proxy does.
+fn settled(port: &PortPlan, full: bool) -> (Path, String) {
+    let mut reason = port.path_reason.clone();
+    if !full {
+        return (port.path, reason);
     }
-    given
+    reason.push_str("; no split in the kernel: SLOTS is full");
+    match port.path {
+        Path::Kernel => (Path::Proxy, reason),
+        path => (path, reason),
+    }
 }
 
-/// Keeps ranges that still have the right length; the others get the first gap that is free in
-/// both snapshots. Who finds none gets no range.
-fn ranges(
-    previous: &BTreeMap<PortKey, (u32, u32)>,
-    wanted: &[(PortKey, u32)],
-) -> BTreeMap<PortKey, (u32, u32)> {
-    let capacity = maps::get("SLOTS").capacity;
-    let mut gaps: Vec<(u32, u32)> = Vec::new();
-    let mut taken: Vec<(u32, u32)> = previous
-        .values()
-        .copied()
-        .filter(|(_, count)| *count > 0)
-        .collect();
-    taken.sort_unstable();
-    let mut end = 0;
-    for (first, count) in taken {
-        if first > end {
-            gaps.push((end, first));
-        }
-        end = end.max(first + count);
+/// `SLOTS` has no room.
+#[derive(Clone, Copy)]
+struct NoRoom;
+
+/// Adds a list, or finds it equal to that of the other family.
+fn add_list(
+    table: &mut KernelTable,
+    order: &[u32],
+    other: Option<(u32, u32)>,
+) -> Result<(u32, u32), NoRoom> {
+    let range = |(first, count): (u32, u32)| first as usize..(first + count) as usize;
+    if let Some(other) = other.filter(|other| table.slots[range(*other)] == *order) {
+        return Ok(other);
     }
-    gaps.push((end, capacity));
-    let mut given = BTreeMap::new();
-    for (key, count) in wanted {
-        if let Some(kept) = previous.get(key).filter(|(_, had)| had == count) {
-            given.insert(key.clone(), *kept);
+    let first = table.slots.len();
+    if order.len() > (maps::get("SLOTS").capacity as usize).saturating_sub(first) {
+        return Err(NoRoom);
+    }
+    table.slots.extend_from_slice(order);
+    Ok((first as u32, order.len() as u32))
+}
+
+/// A version's endpoints, added to the table. On the kernel path also those that get nothing now:
+/// they keep their places, and with them their counters.
+fn part(table: &mut KernelTable, snapshot: &Snapshot, port: &PortPlan, version: VersionIx) -> Part {
+    let kernel = port.path == Path::Kernel;
+    let mut usable = Vec::new();
+    for (index, endpoint) in (0..).zip(&snapshot.version(version).endpoints) {
+        let on = endpoint.is_usable() && (!kernel || endpoint.live.is_eligible());
+        if !on && !kernel {
             continue;
         }
-        if let Some(gap) = gaps
-            .iter_mut()
-            .find(|(from, to)| to.saturating_sub(*from) >= *count)
-        {
-            given.insert(key.clone(), (gap.0, *count));
-            gap.0 += count;
+        let backend = backend(endpoint, version, on);
+        let number = push(table, backend, index);
+        if on {
+            usable.push((number, backend.addr.is_v4(), endpoint.weight));
         }
     }
-    given
+    let refuse = kernel.then(|| {
+        let nobody = Backend {
+            addr: Addr::UNSPECIFIED,
+            port: 0,
+            state: BACKEND_REFUSE,
+            version_id: version.0,
+            cap: 0,
+            _pad: 0,
+        };
+        push(table, nobody, u32::MAX)
+    });
+    Part {
+        weight: 0,
+        usable,
+        refuse,
+    }
+}
+
+fn backend(endpoint: &EndpointState, version: VersionIx, on: bool) -> Backend {
+    Backend {
+        addr: Addr::from_ip(endpoint.address.ip()),
+        port: endpoint.address.port(),
+        state: if on { BACKEND_ON } else { BACKEND_OUT },
+        version_id: version.0,
+        cap: 0,
+        _pad: 0,
+    }
+}
+
+fn push(table: &mut KernelTable, backend: Backend, endpoint: u32) -> u32 {
+    table.backends.push(backend);
+    table.endpoints.push(endpoint);
+    table.backends.len() as u32 - 1
+}
+
+/// The order in which a virtual address of one family gives its connections out.
+///
+/// An IPv4 socket reaches IPv4 endpoints only. One that asked for an IPv6 address gets an IPv6
+/// endpoint where its version has one, for it may be bound to that family; else a v4-mapped one.
+fn order(parts: &[Part], v4: bool) -> Vec<u32> {
+    let members: Vec<(u32, Vec<(u32, u32)>)> = parts
+        .iter()
+        .filter(|part| part.weight > 0)
+        .map(|part| (part.weight, reachable(part, v4)))
+        .collect();
+    let sum = |members: &[(u32, u32)]| members.iter().map(|(_, w)| u128::from(*w)).sum::<u128>();
+    // Over a common denominator all shares are whole; where that overflows, 10^-12 is fine enough.
+    let common = members
+        .iter()
+        .map(|(_, members)| sum(members))
+        .filter(|sum| *sum > 0)
+        .try_fold(1_u128, |lcm, sum| {
+            (lcm / gcd(lcm, sum))
+                .checked_mul(sum)
+                .filter(|lcm| *lcm < 1 << 60)
+        });
+    let mut numbers = Vec::new();
+    let mut weights = Vec::new();
+    for (weight, members) in &members {
+        let sum = sum(members);
+        for (number, own) in members {
+            let parts = u128::from(*weight) * u128::from(*own);
+            numbers.push(*number);
+            weights.push(match common {
+                Some(common) => parts * (common / sum),
+                None => parts * 1_000_000_000_000 / sum,
+            });
+        }
+    }
+    interleave(&weights, SLOTS_MAX.max(SLOTS_EACH * weights.len()))
+        .into_iter()
+        .map(|at| numbers[at as usize])
+        .collect()
+}
+
+/// Numbers and weights of a version's endpoints for a virtual address of one family.
+fn reachable(part: &Part, v4: bool) -> Vec<(u32, u32)> {
+    let of = |wanted: bool| -> Vec<(u32, u32)> {
+        part.usable
+            .iter()
+            .filter(|(_, is_v4, _)| *is_v4 == wanted)
+            .map(|(number, _, weight)| (*number, *weight))
+            .collect()
+    };
+    let mut found = of(v4);
+    if found.is_empty() && !v4 {
+        found = of(true);
+    }
+    match (found.is_empty(), part.refuse) {
+        (true, Some(nobody)) => vec![(nobody, 1)],
+        _ => found,
+    }
 }
 
 fn outbound(model: &Model) -> Vec<(Addr, u8, u16, u32)> {

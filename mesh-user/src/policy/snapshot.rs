@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_common::service::{BACKEND_ON, BACKEND_REFUSE};
 use serde::Serialize;
 
 use super::{
@@ -202,6 +203,9 @@ pub enum Outcome {
     Abandoned,
 }
 
+/// Failures of one look that are recorded one by one.
+const KERNEL_FAILURES_MAX: u64 = 10_000;
+
 impl Snapshot {
     /// Compiles a valid model (see `config::validate`). State of `previous` that still applies is
     /// carried over; it is not touched before [`enforce`](Self::enforce), so that a snapshot may
@@ -343,9 +347,62 @@ impl Snapshot {
             })
     }
 
-    /// What the kernel's maps must hold.
+    /// What the kernel's maps must hold, as it was when this was compiled.
     pub fn kernel_table(&self) -> KernelTable {
         self.kernel.clone()
+    }
+
+    /// The same as endpoints are ejected now.
+    pub fn kernel_table_now(&self) -> KernelTable {
+        super::slots::table(self, &self.numbers)
+    }
+
+    /// Whether a table of this snapshot was made with another set of ejected endpoints than there
+    /// is now: then [`kernel_table_now`](Self::kernel_table_now) differs.
+    pub fn is_stale(&self, table: &KernelTable) -> bool {
+        let entries = table.backends.iter().zip(&table.endpoints);
+        entries
+            .filter(|(backend, _)| backend.state != BACKEND_REFUSE)
+            .any(|(backend, endpoint)| {
+                let version = self.versions.get(backend.version_id as usize);
+                let kernel = |v: &&VersionPlan| self.port(v.port).path == Path::Kernel;
+                version.filter(kernel).is_some_and(|version| {
+                    let endpoint = version.endpoints.get(*endpoint as usize);
+                    let on = |e: &Arc<EndpointState>| e.is_usable() && e.live.is_eligible();
+                    endpoint.is_some_and(on) != (backend.state == BACKEND_ON)
+                })
+            })
+    }
+
+    /// Records what the kernel counted at an endpoint since the last look: connections that were
+    /// established, and such that failed before. Ejects at once when it must be.
+    ///
+    /// In which order they ended is not known. Failures are consecutive for certain only when
+    /// nothing was established beside them, so a look that saw both starts the count anew: an
+    /// endpoint is never ejected for failures that were not consecutive, and one that fails from
+    /// some moment on is ejected at most one look later than each connection would have had it.
+    pub fn record_kernel(
+        &self,
+        version: VersionIx,
+        endpoint: EndpointIx,
+        (established, failed): (u64, u64),
+        now: MonoNanos,
+    ) -> Option<Change> {
+        let plan = self.versions.get(version.0 as usize)?;
+        let endpoint = plan.endpoints.get(endpoint.0 as usize)?;
+        if established > 0 {
+            ejection::tally_many(&endpoint.live, established - 1, failed);
+            return self.record(version, endpoint, Outcome::Connected, now);
+        }
+        // Beyond the largest count that a policy may name there is nothing left to reach.
+        let each = failed.min(KERNEL_FAILURES_MAX);
+        ejection::tally_many(&endpoint.live, 0, failed - each);
+        let mut change = None;
+        for _ in 0..each {
+            let more = self.record(version, endpoint, Outcome::ConnectFailed, now);
+            change = change.or(more);
+        }
+        change
     }
 }
 

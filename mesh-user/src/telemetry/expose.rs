@@ -12,6 +12,7 @@ use prometheus_client::{
 
 use super::{
     Spoken, Telemetry,
+    kernel::{EVENTS, KernelCounts, Labels},
     local::{plain_numbers, plain_sums, request_numbers, tcp_numbers},
     metrics::{self, BYTE_BOUNDS, DURATION_BOUNDS_US, Kind, Metric},
     process::{self, Process},
@@ -110,6 +111,7 @@ impl fmt::Write for Unsized<'_> {
 struct Collected {
     requests: Sums<{ request_numbers::LEN }>,
     tcp: Sums<{ tcp_numbers::LEN }>,
+    kernel: Vec<(Labels, KernelCounts)>,
     plain: [u64; plain_numbers::LEN],
     ejections: [u64; 3],
     panics: Vec<(&'static str, u64)>,
@@ -123,6 +125,7 @@ impl Collected {
         Self {
             requests: telemetry.requests.sums(),
             tcp: telemetry.tcp.sums(),
+            kernel: telemetry.kernel.sums(),
             plain: plain_sums(&telemetry.plain),
             ejections: telemetry.ejections(),
             panics: telemetry.panics(),
@@ -138,6 +141,7 @@ impl Collector for Collected {
         let mut to = Writer { encoder };
         self.requests(&mut to)?;
         self.tcp(&mut to)?;
+        self.kernel(&mut to)?;
         self.plain(&mut to)?;
         self.process(&mut to)?;
         self.scrape
@@ -175,6 +179,26 @@ impl Collected {
             )?;
         }
         Ok(())
+    }
+
+    fn kernel(&self, to: &mut Writer<'_>) -> fmt::Result {
+        let row = |labels: &Labels, last: &'static str, value: u64| {
+            let [namespace, service, port, version] = labels.clone();
+            (
+                [namespace, service, port, version, last.into()],
+                value as f64,
+            )
+        };
+        let events = self.kernel.iter().flat_map(|(labels, counts)| {
+            let values = EVENTS.into_iter().zip(counts.events());
+            values.map(move |(event, value)| row(labels, event, value))
+        });
+        to.values(&metrics::KERNEL_CONNECTIONS, events)?;
+        let bytes = self.kernel.iter().flat_map(|(labels, counts)| {
+            [("sent", counts.sent), ("received", counts.received)]
+                .map(|(direction, value)| row(labels, direction, value))
+        });
+        to.values(&metrics::KERNEL_BYTES, bytes)
     }
 
     fn plain(&self, to: &mut Writer<'_>) -> fmt::Result {

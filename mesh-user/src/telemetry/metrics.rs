@@ -63,6 +63,9 @@ pub const REQUEST_LABELS: &[&str] = &[
 /// Labels of the TCP metrics: the same without what only an answer has.
 pub const TCP_LABELS: &[&str] = REQUEST_LABELS.split_at(15).0;
 
+const KERNEL_LABELS: &[&str] = &["namespace", "service", "port", "version", "event"];
+const KERNEL_BYTE_LABELS: &[&str] = &["namespace", "service", "port", "version", "direction"];
+
 const BREAKER_LABELS: &[&str] = &["namespace", "service", "port", "version", "resource"];
 
 macro_rules! metrics {
@@ -98,6 +101,12 @@ metrics! {
     TCP_SENT = Counter "istio_tcp_sent_bytes_total" TCP_LABELS;
     /// Bytes from the client over opaque TCP connections that ended.
     TCP_RECEIVED = Counter "istio_tcp_received_bytes_total" TCP_LABELS;
+
+    /// Connections that the kernel sent to an endpoint by itself, past the proxy, by what became of
+    /// them: opened, established, failed, abandoned, closed.
+    KERNEL_CONNECTIONS = Counter "mesh_kernel_connections_total" KERNEL_LABELS;
+    /// Bytes over such connections that ended, to the endpoint (sent) and from it (received).
+    KERNEL_BYTES = Counter "mesh_kernel_bytes_total" KERNEL_BYTE_LABELS;
 
     /// Connections that the proxy accepted, by what is spoken.
     CONNECTIONS_OPENED = Counter "mesh_connections_opened_total" &["protocol"];

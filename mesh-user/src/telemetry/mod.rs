@@ -7,6 +7,7 @@
 mod access_log;
 mod docs;
 mod expose;
+mod kernel;
 mod labels;
 mod local;
 pub mod logging;
@@ -29,6 +30,7 @@ use std::{
 
 pub use docs::markdown;
 pub use expose::{BREAKERS_MAX, Breaker, Scrape};
+pub use kernel::KernelCounts;
 pub use series::{GONE_KEPT, SERIES_MAX};
 
 use crate::{
@@ -52,6 +54,7 @@ pub struct Telemetry {
     requests: Family<{ request_numbers::LEN }>,
     tcp: Family<{ tcp_numbers::LEN }>,
     plain: Family<{ plain_numbers::LEN }>,
+    kernel: kernel::KernelSeries,
     ejections: [AtomicU64; 3],
     panics: Mutex<BTreeMap<&'static str, u64>>,
     log: AccessLog,
@@ -182,6 +185,7 @@ impl Telemetry {
             requests: Family::new(REQUEST_LABELS.len(), SERIES_MAX),
             tcp: Family::new(TCP_LABELS.len(), SERIES_MAX),
             plain: Family::new(0, 1),
+            kernel: kernel::KernelSeries::default(),
             ejections: [const { AtomicU64::new(0) }; 3],
             panics: Mutex::default(),
             log: AccessLog::start(log)?,
@@ -220,6 +224,11 @@ impl Telemetry {
     pub fn task_panicked(&self, task: &'static str) {
         let mut panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner);
         *panics.entry(task).or_default() += 1;
+    }
+
+    /// Counts what became of connections that the kernel sent to an endpoint of a version.
+    pub fn kernel_counted(&self, snapshot: &Snapshot, version: VersionIx, counts: &KernelCounts) {
+        self.kernel.count(snapshot, version, counts);
     }
 
     /// Counts what `Snapshot::record` and `Snapshot::sweep` changed.

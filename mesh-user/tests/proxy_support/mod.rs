@@ -86,6 +86,7 @@ impl Plan {
                 number: 0,
                 target: 1,
                 protocol,
+                path: mesh_user::model::PathChoice::Proxy,
             }],
             versions: [("v1", "v1"), ("v2", "v2")]
                 .into_iter()

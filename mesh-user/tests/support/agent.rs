@@ -27,7 +27,10 @@ use mesh_common::{
 use mesh_user::{
     clock,
     kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions},
-    model::{self, Failure, Interception, Netns, kernel_table::KernelTable},
+    model::{
+        self, Failure, Interception, Netns,
+        kernel_table::{KernelTable, KernelVersion},
+    },
     proxy::wire::SocketSource,
     testbed::Testbed,
 };
@@ -45,6 +48,8 @@ pub(crate) struct Service {
     pub(crate) decision: u32,
     pub(crate) routable: bool,
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// Connection cap of the kernel path.
+    pub(crate) cap: Option<u32>,
 }
 
 impl Service {
@@ -54,6 +59,7 @@ impl Service {
             decision: DECIDE_PROXY,
             routable: false,
             endpoints: Vec::new(),
+            cap: None,
         }
     }
 
@@ -67,6 +73,14 @@ impl Service {
     pub(crate) fn routable(self) -> Self {
         Self {
             routable: true,
+            ..self
+        }
+    }
+
+    #[allow(dead_code, reason = "each test file uses its own part")]
+    pub(crate) fn capped(self, cap: u32) -> Self {
+        Self {
+            cap: Some(cap),
             ..self
         }
     }
@@ -653,13 +667,20 @@ fn table(services: &[Service], rules: &[Rule], datagrams: &[Rule]) -> KernelTabl
     let mut table = KernelTable::default();
     for (service, service_id) in services.iter().zip(1..) {
         let slots_off = table.slots.len() as u32;
+        let version_id = table.versions.len() as u32;
+        table.versions.push(KernelVersion {
+            service: format!("test/s{service_id}").into(),
+            port: service.address.port(),
+            version: "*".into(),
+            cap: service.cap,
+        });
         for endpoint in &service.endpoints {
             table.slots.push(table.backends.len() as u32);
             table.backends.push(Backend {
                 addr: Addr::from_ip(endpoint.ip()),
                 port: endpoint.port(),
                 state: 1,
-                version_id: service_id,
+                version_id,
                 cap: 0,
                 _pad: 0,
             });

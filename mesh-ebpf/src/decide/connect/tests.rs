@@ -36,6 +36,8 @@ struct Fake {
     slots: Vec<u32>,
     backends: Vec<Backend>,
     asked: RefCell<Vec<&'static str>>,
+    held: RefCell<u64>,
+    limit: u64,
 }
 
 fn addr(text: &str) -> Addr {
@@ -108,6 +110,8 @@ fn fake() -> Fake {
         slots: vec![0, 1],
         backends: vec![backend("10.0.0.3"), backend("10.0.0.4")],
         asked: RefCell::default(),
+        held: RefCell::new(0),
+        limit: 2,
     }
 }
 
@@ -174,6 +178,11 @@ impl World for Fake {
     }
     fn backend(&self, index: u32) -> Option<Backend> {
         self.backends.get(index as usize).copied()
+    }
+    fn reserve(&self, cap: u32) -> bool {
+        self.note("reserve");
+        let held = self.held.replace_with(|held| *held + 1);
+        cap == 1 && held < self.limit
     }
 }
 
@@ -618,4 +627,41 @@ fn connected_datagrams_pass_but_for_a_rule_of_their_own() {
         outcome(udp(VIP), &world),
         (Action::Pass, Reason::PassNotTcp)
     );
+}
+
+/// A cap belongs to its version: nobody else takes what is above it, and nothing is reserved for a
+/// connection that has no endpoint.
+#[test]
+fn capped_endpoint_takes_a_place_and_refuses_above_the_cap() {
+    let mut world = fake();
+    world.backends[0].cap = 1;
+    let verdicts: Vec<Verdict> = (0..6).map(|_| decide(&to(VIP, 81), &world)).collect();
+    let seen: Vec<(Reason, u32)> = verdicts.iter().map(|v| (v.reason, v.cap)).collect();
+    let (capped, free) = ((Reason::Kernel, 1), (Reason::Kernel, 0));
+    assert_eq!(
+        seen,
+        [capped, free, capped, free, (Reason::RefuseCap, 0), free]
+    );
+    assert_eq!(verdicts[4].action, Action::Refuse);
+    assert!(verdicts[4].is_event());
+
+    let mut nobody = fake();
+    nobody.backends[0].cap = 1;
+    nobody.backends[0].state = 0;
+    nobody.slots = vec![0];
+    let verdict = decide(&to(VIP, 81), &nobody);
+    assert_eq!(verdict.reason, Reason::RefuseNoEndpoint);
+    assert!(!nobody.asked.borrow().contains(&"reserve"));
+}
+
+/// The share of a version without endpoints is refused, not given to the others.
+#[test]
+fn slot_of_an_empty_version_refuses() {
+    let mut world = fake();
+    world.backends[1].state = BACKEND_REFUSE;
+    let reasons: Vec<Reason> = (0..4)
+        .map(|_| decide(&to(VIP, 81), &world).reason)
+        .collect();
+    let (good, bad) = (Reason::Kernel, Reason::RefuseNoEndpoint);
+    assert_eq!(reasons, [good, bad, good, bad]);
 }

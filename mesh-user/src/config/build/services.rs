@@ -12,7 +12,7 @@ use crate::{
     config::text,
     model::{
         DialFrom, Endpoint, Failure, Inbound, Interception, Mode, Netns, OutboundAction,
-        OutboundRule, Port, Protocol, SecondPass, Service, Workload,
+        OutboundRule, PathChoice, Port, Protocol, SecondPass, Service, Workload,
     },
 };
 
@@ -72,6 +72,12 @@ fn port(from: Reader<'_>) -> Port {
             "grpc" => Protocol::Grpc,
             "tcp" => Protocol::Tcp,
             _ => Protocol::Auto,
+        },
+        path: match from.text("path") {
+            Some("kernel") => PathChoice::Kernel,
+            Some("prefer-kernel") => PathChoice::PreferKernel,
+            Some("proxy") => PathChoice::Proxy,
+            _ => PathChoice::Auto,
         },
     }
 }

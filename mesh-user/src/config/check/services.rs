@@ -8,7 +8,11 @@ use std::{
 use super::{Findings, one_of};
 use crate::{
     config::{path::FieldPath, report::Code, report::Severity},
-    model::{DialFrom, Model, Netns, OutboundRule, Service, Workload, selects},
+    model::{
+        DialFrom, Model, Netns, OutboundRule, PathChoice, Policy, Port, Rule, Service, Workload,
+        kernel_path::{self, Place},
+        selects,
+    },
 };
 
 /// Entries of the kernel's map `SERVICES` (`mesh_common::maps`).
@@ -26,6 +30,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
         endpoints(service, &item, out);
         versions(service, &item, out);
     }
+    kernel_ports(model, out);
     workloads(&model.workloads, out);
     outbound(&model.outbound, out);
 }
@@ -105,6 +110,73 @@ fn addresses(services: &[Service], out: &mut Findings) {
         let path = FieldPath::default().key("services");
         let expected = format!("at most {SERVICE_ENTRIES_MAX}, what the kernel's map holds");
         out.error(Code::BadCount, path, message, &expected);
+    }
+}
+
+/// A port that insists on the kernel, with a rule or policy that only the proxy can honour.
+fn kernel_ports(model: &Model, out: &mut Findings) {
+    let insists = |port: &&Port| port.path == PathChoice::Kernel;
+    if !model
+        .services
+        .iter()
+        .any(|s| s.ports.iter().any(|p| insists(&p)))
+    {
+        return;
+    }
+    let mut rules: HashMap<usize, Vec<(usize, &Rule)>> = HashMap::new();
+    for (at, rule) in model.rules.iter().enumerate() {
+        rules.entry(rule.service).or_default().push((at, rule));
+    }
+    let mut policies: HashMap<usize, Vec<(usize, &Policy)>> = HashMap::new();
+    for (at, policy) in model.policies.iter().enumerate() {
+        policies
+            .entry(policy.service)
+            .or_default()
+            .push((at, policy));
+    }
+    for (i, service) in model.services.iter().enumerate() {
+        for port in service.ports.iter().filter(insists) {
+            let covers = |of: &Option<String>| of.as_ref().is_none_or(|name| *name == port.name);
+            let obstacle = kernel_path::first(
+                service,
+                port,
+                rules
+                    .get(&i)
+                    .into_iter()
+                    .flatten()
+                    .copied()
+                    .filter(|(_, r)| covers(&r.port)),
+                policies
+                    .get(&i)
+                    .into_iter()
+                    .flatten()
+                    .copied()
+                    .filter(|(_, p)| covers(&p.port)),
+            );
+            let Some(obstacle) = obstacle else {
+                continue;
+            };
+            let item = FieldPath::item("services", i);
+            let path = match obstacle.place {
+                Place::Rule(at) => FieldPath::item("rules", at),
+                Place::Policy(at) => FieldPath::item("policies", at),
+                Place::DialFrom => item.key("dial-from"),
+            };
+            let message = format!(
+                "{}, and port `{}` of `{}` has `path: kernel`",
+                obstacle.why,
+                port.name,
+                service.key()
+            );
+            out.push(
+                Severity::Error,
+                Code::NeedsProxy,
+                path,
+                Some(item.key("ports")),
+                message,
+                "`path: prefer-kernel` or `proxy`, or nothing that needs the proxy",
+            );
+        }
     }
 }
 

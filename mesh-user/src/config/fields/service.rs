@@ -140,6 +140,28 @@ static PORT: Object = Object {
             ),
             "What is spoken on it.",
         ),
+        field(
+            "path",
+            Shape::Choice(&[
+                (
+                    "auto",
+                    "the kernel for protocol `tcp` where it can honour all rules and policies, \
+                     else the proxy",
+                ),
+                (
+                    "kernel",
+                    "the kernel: connections, not requests, are split, and nothing but \
+                     connections is counted; what it can't honour is refused",
+                ),
+                (
+                    "prefer-kernel",
+                    "the kernel as long as it can honour all rules and policies, else the proxy",
+                ),
+                ("proxy", "the proxy"),
+            ]),
+            Absent::Default("auto", "nothing is lost that somebody may count on"),
+            "Who chooses the endpoint of a connection.",
+        ),
     ],
     groups: &[],
 };

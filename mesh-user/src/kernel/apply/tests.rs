@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::kernel_table::KernelVersion;
 
 fn addr(last: u8) -> Addr {
     Addr::from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, last])
@@ -28,9 +29,25 @@ fn entry(service_id: u32, slots_off: u32, slots_len: u32) -> ServiceEntry {
     }
 }
 
+fn version(cap: Option<u32>) -> KernelVersion {
+    KernelVersion {
+        service: "default/web".into(),
+        port: 80,
+        version: "*".into(),
+        cap,
+    }
+}
+
+fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
+    super::plan(now, table, &|_| false)
+}
+
 /// A table with one service for each list of endpoints.
 fn table(services: &[Vec<u8>]) -> KernelTable {
-    let mut table = KernelTable::default();
+    let mut table = KernelTable {
+        versions: vec![version(None)],
+        ..KernelTable::default()
+    };
     for (index, endpoints) in services.iter().enumerate() {
         let offset = table.slots.len() as u32;
         for last in endpoints {
@@ -77,6 +94,34 @@ fn tables_that_contradict_themselves_are_refused() {
 
 fn set_first(table: &mut KernelTable, change: fn(&mut ServiceEntry)) {
     table.services.values_mut().take(1).for_each(change);
+}
+
+/// Without it: counters and caps of two versions that share an endpoint run together, and a changed
+/// cap never reaches the kernel.
+#[test]
+fn endpoint_has_a_place_for_each_version_and_is_written_when_its_cap_changes() {
+    let mut table = table(&[vec![1], vec![1]]);
+    table.versions.push(KernelVersion {
+        version: "v2".into(),
+        ..version(Some(7))
+    });
+    table.backends[1].version_id = 1;
+    let first = plan(&Installed::default(), &table).unwrap();
+    let places: Vec<u32> = first.backends.iter().map(|(place, ..)| *place).collect();
+    assert_eq!(places, [0, 1]);
+    let caps: Vec<u32> = first
+        .backends
+        .iter()
+        .map(|(_, backend, _)| backend.cap)
+        .collect();
+    assert_eq!(caps, [0, 1]);
+    assert_eq!(first.next.limits, [(1, 7)].into());
+    table.versions[0].cap = Some(9);
+    let second = plan(&first.next, &table).unwrap();
+    assert_eq!(second.backends.len(), 1);
+    let (place, backend, new) = &second.backends[0];
+    assert_eq!((*place, backend.cap, *new), (0, 2, false));
+    assert_eq!(second.next.limits, [(1, 7), (2, 9)].into());
 }
 
 #[test]

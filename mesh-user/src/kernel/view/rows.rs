@@ -47,10 +47,52 @@ pub struct ServiceRow {
     pub service_id: u32,
     /// `pass`, `kernel` or `proxy`.
     pub decision: String,
+    /// `namespace/name:port`, where the agent left its name, else `?`.
+    pub service: String,
+    /// How many slots the kernel's split has.
+    pub slots: u32,
     /// Endpoints of the kernel's last split with their share of the slots.
     pub backends: Vec<(SocketAddr, u32)>,
     /// Whether the platform routes the address.
     pub routable: bool,
+}
+
+/// A row of `mesh bpf endpoints list`: an endpoint of one version that the kernel may choose, and
+/// what became of the connections that it sent there.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointRow {
+    /// `namespace/name:port`, where the agent left its name, else `?`.
+    pub service: String,
+    /// The version, likewise.
+    pub version: String,
+    /// The endpoint.
+    pub address: SocketAddr,
+    /// `on`, or `out` of rotation.
+    pub state: String,
+    /// Its slots, over all virtual addresses.
+    pub slots: u32,
+    /// Connections that are under way or established.
+    pub active: u64,
+    /// Places of its version's cap that are held; none without a cap.
+    pub cap_active: Option<u64>,
+    /// The cap.
+    pub cap_limit: Option<u64>,
+    /// Connections that were refused for the cap.
+    pub cap_refused: Option<u64>,
+    /// Connections begun.
+    pub opened: u64,
+    /// Connections established.
+    pub established: u64,
+    /// Connections that failed before.
+    pub failed: u64,
+    /// Connections that the application gave up before an answer could be missed.
+    pub abandoned: u64,
+    /// Established connections that ended.
+    pub closed: u64,
+    /// Bytes that those sent.
+    pub bytes_out: u64,
+    /// Bytes that those received.
+    pub bytes_in: u64,
 }
 
 /// A row of `mesh bpf conns list`.
@@ -70,6 +112,8 @@ pub struct ConnRow {
     pub asked: Option<SocketAddr>,
     /// `pass`, `kernel`, `proxy`; `-` for `up`.
     pub verdict: String,
+    /// The version that the kernel chose (`kernel` only).
+    pub version: Option<String>,
     /// `connecting` or `established`.
     pub state: String,
     /// Seconds since connect.

@@ -1,38 +1,57 @@
 //! Who decides for a port: the cheapest that can honour its rules and policies.
 
-use crate::model::{Match, Policy, Rule, Service, kernel_table::Path};
+use crate::model::{
+    PathChoice, Policy, Port, Protocol, Rule, Service, kernel_path, kernel_table::Path,
+};
 
-/// Who decides for the port, and what forced it.
+/// Who decides for the port, and what forced it. `rules` and `policies` are those that cover it.
 pub(super) fn path(
     service: &Service,
+    port: &Port,
     rules: &[&Rule],
     policies: &[(usize, &Policy)],
 ) -> (Path, String) {
-    let http = |rule: &&&Rule| rule.matches.iter().any(Match::needs_http);
-    if let Some(rule) = rules.iter().find(http) {
-        return (Path::Proxy, format!("rule {:?} matches on HTTP", rule.name));
+    let wanted = match port.path {
+        PathChoice::Proxy => return (Path::Proxy, "path: proxy".to_owned()),
+        PathChoice::Kernel => Some("path: kernel"),
+        PathChoice::PreferKernel => Some("path: prefer-kernel"),
+        PathChoice::Auto => None,
+    };
+    if wanted.is_none() && rules.is_empty() && policies.is_empty() && service.routable {
+        return (Path::Pass, "no rule, no policy".to_owned());
     }
+    if let Some(obstacle) = kernel_path::first(
+        service,
+        port,
+        rules.iter().copied().enumerate(),
+        policies.iter().copied(),
+    ) {
+        return (Path::Proxy, obstacle.why);
+    }
+    if wanted.is_some() || port.protocol == Protocol::Tcp {
+        let why = wanted.unwrap_or("tcp, and nothing needs the proxy");
+        return (Path::Kernel, why.to_owned());
+    }
+    (Path::Proxy, what_there_is(service, rules, policies))
+}
+
+/// What the proxy is needed for on a port whose requests, not only connections, are routed: the
+/// kernel could honour all of it for each connection.
+fn what_there_is(service: &Service, rules: &[&Rule], policies: &[(usize, &Policy)]) -> String {
     if let Some(rule) = rules.iter().find(|rule| rule.route.len() > 1) {
-        return (
-            Path::Proxy,
-            format!("rule {:?} splits by weight", rule.name),
-        );
+        return format!("rule {:?} splits by weight", rule.name);
     }
     if let Some(rule) = rules.first() {
-        let what = if rule.matches.is_empty() {
-            "chooses endpoints"
-        } else {
-            "matches the source"
-        };
-        return (Path::Proxy, format!("rule {:?} {what}", rule.name));
+        return format!("rule {:?} chooses endpoints", rule.name);
     }
     if let Some((_, policy)) = policies.first() {
-        return (Path::Proxy, format!("policy: {}", policy_parts(policy)));
+        return format!("policy: {}", policy_parts(policy));
     }
-    if !service.routable {
-        return (Path::Proxy, "nobody else routes the address".to_owned());
+    if service.routable {
+        "no rule, no policy".to_owned()
+    } else {
+        "nobody else routes the address".to_owned()
     }
-    (Path::Pass, "no rule, no policy".to_owned())
 }
 
 fn policy_parts(policy: &Policy) -> String {

@@ -189,6 +189,13 @@ pub(super) fn reset(count: &AtomicU32) {
     }
 }
 
+/// Counts attempts that somebody else has counted: good ones and failed ones.
+pub(in crate::policy) fn tally_many(live: &Live, good: u64, failed: u64) {
+    live.requests
+        .fetch_add(good.saturating_add(failed), Relaxed);
+    live.failures.fetch_add(failed, Relaxed);
+}
+
 /// Counts every attempt, with and without an ejection policy.
 pub(in crate::policy) fn tally(live: &Live, outcome: Outcome) {
     if outcome != Outcome::Abandoned {

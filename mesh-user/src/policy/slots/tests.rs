@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
     super::fixture::{compile, endpoint, model, port, recompile, rule, service, tags, to},
@@ -183,36 +183,15 @@ fn many(names: &[usize]) -> Model {
 }
 
 #[test]
-fn numbers_stay_and_freed_ones_rest_for_one_snapshot() {
+fn service_ids_stay_and_new_ports_get_the_lowest_free_ones() {
     let first = compile(many(&[1, 2, 3]));
-    let a = first.kernel_table();
     let second = recompile(many(&[3, 4, 1]), &first, MonoNanos(1));
-    let b = second.kernel_table();
-    let entry = |table: &KernelTable, n: usize| {
-        table.services[&(Addr::from_ip(format!("10.96.1.{n}").parse().unwrap()), 80)]
+    let id = |snapshot: &Snapshot, n: usize| {
+        let address = Addr::from_ip(format!("10.96.1.{n}").parse().unwrap());
+        snapshot.kernel_table().services[&(address, 80)].service_id
     };
-    for kept in [1, 3] {
-        assert_eq!(entry(&a, kept), entry(&b, kept));
-        let slot = entry(&a, kept).slots_off as usize;
-        assert_eq!(a.slots[slot], b.slots[slot]);
-        assert_eq!(
-            a.backends[a.slots[slot] as usize],
-            b.backends[b.slots[slot] as usize]
-        );
-    }
-    // What service 2 had is nobody's in this snapshot: the maps are written one by one.
-    let old = entry(&a, 2);
-    let old_backend = a.slots[old.slots_off as usize] as usize;
-    assert_eq!(b.backends[old_backend].state, 0);
-    assert_ne!(entry(&b, 4).slots_off, old.slots_off);
-    // In the one after it is free.
-    let third = recompile(many(&[3, 4, 1, 5]), &second, MonoNanos(2));
-    let c = third.kernel_table();
-    assert_eq!(entry(&c, 5).slots_off, old.slots_off);
-    assert_eq!(
-        c.slots[entry(&c, 5).slots_off as usize] as usize,
-        old_backend
-    );
+    assert_eq!([1, 2, 3].map(|n| id(&first, n)), [1, 2, 3]);
+    assert_eq!([1, 3, 4].map(|n| id(&second, n)), [1, 3, 2]);
 }
 
 #[test]
@@ -238,44 +217,161 @@ fn table_is_the_same_for_the_same_model_and_survives_many_reloads() {
     }
 }
 
+/// `n` TCP services of two versions whose split needs 1,000 slots each.
+fn wide(n: usize) -> Model {
+    let mut model = Model::default();
+    for at in 0..n {
+        let mut one = service(1, 1);
+        one.name = format!("s{at}");
+        let [high, low] = (at as u16).to_be_bytes();
+        one.addresses = vec![[10, 97, high, low].into()];
+        one.ports = vec![port("tcp", 80, Protocol::Tcp)];
+        model.services.push(one);
+        let mut split = rule("r", 0, Vec::new(), vec![to("v1", 999), to("v2", 1)]);
+        split.service = at;
+        model.rules.push(split);
+    }
+    model
+}
+
+/// Without it: what the kernel has no room for is refused by it for ever.
 #[test]
-fn slots_that_do_not_fit_are_left_out_and_said() {
-    let key = |n: u32| -> PortKey { (format!("s{n}").into(), 80) };
-    let capacity = maps::get("SLOTS").capacity;
-    let wanted = [(key(1), capacity - 10), (key(2), 11), (key(3), 10)];
-    let given = ranges(&BTreeMap::new(), &wanted);
-    assert_eq!(given.get(&key(1)), Some(&(0, capacity - 10)));
-    assert_eq!(given.get(&key(2)), None);
-    assert_eq!(given.get(&key(3)), Some(&(capacity - 10, 10)));
+fn port_without_room_in_slots_is_the_proxys_and_says_so() {
+    let capacity = maps::get("SLOTS").capacity as usize;
+    let snapshot = compile(wide(capacity / 1_000 + 1));
+    let table = snapshot.kernel_table();
+    let last = snapshot.ports.last().unwrap();
+    assert_eq!(snapshot.ports[0].path, Path::Kernel);
+    assert_eq!(last.path, Path::Proxy);
+    assert!(
+        last.path_reason.ends_with("SLOTS is full"),
+        "{}",
+        last.path_reason
+    );
+    let decisions = table
+        .services
+        .values()
+        .filter(|e| e.decision == DECIDE_PROXY);
+    let left: Vec<u32> = decisions.map(|entry| entry.slots_len).collect();
+    assert_eq!(left, [0]);
+    assert!(table.slots.len() <= capacity);
+}
+
+/// `web` with a TCP port, 70 % to v1 and 30 % to v2.
+fn direct(v1: usize, v2: usize) -> Model {
+    let mut web = service(v1, v2);
+    web.ports = vec![port("tcp", 80, Protocol::Tcp)];
+    let split = rule("r", 0, Vec::new(), vec![to("v1", 70), to("v2", 30)]);
+    model(web, vec![split], Vec::new())
+}
+
+/// States of the slots of an address, in order, with the endpoints of those that choose one.
+fn states(table: &KernelTable, address: &str) -> HashMap<Option<SocketAddr>, u32> {
+    let entry = table.services[&(Addr::from_ip(address.parse().unwrap()), 80)];
+    let mut found = HashMap::new();
+    for slot in entry.slots_off..entry.slots_off + entry.slots_len {
+        let backend = table.backends[table.slots[slot as usize] as usize];
+        let to = match backend.state {
+            BACKEND_ON => Some(backend.addr.with_port(backend.port)),
+            BACKEND_REFUSE => None,
+            state => panic!("state {state} in a slot"),
+        };
+        *found.entry(to).or_default() += 1;
+    }
+    found
+}
+
+/// Without it: a change of path changes what clients get.
+#[test]
+fn share_of_a_version_without_endpoints_is_refused_on_the_kernel_path() {
+    let snapshot = compile(direct(1, 0));
+    assert_eq!(snapshot.ports[0].path, Path::Kernel);
+    let expected = [(Some(at("10.0.1.1")), 7), (None, 3)];
+    assert_eq!(
+        states(&snapshot.kernel_table(), "10.96.0.1"),
+        expected.into()
+    );
 }
 
 #[test]
-fn ranges_never_overlap_old_or_new_ones() {
-    let key = |n: u32| -> PortKey { (format!("s{n}").into(), 80) };
-    let mut rng = super::super::rng::Rng::new(3);
-    let mut before = BTreeMap::new();
-    for _ in 0..200 {
-        let wanted: Vec<(PortKey, u32)> = (0..20)
-            .map(|n| (key(n), rng.below(20), rng.below(3)))
-            .filter(|(.., dice)| *dice > 0)
-            .map(|(name, count, _)| (name, count))
-            .collect();
-        let after = ranges(&before, &wanted);
-        assert_eq!(after.len(), wanted.len());
-        let overlap = |a: (u32, u32), b: (u32, u32)| a.0 < b.0 + b.1 && b.0 < a.0 + a.1;
-        for (name, range) in &after {
-            let others = after.iter().chain(&before).filter(|(other, had)| {
-                *other != name || (*had != range && before.get(name) == Some(*had))
-            });
-            for (other, had) in others.filter(|(_, had)| had.1 > 0 && range.1 > 0) {
-                assert!(
-                    !overlap(*range, *had),
-                    "{name:?} {range:?} {other:?} {had:?}"
-                );
-            }
-        }
-        before = after;
+fn ejected_endpoint_leaves_the_slots_and_keeps_its_entry() {
+    use crate::model::EjectionPolicy;
+
+    let mut model = direct(2, 1);
+    model.policies = vec![crate::model::Policy {
+        ejection: Some(EjectionPolicy {
+            consecutive_5xx: 3,
+            max_percent: 100,
+            ..EjectionPolicy::default()
+        }),
+        ..super::super::fixture::policy()
+    }];
+    let snapshot = compile(model);
+    let table = snapshot.kernel_table();
+    assert!(!snapshot.is_stale(&table));
+    let place = table
+        .backends
+        .iter()
+        .position(|b| b.addr.with_port(b.port) == at("10.0.1.2"))
+        .unwrap();
+    let version = VersionIx(table.backends[place].version_id);
+    let endpoint = crate::policy::snapshot::EndpointIx(table.endpoints[place]);
+    let now = MonoNanos(1_000_000_000);
+    // Good and bad ones in one look are never consecutive for certain.
+    for _ in 0..4 {
+        assert_eq!(snapshot.record_kernel(version, endpoint, (1, 9), now), None);
     }
+    assert_eq!(snapshot.record_kernel(version, endpoint, (0, 2), now), None);
+    assert!(
+        snapshot
+            .record_kernel(version, endpoint, (0, 1), now)
+            .is_some()
+    );
+    assert!(snapshot.is_stale(&table));
+    let after = snapshot.kernel_table_now();
+    assert!(!snapshot.is_stale(&after));
+    let expected = [(Some(at("10.0.1.1")), 7), (Some(at("10.0.2.1")), 3)];
+    assert_eq!(states(&after, "10.96.0.1"), expected.into());
+    assert_eq!(after.backends[place].state, BACKEND_OUT);
+    let (tried, failed) = snapshot.version(version).endpoints[1].live.recorded();
+    assert_eq!((tried, failed), (4 * 10 + 3, 4 * 9 + 3));
+}
+
+/// Without it: an IPv4 client is refused where its turn is an IPv6 endpoint's.
+#[test]
+fn each_family_has_the_split_over_endpoints_that_it_reaches() {
+    let mut model = direct(2, 2);
+    let web = &mut model.services[0];
+    web.endpoints[0].address = "fd00::11".parse().unwrap();
+    let six: SocketAddr = "[fd00::11]:8080".parse().unwrap();
+    let table = compile(model).kernel_table();
+    let v2 = |count| [(Some(at("10.0.2.1")), count), (Some(at("10.0.2.2")), count)];
+    let four: HashMap<_, _> = [(Some(at("10.0.1.2")), 14)]
+        .into_iter()
+        .chain(v2(3))
+        .collect();
+    assert_eq!(states(&table, "10.96.0.1"), four);
+    let mixed: HashMap<_, _> = [(Some(six), 14)].into_iter().chain(v2(3)).collect();
+    assert_eq!(states(&table, "fd00:96::1"), mixed);
+}
+
+#[test]
+fn nobody_of_a_very_long_list_is_rounded_to_nothing() {
+    let mut model = direct(0, 0);
+    model.rules.clear();
+    let web = &mut model.services[0];
+    web.routable = false;
+    web.endpoints = (0..3_000_u32)
+        .map(|n| {
+            endpoint(
+                &std::net::Ipv4Addr::from_bits(0x0a01_0000 + n).to_string(),
+                "v1",
+            )
+        })
+        .collect();
+    let seen = states(&compile(model).kernel_table(), "10.96.0.1");
+    assert_eq!(seen.len(), 3_000);
+    assert!(seen.values().all(|count| *count == 1));
 }
 
 #[test]

@@ -1,0 +1,85 @@
+//! What the agent does for connections that the kernel sends to endpoints by itself: reads what
+//! became of them, ejects, and takes ejected endpoints out of the kernel's split.
+
+use crate::{
+    clock::MonoNanos,
+    kernel::{Kernel, KernelError},
+    model::kernel_table::KernelTable,
+    policy::{Snapshot, VersionIx, ejection::Change, snapshot::EndpointIx},
+    telemetry::{KernelCounts, Telemetry},
+};
+
+/// The table that stands in the kernel.
+#[derive(Debug, Default)]
+pub(super) struct KernelPath {
+    table: KernelTable,
+}
+
+impl KernelPath {
+    /// The table that was written last.
+    pub(super) fn table(&self) -> &KernelTable {
+        &self.table
+    }
+
+    /// Notes a table that was written.
+    pub(super) fn stands(&mut self, table: KernelTable) {
+        self.table = table;
+    }
+
+    /// Counts and judges what the kernel saw since the last call. What it changed.
+    pub(super) fn feed_back(
+        &self,
+        kernel: &mut Kernel,
+        snapshot: &Snapshot,
+        telemetry: &Telemetry,
+        now: MonoNanos,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for counted in kernel.endpoint_counts() {
+            let at = counted.backend as usize;
+            let (Some(backend), Some(endpoint)) =
+                (self.table.backends.get(at), self.table.endpoints.get(at))
+            else {
+                continue;
+            };
+            let version = VersionIx(backend.version_id);
+            let delta = counted.delta;
+            telemetry.kernel_counted(
+                snapshot,
+                version,
+                &KernelCounts {
+                    opened: delta.opened,
+                    established: delta.established,
+                    failed: delta.failed,
+                    abandoned: delta.abandoned,
+                    closed: delta.closed,
+                    sent: delta.bytes_out,
+                    received: delta.bytes_in,
+                },
+            );
+            if delta.established > 0 || delta.failed > 0 {
+                let ends = (delta.established, delta.failed);
+                changes.extend(snapshot.record_kernel(version, EndpointIx(*endpoint), ends, now));
+            }
+        }
+        changes
+    }
+
+    /// Writes the split anew when an endpoint has left the rotation or come back.
+    ///
+    /// # Errors
+    /// The kernel took no table; the next call tries again.
+    pub(super) fn rotate(
+        &mut self,
+        kernel: &mut Kernel,
+        snapshot: &Snapshot,
+    ) -> Result<(), KernelError> {
+        if !snapshot.is_stale(&self.table) {
+            return Ok(());
+        }
+        let table = snapshot.kernel_table_now();
+        kernel.apply(&table)?;
+        self.stands(table);
+        Ok(())
+    }
+}

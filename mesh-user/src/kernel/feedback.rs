@@ -1,0 +1,190 @@
+//! What the kernel counted at endpoints, read without a system call for each.
+//!
+//! `flow_ops` counts in `EP_STATS`; the agent maps that map into its memory, read only, and looks
+//! at the endpoints of the table that stands. The kernel counts, the agent ejects.
+
+use std::{
+    num::NonZeroUsize,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use mesh_common::{maps::get, plain::Plain as _, service::EndpointStats};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::{
+    apply::{Installed, Watched},
+    error::KernelError,
+    pins::Pins,
+    sys,
+};
+
+/// Words of an entry.
+const WORDS: usize = EndpointStats::SIZE / size_of::<u64>();
+const _: () = assert!(WORDS * size_of::<u64>() == EndpointStats::SIZE);
+
+/// What happened at one endpoint since the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Its place in the `backends` of the table that stands.
+    pub backend: u32,
+    /// What was added to each number.
+    pub delta: EndpointStats,
+}
+
+/// `EP_STATS` as memory.
+#[derive(Debug)]
+pub(super) struct Counters {
+    words: NonNull<AtomicU64>,
+    length: NonZeroUsize,
+}
+
+#[expect(unsafe_code, reason = "holds a pointer into a mapping")]
+// SAFETY: the mapping belongs to this value alone and is not bound to a thread.
+unsafe impl Send for Counters {}
+
+impl Counters {
+    /// Maps the map.
+    pub(super) fn map(pins: &Pins) -> Result<Self, KernelError> {
+        let path = pins.map("EP_STATS");
+        let failed = |source| KernelError::io(format!("{}", path.display()))(source);
+        let fd = sys::open_pin(&path).map_err(failed)?;
+        let length = NonZeroUsize::new(get("EP_STATS").capacity as usize * EndpointStats::SIZE)
+            .expect("the map has a capacity");
+        #[expect(unsafe_code, reason = "maps memory")]
+        // SAFETY: no address is asked for, so no memory of ours is replaced; the file is a map
+        // that keeps its size, compared with the shared table when it was opened.
+        let base = unsafe {
+            mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ,
+                MapFlags::MAP_SHARED,
+                fd,
+                0,
+            )
+        };
+        let base = base.map_err(|errno| failed(errno.into()))?;
+        Ok(Self {
+            words: base.cast(),
+            length,
+        })
+    }
+
+    /// The numbers at a place; zeros beyond the map.
+    fn get(&self, place: u32) -> EndpointStats {
+        let first = place as usize * WORDS;
+        if (first + WORDS) * size_of::<u64>() > self.length.get() {
+            return EndpointStats::default();
+        }
+        let word = |index: usize| {
+            #[expect(unsafe_code, reason = "memory of the mapping")]
+            // SAFETY: inside the mapping by the check above, which lives as long as `self`.
+            let word = unsafe { self.words.add(first + index) };
+            #[expect(unsafe_code, reason = "memory of the mapping")]
+            // SAFETY: aligned to 8 bytes, as the mapping starts on a page; the programs write it in
+            // one instruction, and it is read through an atomic.
+            let word = unsafe { word.as_ref() };
+            word.load(Relaxed)
+        };
+        // `plain` asserts that the fields stand one behind the other.
+        EndpointStats {
+            opened: word(0),
+            established: word(1),
+            failed: word(2),
+            closed: word(3),
+            bytes_out: word(4),
+            bytes_in: word(5),
+            abandoned: word(6),
+        }
+    }
+}
+
+impl Drop for Counters {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "unmaps memory")]
+        // SAFETY: exactly the mapping made in `map`; no reference into it outlives `self`.
+        let result = unsafe { munmap(self.words.cast(), self.length.get()) };
+        debug_assert!(result.is_ok(), "our own mapping");
+    }
+}
+
+/// The numbers of the last look.
+#[derive(Debug)]
+pub(super) struct Feedback {
+    counters: Counters,
+    watched: Vec<Watched>,
+    /// By place.
+    last: Vec<EndpointStats>,
+}
+
+impl Feedback {
+    pub(super) fn new(counters: Counters) -> Self {
+        Self {
+            counters,
+            watched: Vec::new(),
+            last: Vec::new(),
+        }
+    }
+
+    /// Watches the endpoints of a table that was just written. Of one that was there before, what
+    /// is counted goes on; of one that the agent has not watched yet (it has just started) what was
+    /// counted so far is no news.
+    pub(super) fn follow(&mut self, installed: &Installed) {
+        for place in installed.fresh() {
+            if let Some(last) = self.last.get_mut(*place as usize) {
+                *last = EndpointStats::default();
+            }
+        }
+        self.watched = installed.watched().to_vec();
+        // The same endpoint of the same version twice in a rule is one.
+        self.watched.sort_by_key(|watched| watched.place);
+        self.watched.dedup_by_key(|watched| watched.place);
+        let length = self
+            .watched
+            .last()
+            .map_or(0, |watched| watched.place as usize + 1);
+        while self.last.len() < length {
+            let place = self.last.len() as u32;
+            let known = installed.fresh().contains(&place);
+            self.last.push(if known {
+                EndpointStats::default()
+            } else {
+                self.counters.get(place)
+            });
+        }
+    }
+
+    /// What was added since the last call.
+    pub(super) fn read(&mut self) -> Vec<Counted> {
+        let mut news = Vec::new();
+        for watched in &self.watched {
+            let now = self.counters.get(watched.place);
+            let Some(last) = self.last.get_mut(watched.place as usize) else {
+                continue;
+            };
+            if now == *last {
+                continue;
+            }
+            news.push(Counted {
+                backend: watched.backend,
+                delta: difference(&now, last),
+            });
+            *last = now;
+        }
+        news
+    }
+}
+
+/// Counters only grow; one that an operator has set back by hand counts from there.
+fn difference(now: &EndpointStats, last: &EndpointStats) -> EndpointStats {
+    EndpointStats {
+        opened: now.opened.saturating_sub(last.opened),
+        established: now.established.saturating_sub(last.established),
+        failed: now.failed.saturating_sub(last.failed),
+        closed: now.closed.saturating_sub(last.closed),
+        bytes_out: now.bytes_out.saturating_sub(last.bytes_out),
+        bytes_in: now.bytes_in.saturating_sub(last.bytes_in),
+        abandoned: now.abandoned.saturating_sub(last.abandoned),
+    }
+}

@@ -1,0 +1,104 @@
+//! What the kernel can't honour when it chooses the endpoints of a port by itself.
+//!
+//! The connect hook sees one connection: it splits by weight in turn, counts a cap, and is told
+//! which endpoints are ejected. Everything else needs the proxy. Asked by the configuration's check
+//! (for a port that insists on the kernel) and by the compiler (for the others).
+
+use super::{Balance, BreakerPolicy, DialFrom, Match, Policy, Port, Rule, Service, TimeoutPolicy};
+
+/// What needs the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Which rule, policy or field it is.
+    pub place: Place,
+    /// The same for people: `rule "x" matches on HTTP`.
+    pub why: String,
+}
+
+/// Where an obstacle stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A rule, by its index in `Model::rules`.
+    Rule(usize),
+    /// A policy, by its index in `Model::policies`.
+    Policy(usize),
+    /// The service's `dial-from`.
+    DialFrom,
+}
+
+/// The first obstacle for a port, in the order rules, policies, service. `rules` and `policies` are
+/// those that cover the port, with their places in the model.
+pub fn first<'m>(
+    service: &Service,
+    port: &Port,
+    rules: impl IntoIterator<Item = (usize, &'m Rule)>,
+    policies: impl IntoIterator<Item = (usize, &'m Policy)>,
+) -> Option<Obstacle> {
+    let by_rule = rules.into_iter().find_map(|(at, rule)| {
+        let why = format!("rule {:?} {}", rule.name, of_rule(rule)?);
+        let place = Place::Rule(at);
+        Some(Obstacle { place, why })
+    });
+    let by_policy = || {
+        policies.into_iter().find_map(|(at, policy)| {
+            let why = format!("policy: {}", of_policy(policy, port)?);
+            let place = Place::Policy(at);
+            Some(Obstacle { place, why })
+        })
+    };
+    by_rule.or_else(by_policy).or_else(|| of_service(service))
+}
+
+/// What a rule asks that the kernel can't do.
+fn of_rule(rule: &Rule) -> Option<&'static str> {
+    if rule.matches.iter().any(Match::needs_http) {
+        return Some("matches on HTTP");
+    }
+    rule.matches
+        .iter()
+        .any(|condition| condition.source.is_some())
+        .then_some("matches the source")
+}
+
+/// What a policy asks that the kernel can't do, for a port that it covers.
+fn of_policy(policy: &Policy, port: &Port) -> Option<&'static str> {
+    let request_caps = |caps: BreakerPolicy| {
+        let default = BreakerPolicy::default();
+        (caps.max_requests, caps.max_pending, caps.max_retries)
+            != (
+                default.max_requests,
+                default.max_pending,
+                default.max_retries,
+            )
+    };
+    let balance = policy.balance.and_then(|balance| match balance {
+        Balance::RoundRobin => None,
+        _ => Some("balance"),
+    });
+    let http = port.protocol.is_http();
+    [
+        (!policy.rate_limits.is_empty()).then_some("rate-limit"),
+        balance,
+        (policy.timeouts != TimeoutPolicy::default()).then_some("timeout"),
+        policy.retries.is_some().then_some("retries"),
+        (policy.ejection.is_some_and(|ejection| ejection.probe)).then_some("ejection.probe"),
+        // An opaque connection is its own only request; see `cap`.
+        (http && policy.breaker.is_some_and(request_caps)).then_some("breaker of requests"),
+    ]
+    .into_iter()
+    .flatten()
+    .next()
+}
+
+fn of_service(service: &Service) -> Option<Obstacle> {
+    (service.dial_from == DialFrom::Node).then(|| Obstacle {
+        place: Place::DialFrom,
+        why: "dial-from: node".to_owned(),
+    })
+}
+
+/// How many connections a breaker allows on the kernel path. Through the proxy an opaque connection
+/// takes a connection's and a request's place: the smaller cap counts on both paths.
+pub fn cap(caps: &BreakerPolicy) -> u32 {
+    caps.max_connections.min(caps.max_requests)
+}
