@@ -5,6 +5,7 @@
 //! | `connect4`, `connect6` | cgroup_sock_addr | the pods' cgroup | decide, mark or rewrite |
 //! | `getpeername4`, `getpeername6` | cgroup_sock_addr | the pods' cgroup | what was dialled |
 //! | `flow_ops` | sock_ops | the pods' and the agent's cgroup | flows, endpoint counters |
+//! | `probe_ops` | sock_ops | the kubelet's cgroup | the kubelet's connections |
 //! | `steer` | sk_lookup | each workload's network namespace | choose the listener |
 //!
 //! Only stable UAPI contexts are read: the object needs no CO-RE relocations, which rustc can't

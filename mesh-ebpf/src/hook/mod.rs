@@ -3,4 +3,5 @@
 mod connect;
 mod flow_ops;
 mod peername;
+mod probe_ops;
 mod steer;

@@ -13,6 +13,7 @@ pub const PROGRAMS: &[&str] = &[
     "getpeername4",
     "getpeername6",
     "flow_ops",
+    "probe_ops",
     "steer",
 ];
 
