@@ -69,6 +69,8 @@ struct Reported {
     workloads: Vec<crate::admin::WorkloadStatus>,
     paused: bool,
     draining: bool,
+    /// The kubelet's cgroup.
+    kubelet: Option<String>,
     /// What the look at the pinned links found.
     links: Links,
 }
@@ -164,30 +166,35 @@ impl NodeAgent {
             now,
         ));
         let (old_table, table) = (old.kernel_table(), new.kernel_table());
+        let Control {
+            kernel,
+            enrolments,
+            in_force,
+            ..
+        } = &mut *control;
         let mut staying = old_table.clone();
         staying
             .services
             .retain(|key, _| table.services.contains_key(key));
         if staying.services.len() != old_table.services.len() {
-            control.kernel.apply(&staying)?;
+            kernel.apply(&staying)?;
         }
+        enrolments.narrow(&new.model, kernel);
         self.workers.swap(Arc::clone(&new));
-        if let Err(error) = control.kernel.apply(&table) {
+        if let Err(error) = kernel.apply(&table) {
             self.workers.swap(Arc::clone(&old));
+            enrolments.widen(kernel);
             // At a start nothing of ours was in force: what a predecessor left stays, for it is
             // what `failure: closed` and the last split stand on.
-            if control.in_force.is_some() {
+            if in_force.is_some() {
                 // The maps were not full with the old table, so they take it again.
-                control.kernel.apply(&old_table)?;
+                kernel.apply(&old_table)?;
             }
             return Err(error);
         }
         self.workers.set_limits(&config.agent.limits);
         self.snapshot.store(Arc::clone(&new));
-        control.in_force = Some(config.clone());
-        let Control {
-            kernel, enrolments, ..
-        } = &mut *control;
+        *in_force = Some(config.clone());
         enrolments.follow(&new.model, kernel, &self.workers, now);
         if let Err(error) = self.telemetry.set_access_log(&config.agent.access_log) {
             tracing::warn!(%error, "the access log can't be written, the old one goes on");
@@ -247,7 +254,12 @@ impl NodeAgent {
         self.look_at_links(now);
         log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
-        lock(&self.report).workloads = enrolments.status();
+        let kubelet = kernel.kubelet_cgroup();
+        let kubelet = kubelet.map(|path| path.display().to_string());
+        let mut report = lock(&self.report);
+        report.workloads = enrolments.status();
+        report.kubelet = kubelet;
+        drop(report);
         if now.since(*swept).as_millis() >= 1000 {
             *swept = now;
             let snapshot = self.snapshot.load();
@@ -324,6 +336,14 @@ impl Agent for NodeAgent {
                     detail: match report.links.missing.as_slice() {
                         [] => format!("{} links attached and pinned", report.links.count),
                         missing => format!("not attached: {}", missing.join(", ")),
+                    },
+                },
+                Condition {
+                    name: "probes".into(),
+                    ok: true,
+                    detail: match &report.kubelet {
+                        Some(cgroup) => format!("of the kubelet in {cgroup} pass"),
+                        None => "no kubelet cgroup: probes meet the inbound rules".into(),
                     },
                 },
                 Condition {

@@ -186,6 +186,9 @@ pub(super) enum BpfVerb {
     /// Service addresses and what a connect to them does.
     #[command(subcommand)]
     Services(ListVerb),
+    /// What happens to connections that come in, by workload and port.
+    #[command(subcommand)]
+    Inbound(ListVerb),
     /// Connections, as the kernel counts them.
     #[command(subcommand)]
     Conns(ListVerb),

@@ -46,6 +46,10 @@ fn read(view: &View, what: BpfVerb) -> serde_json::Result<(&'static [Column], Va
             c::BPF_SERVICES,
             document::list("BpfServiceList", &view.services())?,
         ),
+        BpfVerb::Inbound(ListVerb::List) => (
+            c::BPF_INBOUND,
+            document::list("InboundList", &view.inbound())?,
+        ),
         BpfVerb::Conns(ListVerb::List) => (
             c::BPF_CONNS,
             document::list("ConnectionList", &view.conns())?,

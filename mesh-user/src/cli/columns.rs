@@ -48,6 +48,13 @@ columns! {
         "ROUTABLE" left |row| cell(&row["routable"]),
         "BACKENDS" left backends,
     ];
+    /// `mesh bpf inbound list`.
+    BPF_INBOUND = [
+        "POD" right |row| cell(&row["pod_id"]),
+        "WORKLOAD" left |row| cell(&row["workload"]),
+        "PORT" right |row| cell(&row["port"]),
+        "ACTION" left |row| cell(&row["action"]),
+    ];
     /// `mesh bpf conns list`.
     BPF_CONNS = [
         "LEG" left |row| cell(&row["leg"]),

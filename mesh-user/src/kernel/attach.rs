@@ -11,7 +11,8 @@ use super::{
     cgroups::{self, Cgroup},
     config,
     error::KernelError,
-    object::{self, CGROUP_HOOKS, FLOW_OPS, Programs, STEER},
+    kubelet::Kubelet,
+    object::{self, CGROUP_HOOKS, FLOW_OPS, PROBE_OPS, Programs, STEER},
     origin::Flows,
     pins::{Lock, Pins},
     sockets,
@@ -96,11 +97,15 @@ fn open(
     let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
     let config = config(options, agent.id, cookie, paused);
     write_config(&mut tables, config)?;
+    let named = options.kubelet_cgroup.as_deref();
+    let kubelet = Kubelet::start(&pins, mount, named, programs.take(PROBE_OPS)?)?;
+    made.pins.extend(kubelet.pin(&pins));
     attach_all(&pins, &programs, points, &agent, &mut made.pins)?;
     Ok(Parts {
         listeners: Sockets::pinned(&pins)?,
         origins: Flows::open(&pins)?,
         steer: programs.take(STEER)?,
+        kubelet,
         log: programs.log(),
         pins,
         tables,
@@ -130,7 +135,7 @@ fn attach_all(
         }
     }
     for (name, _, path) in pins.all_links() {
-        if name != STEER && !wanted.contains(&path) {
+        if ![STEER, PROBE_OPS].contains(&name.as_str()) && !wanted.contains(&path) {
             fs::remove_file(&path).map_err(KernelError::io(format!("{}", path.display())))?;
         }
     }

@@ -16,8 +16,10 @@ pub mod cleanup;
 mod enrol;
 mod error;
 mod heartbeat;
+mod inbound;
 mod instances;
 pub mod inventory;
+mod kubelet;
 pub mod mounts;
 mod netns;
 mod object;
@@ -61,7 +63,7 @@ pub use self::{
     heartbeat::Heartbeat,
 };
 use crate::{
-    model::{Interception, Netns, kernel_table::KernelTable},
+    model::{Interception, Netns, inbound::InboundPorts, kernel_table::KernelTable},
     proxy::wire::{OriginLookup, SocketSource},
 };
 
@@ -120,6 +122,9 @@ pub struct KernelOptions {
     pub shards: u16,
     /// Whether unknown network namespaces below the attach point are refused.
     pub refuse_unknown: bool,
+    /// The kubelet's own cgroup, below the cgroup2 mount or absolute. None: the usual names are
+    /// looked for.
+    pub kubelet_cgroup: Option<PathBuf>,
 }
 
 /// A workload that shall be enrolled.
@@ -131,6 +136,8 @@ pub struct Enrol {
     pub netns: Netns,
     /// How its connections are intercepted.
     pub interception: Interception,
+    /// What happens to connections that come in, by port.
+    pub inbound: InboundPorts,
 }
 
 /// A workload that is enrolled: everything stands but `POD_BY_NETNS`. The caller hands the
@@ -141,6 +148,8 @@ pub struct Enrolled {
     pub pod_id: u32,
     /// One listener for each shard, in order; listening and non-blocking.
     pub listeners: Vec<TcpListener>,
+    /// The same for connections that come in.
+    pub inbound: Vec<TcpListener>,
     /// Makes sockets in its namespace.
     pub sockets: Arc<dyn SocketSource>,
 }
@@ -168,6 +177,7 @@ pub struct Kernel {
     tables: Tables,
     listeners: tables::Sockets,
     steer: OwnedFd,
+    kubelet: kubelet::Kubelet,
     installed: Installed,
     workloads: BTreeMap<u32, Workload>,
     /// What an agent before us enrolled and we have not, yet; and what we could not enrol and hold
@@ -211,6 +221,7 @@ impl Kernel {
             tables: parts.tables,
             listeners: parts.listeners,
             steer: parts.steer,
+            kubelet: parts.kubelet,
             workloads: BTreeMap::new(),
             adopted: BTreeMap::new(),
             wanted: None,
@@ -321,6 +332,7 @@ struct Parts {
     origins: origin::Flows,
     config: Config,
     steer: OwnedFd,
+    kubelet: kubelet::Kubelet,
     log: Option<object::ProgramLog>,
 }
 

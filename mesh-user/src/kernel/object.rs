@@ -29,6 +29,8 @@ pub(super) const CGROUP_HOOKS: [(&str, AttachType); 5] = [
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
 ];
+/// The program that attaches to the kubelet's cgroup.
+pub(super) const PROBE_OPS: &str = "probe_ops";
 /// The program that attaches to each workload's network namespace.
 pub(super) const STEER: &str = "steer";
 /// The one that attaches to the agent's own cgroup too.
@@ -140,7 +142,9 @@ pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs,
     for (name, _) in CGROUP_HOOKS {
         programs.push((name, load_one(&mut object, name)?));
     }
-    programs.push((STEER, load_one(&mut object, STEER)?));
+    for name in [PROBE_OPS, STEER] {
+        programs.push((name, load_one(&mut object, name)?));
+    }
     if let Some((pins, list)) = made {
         for (name, fd) in &programs {
             replace_pin(pins, name, fd, list)?;

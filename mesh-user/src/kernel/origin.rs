@@ -1,7 +1,12 @@
-//! Where a captured connection was going, from `FLOWS`.
+//! Where a captured connection was going, from `FLOWS`, and whose an address of this node is.
 
-use std::net::SocketAddr;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
+use arc_swap::ArcSwap;
 use mesh_common::{
     addr::Addr,
     flow::{Flow, FlowKey, Tuple},
@@ -14,13 +19,36 @@ use super::{
 };
 use crate::proxy::wire::OriginLookup;
 
-/// The flow table, for reading.
+/// The flow table, for reading, and the addresses of enrolled workloads.
 #[derive(Debug)]
-pub(super) struct Flows(Hash<FlowKey, Flow>);
+pub(super) struct Flows {
+    flows: Hash<FlowKey, Flow>,
+    /// Swapped whole: addresses change when pods come and go, and every request may ask.
+    addresses: ArcSwap<HashMap<IpAddr, Arc<str>>>,
+}
 
 impl Flows {
     pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
-        tables::flows(pins).map(Self)
+        Ok(Self {
+            flows: tables::flows(pins)?,
+            addresses: ArcSwap::default(),
+        })
+    }
+
+    /// A workload has this address from now on. One writer: the control thread.
+    pub(super) fn learn(&self, address: IpAddr, key: &Arc<str>) {
+        let mut addresses = HashMap::clone(&self.addresses.load());
+        addresses.insert(address.to_canonical(), Arc::clone(key));
+        self.addresses.store(Arc::new(addresses));
+    }
+
+    /// Nobody has these addresses any more.
+    pub(super) fn forget<'a>(&self, gone: impl IntoIterator<Item = &'a IpAddr>) {
+        let mut addresses = HashMap::clone(&self.addresses.load());
+        for address in gone {
+            addresses.remove(&address.to_canonical());
+        }
+        self.addresses.store(Arc::new(addresses));
     }
 }
 
@@ -32,7 +60,11 @@ impl OriginLookup for Flows {
             sport: peer.port(),
             dport: local.port(),
         };
-        let flow = self.0.get(&FlowKey { tuple, pod_id }, 0).ok()?;
+        let flow = self.flows.get(&FlowKey { tuple, pod_id }, 0).ok()?;
         Some(flow.asked.with_port(flow.asked_port))
+    }
+
+    fn workload_at(&self, address: IpAddr) -> Option<Arc<str>> {
+        self.addresses.load().get(&address.to_canonical()).cloned()
     }
 }

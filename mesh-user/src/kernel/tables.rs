@@ -9,7 +9,7 @@ use mesh_common::{
     flow::{Flow, FlowKey, ProxyFlow, Tuple},
     listener::ListenerKey,
     maps::{OutRuleKey, get},
-    pod::{PodAddr, PodEntry},
+    pod::{InRuleKey, PodAddr, PodEntry},
     service::{Backend, EndpointStats, ServiceEntry, ServiceKey},
 };
 
@@ -60,6 +60,7 @@ tables! {
         ep_stats: PerCpu<EndpointStats> = "EP_STATS",
         events: RingBuf<MapData> = "EVENTS",
         heartbeat: Slots<u64> = "HEARTBEAT",
+        in_rules: Hash<InRuleKey, u32> = "IN_RULES",
         pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",
         pod_by_netns: Hash<u64, PodEntry> = "POD_BY_NETNS",
         services: Hash<ServiceKey, ServiceEntry> = "SERVICES",
@@ -76,6 +77,7 @@ tables! {
         counters: PerCpu<u64> = "COUNTERS",
         flows: Hash<FlowKey, Flow> = "FLOWS",
         heartbeat: Slots<u64> = "HEARTBEAT",
+        in_rules: Hash<InRuleKey, u32> = "IN_RULES",
         listeners: Sockets = "LISTENERS",
         out_rules: Rules = "OUT_RULES",
         pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",

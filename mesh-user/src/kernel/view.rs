@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-pub use self::rows::{ConnRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow};
+pub use self::rows::{ConnRow, InboundRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow};
 use super::{
     Instance, KernelError, mounts,
-    object::{CGROUP_HOOKS, STEER},
+    object::{CGROUP_HOOKS, PROBE_OPS, STEER},
     pins::Pins,
     records,
     sys::{self, LinkTarget},
@@ -24,10 +24,10 @@ use crate::clock::{self, MonoNanos};
 use aya::programs::ProgramInfo;
 use mesh_common::{
     addr::Addr,
-    flow::{ESTABLISHED, Tuple, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY},
+    flow::{ESTABLISHED, PROXY_APP, Tuple, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY},
     listener::{KIND_OUT, ListenerKey},
     maps::{ALL, Kind},
-    pod::{FAIL_CLOSED, MODE_MARK, PodEntry},
+    pod::{FAIL_CLOSED, INBOUND_CAPTURE, INBOUND_DENY, INBOUND_PASS, MODE_MARK, PodEntry},
     reason::Reason,
     service::{DECIDE_KERNEL, DECIDE_PASS, DECIDE_PROXY, FLAG_ROUTABLE, ServiceEntry},
 };
@@ -156,6 +156,26 @@ impl View {
         rows.collect()
     }
 
+    /// What happens to connections that come in, by workload and port.
+    pub fn inbound(&self) -> Vec<InboundRow> {
+        let mut found: BTreeMap<(u32, Option<u16>), u32> = BTreeMap::new();
+        for (_, entry) in self.tables.pod_by_addr.iter().flatten() {
+            found.insert((entry.pod_id, None), entry.inbound.into());
+        }
+        for (key, action) in self.tables.in_rules.iter().flatten() {
+            found.insert((key.pod_id, Some(key.port)), action);
+        }
+        found
+            .into_iter()
+            .map(|((pod_id, port), action)| InboundRow {
+                pod_id,
+                workload: self.name(pod_id),
+                port: port.map_or_else(|| "*".to_owned(), |port| port.to_string()),
+                action: inbound(action).to_owned(),
+            })
+            .collect()
+    }
+
     /// Services, by address.
     pub fn services(&self) -> Vec<ServiceRow> {
         let mut rows: Vec<ServiceRow> = self
@@ -212,7 +232,8 @@ impl View {
             });
         }
         for (tuple, flow) in self.tables.proxy_flows.iter().flatten() {
-            rows.push(self.conn("up", flow.pod_id, &tuple, flow.state, now, flow.connect_ns));
+            let leg = if flow.kind == PROXY_APP { "app" } else { "up" };
+            rows.push(self.conn(leg, flow.pod_id, &tuple, flow.state, now, flow.connect_ns));
         }
         rows.sort_by(|a, b| a.pod_id.cmp(&b.pod_id).then(b.age_s.total_cmp(&a.age_s)));
         rows
@@ -286,6 +307,7 @@ impl View {
         let tables = &self.tables;
         match map {
             "FLOWS" => Some(tables.flows.keys().flatten().count()),
+            "IN_RULES" => Some(tables.in_rules.keys().flatten().count()),
             "LISTENERS" => tables.listeners.all().ok().map(|all| all.len()),
             "OUT_RULES" => Some(tables.out_rules.keys().flatten().count()),
             "POD_BY_ADDR" => Some(tables.pod_by_addr.keys().flatten().count()),
@@ -301,7 +323,7 @@ impl View {
         let programs: HashMap<u32, ProgramInfo> = CGROUP_HOOKS
             .iter()
             .map(|(name, _)| *name)
-            .chain([STEER])
+            .chain([PROBE_OPS, STEER])
             .filter_map(|name| ProgramInfo::from_pin(self.pins.prog(name)).ok())
             .map(|info| (info.id(), info))
             .collect();
@@ -387,6 +409,15 @@ fn mode(entry: &PodEntry) -> &'static str {
     }
 }
 
+fn inbound(code: u32) -> &'static str {
+    match u8::try_from(code) {
+        Ok(INBOUND_PASS) => "pass",
+        Ok(INBOUND_CAPTURE) => "capture",
+        Ok(INBOUND_DENY) => "deny",
+        _ => "?",
+    }
+}
+
 fn decision(code: u32) -> &'static str {
     match code {
         DECIDE_PASS => "pass",
@@ -407,7 +438,7 @@ fn verdict(code: u8) -> &'static str {
 
 fn kind(program: &str) -> &'static str {
     match program {
-        "flow_ops" => "sock_ops",
+        "flow_ops" | PROBE_OPS => "sock_ops",
         STEER => "sk_lookup",
         _ => "cgroup_sock_addr",
     }

@@ -11,10 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_common::{
-    addr::Addr,
-    listener::{KIND_OUT, ListenerKey},
-};
+use mesh_common::{addr::Addr, listener::ListenerKey};
 
 use super::{
     error::EnrolError,
@@ -24,7 +21,7 @@ use super::{
     sockets::{self, PodSockets},
     sys::{self, AttachType, LinkTarget},
 };
-use crate::model::Interception;
+use crate::model::{Interception, inbound::InboundPorts};
 
 /// How long the self-probe waits: a connection over `lo` arrives within microseconds.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
@@ -42,6 +39,8 @@ pub(super) struct Workload {
     pub(super) key: Arc<str>,
     pub(super) identity: Identity,
     pub(super) interception: Interception,
+    /// What stands in `IN_RULES` and, as the default, in `POD_BY_ADDR`.
+    pub(super) inbound: InboundPorts,
     pub(super) sockets: Arc<PodSockets>,
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) source: Sources,
@@ -91,6 +90,8 @@ pub(super) struct Prepared {
     pub(super) addresses: Vec<IpAddr>,
     pub(super) sysctl_before: Option<String>,
     pub(super) listeners: Vec<TcpListener>,
+    /// For connections that come in.
+    pub(super) inbound: Vec<TcpListener>,
 }
 
 /// Addresses, sysctl, rule, routes, listeners: inert until something is marked. Leaves nothing on
@@ -115,10 +116,11 @@ pub(super) fn prepare(
             netns::accept_marks().map_err(EnrolError::io("net.ipv4.tcp_fwmark_accept"))?;
         let rest = route_and_listen(&mut netlink, &addresses, steering, agent_mark, shards);
         match rest {
-            Ok(listeners) => Ok(Prepared {
+            Ok((listeners, inbound)) => Ok(Prepared {
                 addresses,
                 sysctl_before,
                 listeners,
+                inbound,
             }),
             Err(error) => {
                 undo_here(&mut netlink, steering, sysctl_before.as_deref());
@@ -135,13 +137,16 @@ fn route_and_listen(
     steering: Steering,
     agent_mark: u32,
     shards: u16,
-) -> Result<Vec<TcpListener>, EnrolError> {
+) -> Result<(Vec<TcpListener>, Vec<TcpListener>), EnrolError> {
     netlink
         .steer(steering, Sources::of(addresses))
         .map_err(EnrolError::io("rule and route"))?;
-    (0..shards)
-        .map(|_| sockets::listen(agent_mark).map_err(EnrolError::io("listening")))
-        .collect()
+    let listen = || -> Result<Vec<TcpListener>, EnrolError> {
+        (0..shards)
+            .map(|_| sockets::listen(agent_mark).map_err(EnrolError::io("listening")))
+            .collect()
+    };
+    Ok((listen()?, listen()?))
 }
 
 /// Takes routes and sysctl back, in the calling thread's namespace; best effort, what was removed.
@@ -278,10 +283,10 @@ pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-pub(super) fn listener_key(pod_id: u32, shard: u16) -> ListenerKey {
+pub(super) fn listener_key(pod_id: u32, kind: u16, shard: u16) -> ListenerKey {
     ListenerKey {
         pod_id,
-        kind: KIND_OUT,
+        kind,
         shard,
     }
 }

@@ -1,6 +1,11 @@
 //! What the proxy needs from outside, as traits: `app` wires the kernel side to them.
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 /// Makes sockets that leave from the right place: a workload's network namespace, with the
 /// agent's mark. One for each workload, and one for the agent's own namespace.
@@ -11,6 +16,16 @@ pub trait SocketSource: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The namespace is gone, or no file descriptor is left.
     fn tcp_socket(&self, towards: SocketAddr) -> io::Result<OwnedFd>;
+
+    /// Like [`SocketSource::tcp_socket`], for a dial to the workload's own application: bound to
+    /// the address of somebody else, so that the application sees its client.
+    ///
+    /// # Errors
+    /// EADDRINUSE: the port is taken, another one may do. Others: not here at all.
+    fn app_socket(&self, client: SocketAddr, towards: SocketAddr) -> io::Result<OwnedFd> {
+        let _nowhere = (client, towards);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Where a captured connection was really going, when its own address doesn't say (a foreign
@@ -19,6 +34,12 @@ pub trait OriginLookup: Send + Sync + std::fmt::Debug {
     /// The address that the application asked for, from the kernel's flow table. `peer` and
     /// `local` are the accepted socket's.
     fn asked(&self, pod_id: u32, peer: SocketAddr, local: SocketAddr) -> Option<SocketAddr>;
+
+    /// The enrolled workload of this node that has an address, `namespace/name`.
+    fn workload_at(&self, address: IpAddr) -> Option<Arc<str>> {
+        let _nobody = address;
+        None
+    }
 }
 
 /// A workload as the proxy sees it. Shared by its listeners on all cores.
