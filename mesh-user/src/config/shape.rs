@@ -30,6 +30,8 @@ pub(crate) enum Group {
     ExactlyOne(&'static [&'static str]),
     /// Not two of them.
     AtMostOne(&'static [&'static str]),
+    /// One of them must be there; more may be.
+    AtLeastOne(&'static [&'static str]),
 }
 
 /// A field of an [`Object`].

@@ -351,6 +351,7 @@ impl State {
                 attach,
                 shards,
                 refuse_unknown,
+                kubelet_cgroup: None,
             };
             let kernel = Kernel::start(&options).map_err(text)?;
             let heartbeat = kernel.heartbeat().map_err(text)?;
@@ -376,6 +377,7 @@ impl State {
                         failure: failure(closed),
                         ..Interception::default()
                     },
+                    inbound: mesh_user::model::inbound::InboundPorts::default(),
                 };
                 let enrolled = kernel.enrol(&wanted).map_err(text)?;
                 let origins = kernel.origins();

@@ -62,7 +62,7 @@ fn needs_capture(rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
         "`action: {word}` never reaches the proxy, which would apply `allow`, `deny`, `rate-limit` and `breaker`"
     );
     let path = item.key("action");
-    out.error(Code::Conflict, path, message, "`action: capture`");
+    out.error(Code::NeedsCapture, path, message, "`action: capture`");
 }
 
 fn limits(rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
@@ -96,7 +96,7 @@ fn limits(rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
                 );
                 let expected =
                     "source.workload, source.namespace, source.identity or source.tag.NAME";
-                out.error(Code::BadValue, path.key("key").at(n), message, expected);
+                out.error(Code::BadKey, path.key("key").at(n), message, expected);
             }
         }
     }
@@ -104,11 +104,6 @@ fn limits(rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
 
 fn peers(list: &[PeerMatch], path: &FieldPath, out: &mut Findings) {
     for (k, peer) in list.iter().enumerate() {
-        if *peer == PeerMatch::default() {
-            let message = "neither `source` nor `cidr`: this would be everybody".to_owned();
-            let expected = "`source`, `cidr`, or both";
-            out.error(Code::MissingField, path.at(k), message, expected);
-        }
         if peer
             .source
             .as_ref()
@@ -117,7 +112,7 @@ fn peers(list: &[PeerMatch], path: &FieldPath, out: &mut Findings) {
             let message = "an empty `source` is anybody who is known at all".to_owned();
             let expected = "workload, namespace, identity or tags";
             out.error(
-                Code::MissingField,
+                Code::EmptySource,
                 path.at(k).key("source"),
                 message,
                 expected,

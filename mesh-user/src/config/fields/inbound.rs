@@ -1,7 +1,7 @@
 //! Inbound rules.
 
 use super::{
-    Absent, NAME, Object, PORT_NUMBER, Shape, TAGS, Text, field,
+    Absent, Group, NAME, Object, PORT_NUMBER, Shape, TAGS, Text, field,
     policy::{CAP, RATE_LIMIT_ITEM},
     rule::SOURCE,
 };
@@ -107,7 +107,7 @@ static BREAKER: Object = Object {
             "Requests in flight; an opaque connection is one.",
         ),
     ],
-    groups: &[],
+    groups: &[Group::AtLeastOne(&["max-connections", "max-requests"])],
 };
 
 static PEER: Object = Object {
@@ -128,5 +128,5 @@ static PEER: Object = Object {
             "Its address: a range, or one address.",
         ),
     ],
-    groups: &[],
+    groups: &[Group::AtLeastOne(&["source", "cidr"])],
 };
