@@ -84,10 +84,11 @@ fn proxy_flows(stage: &Stage) -> HashMap<MapData, [u8; 36], [u8; 16]> {
     HashMap::try_from(Map::HashMap(data)).expect("a hash map")
 }
 
-/// Pitfall 3: the record of our own dial is gone, or there was no room for it. What comes back is
-/// refused by name after one turn: no loop, no descriptors eaten.
+/// Pitfall 3: the record of our own dial is gone, or there was no room for it. The dial comes back
+/// to our listener once, whose answer leaves for the real client: no handshake, no loop, no
+/// descriptors eaten. It is made again with the workload's own address.
 #[test]
-fn dial_whose_record_is_lost_ends_after_one_turn() {
+fn dial_whose_record_is_lost_comes_back_once_and_is_made_by_the_fallback() {
     let stage = Stage::start("in-loop", "", CAPTURE);
     let to: IpAddr = stage.app.v4.into();
     // A live connection does not need its record any more.
@@ -121,6 +122,7 @@ while True:
         full += 1;
     }
     assert!(full > 60_000, "{full}");
+    stage.others();
     let before = stage.count("steer_in");
     let asked: u64 = 3;
     for _ in 0..asked {
@@ -129,14 +131,13 @@ while True:
             ..PLAIN
         };
         let seen = stage.ask(&stage.outside, to, HTTP, how);
-        assert_eq!(seen.status, 503, "{seen:?}");
-        assert!(seen.ms < 1_000.0, "{seen:?}");
+        // By the fallback: both ends are the workload's own then.
+        assert_eq!((seen.status, &seen.body), (200, &host), "{seen:?}");
+        assert!(seen.ms < 500.0, "{seen:?}");
     }
     let turns = stage.count("steer_in") - before;
     assert_eq!(turns, 2 * asked, "the client's, and ours once");
-    let loops = stage.logged("connection", "inbound");
-    let loops = loops.iter().filter(|line| line["mesh.reject"] == "loop");
-    assert_eq!(loops.count(), asked as usize);
+    assert_eq!(stage.others().len(), asked as usize, "one for each request");
     for n in 0..full {
         flows.remove(&junk(n)).unwrap();
     }

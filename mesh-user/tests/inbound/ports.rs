@@ -101,6 +101,13 @@ impl Kubelet {
         fs::create_dir(&path).expect("a cgroup");
         Self(path)
     }
+
+    /// As the configuration names it: below the cgroup2 mount.
+    fn setting(&self) -> String {
+        let mount = mesh_user::kernel::mounts::cgroup2().unwrap().unwrap();
+        let path = self.0.strip_prefix(mount).unwrap();
+        format!("  kubelet-cgroup: {}\n", path.display())
+    }
 }
 
 impl Drop for Kubelet {
@@ -117,7 +124,7 @@ impl Drop for Kubelet {
 fn probe_of_the_kubelet_passes_a_denied_port_with_and_without_an_agent() {
     let mut stage = Stage::build("in-probe");
     let kubelet = Kubelet::make(&stage);
-    let agent = format!("  kubelet-cgroup: {}\n", kubelet.0.display());
+    let agent = kubelet.setting();
     let rules = "inbound:\n  - {workload: app, ports: [8080], action: deny}\n  \
                  - {workload: app, allow: {cidr: 192.0.2.0/24}}\n";
     let text = stage.config(&Setup {
@@ -161,7 +168,7 @@ fn probe_of_the_kubelet_passes_a_denied_port_with_and_without_an_agent() {
 fn kubelet_that_was_restarted_is_followed() {
     let mut stage = Stage::build("in-again");
     let kubelet = Kubelet::make(&stage);
-    let agent = format!("  kubelet-cgroup: {}\n", kubelet.0.display());
+    let agent = kubelet.setting();
     let rules = "inbound:\n  - {workload: app, ports: [8080], action: deny}\n";
     let text = stage.config(&Setup {
         app: "",

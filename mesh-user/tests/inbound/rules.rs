@@ -21,7 +21,7 @@ fn clients_are_let_in_by_workload_and_by_range_and_denials_win() {
     let rules = format!(
         "inbound:\n  - workload: app\n    ports: [8080, 9000]\n    \
          allow: [{{source: {{workload: client}}}}, {{cidr: {outside}/32}}]\n    \
-         deny: [{{cidr: {}/32}}]\n",
+         deny: [{{cidr: {}}}]\n",
         stage.outside.v6
     );
     let text = stage.config(&crate::stage::Setup {

@@ -30,13 +30,14 @@ def http(s, peer):
     f = s.makefile('rb')
     while line := f.readline():
         path = line.split()[1].decode()
-        while f.readline() not in (b'\r\n', b'\n', b''):
-            pass
+        last = path == '/last'
+        while (field := f.readline()) not in (b'\r\n', b'\n', b''):
+            last |= field.lower().startswith(b'connection: close')
         if path == '/hold':
             go.wait()
         body = peer.encode()
         s.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n' % len(body) + body)
-        if path == '/last':
+        if last:
             break
 
 def echo(s, peer):
