@@ -7,6 +7,8 @@
 mod address;
 #[path = "inbound/failure.rs"]
 mod failure;
+#[path = "inbound/http2.rs"]
+mod http2;
 #[path = "inbound/limits.rs"]
 mod limits;
 #[path = "inbound/ports.rs"]

@@ -25,6 +25,10 @@ impl Object {
 
 /// Fields of an object that exclude each other.
 #[derive(Debug)]
+#[expect(
+    clippy::enum_variant_names,
+    reason = "each says how many of the fields"
+)]
 pub(crate) enum Group {
     /// One of them must be there, and not two.
     ExactlyOne(&'static [&'static str]),

@@ -27,7 +27,11 @@ use mesh_common::{
 use mesh_user::{
     clock,
     kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions},
-    model::{Failure, Interception, Netns, kernel_table::KernelTable},
+    model::{
+        Failure, Interception, Netns,
+        inbound::{InboundAction, InboundPorts},
+        kernel_table::KernelTable,
+    },
     proxy::wire::SocketSource,
     testbed::Testbed,
 };
@@ -92,7 +96,9 @@ enum Request {
         key: String,
         netns: PathBuf,
         closed: bool,
+        inbound: Inbound,
     },
+    Inbound(u32, Inbound),
     Live(u32),
     Failure(u32, bool),
     Want(Vec<String>),
@@ -107,6 +113,28 @@ enum Request {
     Hold(bool),
     Events,
     Ports,
+}
+
+/// What happens to connections that come in: by default, and by port; `p`ass, `c`apture, `d`eny.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Inbound(pub(crate) char, pub(crate) Vec<(u16, char)>);
+
+impl Inbound {
+    fn ports(&self) -> InboundPorts {
+        let action = |word| match word {
+            'c' => InboundAction::Capture,
+            'd' => InboundAction::Deny,
+            _ => InboundAction::Pass,
+        };
+        InboundPorts {
+            default: action(self.0),
+            ports: self
+                .1
+                .iter()
+                .map(|(port, word)| (*port, action(*word)))
+                .collect(),
+        }
+    }
 }
 
 /// One accepted connection.
@@ -207,9 +235,35 @@ impl Agent {
             key: key.to_owned(),
             netns: netns.to_owned(),
             closed,
+            inbound: Inbound('p', Vec::new()),
         };
         let id = self.ask(&request)?.as_u64().expect("a number");
         Ok(u32::try_from(id).expect("a pod id"))
+    }
+
+    /// With `failure: open` and these inbound ports.
+    #[allow(dead_code, reason = "each test file uses its own part")]
+    pub(crate) fn enrol_with(
+        &self,
+        key: &str,
+        netns: &Path,
+        inbound: Inbound,
+    ) -> Result<u32, String> {
+        let request = Request::Enrol {
+            key: key.to_owned(),
+            netns: netns.to_owned(),
+            closed: false,
+            inbound,
+        };
+        let id = self.ask(&request)?.as_u64().expect("a number");
+        Ok(u32::try_from(id).expect("a pod id"))
+    }
+
+    /// Changes a workload's inbound ports.
+    #[allow(dead_code, reason = "each test file uses its own part")]
+    pub(crate) fn inbound(&self, pod_id: u32, default: char, ports: &[(u16, char)]) {
+        let inbound = Inbound(default, ports.to_vec());
+        self.done(&Request::Inbound(pod_id, inbound)).expect("set");
     }
 
     pub(crate) fn live(&self, pod_id: u32) -> Result<(), String> {
@@ -365,7 +419,16 @@ impl State {
         let kernel = self.kernel.as_mut().ok_or("not started")?;
         match request {
             Request::Start { .. } => Err("answered above".to_owned()),
-            Request::Enrol { key, netns, closed } => {
+            Request::Inbound(pod_id, inbound) => kernel
+                .set_inbound(pod_id, &inbound.ports())
+                .map(|()| Value::Null)
+                .map_err(text),
+            Request::Enrol {
+                key,
+                netns,
+                closed,
+                inbound,
+            } => {
                 let pid = netns
                     .to_str()
                     .and_then(|text| text.strip_prefix("pid:")?.parse().ok());
@@ -377,7 +440,7 @@ impl State {
                         failure: failure(closed),
                         ..Interception::default()
                     },
-                    inbound: mesh_user::model::inbound::InboundPorts::default(),
+                    inbound: inbound.ports(),
                 };
                 let enrolled = kernel.enrol(&wanted).map_err(text)?;
                 let origins = kernel.origins();
