@@ -446,7 +446,8 @@ impl State {
                 let origins = kernel.origins();
                 let stop = Arc::new(AtomicBool::new(false));
                 let mut handles = Vec::new();
-                for (shard, listener) in enrolled.listeners.into_iter().enumerate() {
+                let inbound = enrolled.inbound.into_iter().enumerate();
+                for (shard, listener) in enrolled.listeners.into_iter().enumerate().chain(inbound) {
                     self.ports.push(listener.local_addr().map_err(text)?.port());
                     let loop_ = Loop {
                         pod_id: enrolled.pod_id,
