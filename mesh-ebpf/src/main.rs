@@ -12,6 +12,7 @@
 //! | `mark_guard` | cgroup_sockopt (set) | the pods' cgroup | our mark bits stay ours |
 //! | `egress_guard` | sched_cls | the node's side of a guarded pod's veth | drops what went past us |
 //! | `sock_release` | cgroup_sock | the pods' cgroup | give back what a socket still holds |
+//! | `probe_ops` | sock_ops | the kubelet's cgroup | the kubelet's connections |
 //! | `steer` | sk_lookup | each workload's network namespace | choose the listener |
 //!
 //! Only stable UAPI contexts are read: the object needs no CO-RE relocations, which rustc can't

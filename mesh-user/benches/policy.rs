@@ -287,5 +287,6 @@ fn example(count: usize) -> Model {
         policies: vec![policy],
         workloads: vec![client],
         outbound: Vec::new(),
+        inbound: Vec::new(),
     }
 }

@@ -23,7 +23,7 @@ impl SkLookup {
     }
 
     #[inline(always)]
-    pub(crate) fn request(self) -> (Request, u16) {
+    pub(crate) fn request(self) -> Request {
         let family = read!(self.0, family);
         let protocol = read!(self.0, protocol);
         let remote4 = read!(self.0, remote_ip4);
@@ -53,14 +53,14 @@ impl SkLookup {
                 Addr::from_v6_be([l0, l1, l2, l3]),
             )
         };
-        let request = Request {
+        Request {
             remote,
             remote_port: u16::from_be(remote_port),
             local,
+            local_port: local_port as u16,
             proto: protocol as u8,
             interface,
-        };
-        (request, local_port as u16)
+        }
     }
 
     /// Gives the connection to a listener; whether there was one.

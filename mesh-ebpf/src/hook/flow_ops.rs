@@ -22,7 +22,7 @@ use mesh_common::{
     abi::{ABI_VERSION, Config},
     flow::{
         BACKEND_NONE, CONNECTING, Flow, FlowKey, Grant, INTENT_CONFIRMED, INTENT_GUARDED,
-        INTENT_RELEASED, Intent, ProxyFlow, Tuple,
+        INTENT_RELEASED, Intent, PROXY_APP, PROXY_UP, ProxyFlow, Tuple,
     },
     reason::Reason,
     service::EndpointStats,
@@ -81,7 +81,7 @@ fn connecting(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
         return;
     }
     if is_agents(&config) {
-        proxy_connecting(ctx, &snapshot.tuple);
+        proxy_connecting(ctx, &snapshot.tuple, captured(sk, &config));
         debug!(
             &ctx,
             "the agent dials [{:i}]:{}",
@@ -191,15 +191,17 @@ fn grant(tuple: &Tuple, intent: &Intent) {
     }
 }
 
+/// A dial of the agent. One that has the capture mark and goes to a workload is the one to its
+/// application: its source is the client's address, and the mark brings the answer back.
 #[inline(always)]
-fn proxy_connecting(ctx: SockOps, tuple: &Tuple) {
-    let pod_id = match maps::POD_BY_ADDR.get(&tuple.src) {
-        Some(pod) => pod.pod_id,
-        None => 0,
+fn proxy_connecting(ctx: SockOps, tuple: &Tuple, marked: bool) {
+    let (kind, of) = match (marked, maps::POD_BY_ADDR.get(&tuple.dst)) {
+        (true, Some(pod)) => (PROXY_APP, Some(pod)),
+        _ => (PROXY_UP, maps::POD_BY_ADDR.get(&tuple.src)),
     };
     let flow = ProxyFlow {
-        pod_id,
-        kind: 0,
+        pod_id: of.map_or(0, |pod| pod.pod_id),
+        kind,
         state: CONNECTING,
         _pad: [0; 2],
         connect_ns: ctx::now(),

@@ -8,5 +8,6 @@ mod flow_ops;
 mod loopback;
 mod mark_guard;
 mod peername;
+mod probe_ops;
 mod release;
 mod steer;

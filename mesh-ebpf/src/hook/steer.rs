@@ -4,8 +4,9 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     abi::Config,
     addr::Addr,
-    listener::{KIND_OUT, ListenerKey},
-    pod::PodAddr,
+    flow::{ProxyFlow, Tuple},
+    listener::ListenerKey,
+    pod::{InRuleKey, PodAddr},
     reason::{Event, Reason},
 };
 use mesh_ebpf::decide::steer::{World, decide};
@@ -24,7 +25,7 @@ const DROP: u32 = 0;
 #[sk_lookup]
 fn steer(ctx: SkLookupContext) -> u32 {
     let ctx = SkLookup::new(&ctx);
-    let (request, local_port) = ctx.request();
+    let request = ctx.request();
     let verdict = decide(&request, &Kernel(ctx));
     count(verdict.reason);
     debug!(
@@ -33,14 +34,14 @@ fn steer(ctx: SkLookupContext) -> u32 {
         request.remote.octets(),
         request.remote_port,
         request.local.octets(),
-        local_port,
+        request.local_port,
         request.interface,
         verdict.reason as u32,
         verdict.pod_id
     );
     if matches!(
         verdict.reason,
-        Reason::SteerMissOpen | Reason::SteerMissClosed
+        Reason::SteerMissOpen | Reason::SteerMissClosed | Reason::RefuseInbound
     ) {
         event(&Event {
             time_ns: ctx::now(),
@@ -48,7 +49,7 @@ fn steer(ctx: SkLookupContext) -> u32 {
             src: request.remote,
             dst: request.local,
             sport: request.remote_port,
-            dport: local_port,
+            dport: request.local_port,
             reason: verdict.reason as u32,
             pod_id: verdict.pod_id,
             tgid: 0,
@@ -77,10 +78,22 @@ impl World for Kernel {
         ctx::now()
     }
     #[inline(always)]
-    fn assign(&self, pod_id: u32, shard: u16) -> bool {
+    fn rule(&self, key: &InRuleKey) -> Option<u32> {
+        maps::IN_RULES.get(key)
+    }
+    #[inline(always)]
+    fn proxy_flow(&self, tuple: &Tuple) -> Option<ProxyFlow> {
+        maps::PROXY_FLOWS.get(tuple)
+    }
+    #[inline(always)]
+    fn probe(&self, tuple: &Tuple) -> Option<u64> {
+        maps::PROBE_FLOWS.get(tuple)
+    }
+    #[inline(always)]
+    fn assign(&self, pod_id: u32, kind: u16, shard: u16) -> bool {
         self.0.assign(&ListenerKey {
             pod_id,
-            kind: KIND_OUT,
+            kind,
             shard,
         })
     }

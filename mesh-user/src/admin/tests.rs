@@ -482,6 +482,7 @@ fn scrape_of_many_pieces_arrives_whole() {
         let record = RequestRecord {
             snapshot,
             workload: &workload(n),
+            direction: crate::telemetry::Direction::Outbound,
             source: None,
             rule: None,
             version: None,

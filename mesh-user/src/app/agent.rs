@@ -72,6 +72,8 @@ struct Reported {
     draining: bool,
     /// Ways out of guarded workloads that are not guarded.
     gaps: Vec<String>,
+    /// The kubelet's cgroup.
+    kubelet: Option<String>,
     /// What the look at the pinned links found.
     links: Links,
 }
@@ -195,32 +197,38 @@ impl NodeAgent {
             Some(&old),
             now,
         ));
-        let (old_table, table) = (control.kernel_path.table().clone(), new.kernel_table());
+        let Control {
+            kernel,
+            enrolments,
+            kernel_path,
+            in_force,
+            ..
+        } = &mut *control;
+        let (old_table, table) = (kernel_path.table().clone(), new.kernel_table());
         let mut staying = old_table.clone();
         staying
             .services
             .retain(|key, _| table.services.contains_key(key));
         if staying.services.len() != old_table.services.len() {
-            control.kernel.apply(&staying)?;
+            kernel.apply(&staying)?;
         }
+        enrolments.narrow(&new.model, kernel);
         self.workers.swap(Arc::clone(&new));
-        if let Err(error) = control.kernel.apply(&table) {
+        if let Err(error) = kernel.apply(&table) {
             self.workers.swap(Arc::clone(&old));
+            enrolments.widen(kernel);
             // At a start nothing of ours was in force: what a predecessor left stays, for it is
             // what `failure: closed` and the last split stand on.
-            if control.in_force.is_some() {
+            if in_force.is_some() {
                 // The maps were not full with the old table, so they take it again.
-                control.kernel.apply(&old_table)?;
+                kernel.apply(&old_table)?;
             }
             return Err(error);
         }
         self.workers.set_limits(&config.agent.limits);
         self.snapshot.store(Arc::clone(&new));
-        control.kernel_path.stands(table);
-        control.in_force = Some(config.clone());
-        let Control {
-            kernel, enrolments, ..
-        } = &mut *control;
+        kernel_path.stands(table);
+        *in_force = Some(config.clone());
         enrolments.follow(&new.model, kernel, &self.workers, now);
         if let Err(error) = self.telemetry.set_access_log(&config.agent.access_log) {
             tracing::warn!(%error, "the access log can't be written, the old one goes on");
@@ -281,7 +289,12 @@ impl NodeAgent {
         self.look_at_links(now);
         log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
-        lock(&self.report).workloads = enrolments.status();
+        let kubelet = kernel.kubelet_cgroup();
+        let kubelet = kubelet.map(|path| path.display().to_string());
+        let mut report = lock(&self.report);
+        report.workloads = enrolments.status();
+        report.kubelet = kubelet;
+        drop(report);
         let snapshot = self.snapshot.load();
         let mut changes = kernel_path.feed_back(kernel, &snapshot, &self.telemetry, now);
         if now.since(*swept).as_millis() >= 1000 {
@@ -373,6 +386,14 @@ impl Agent for NodeAgent {
                     detail: match report.gaps.as_slice() {
                         [] => "every way out of the guarded workloads is guarded".into(),
                         gaps => gaps.join("; "),
+                    },
+                },
+                Condition {
+                    name: "probes".into(),
+                    ok: true,
+                    detail: match &report.kubelet {
+                        Some(cgroup) => format!("of the kubelet in {cgroup} pass"),
+                        None => "no kubelet cgroup: probes meet the inbound rules".into(),
                     },
                 },
                 Condition {

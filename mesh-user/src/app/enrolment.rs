@@ -10,7 +10,7 @@ use crate::{
     admin::{WorkloadState, WorkloadStatus},
     clock::MonoNanos,
     kernel::{Enrol, EnrolError, Kernel},
-    model::{Model, Workload},
+    model::{Model, Workload, inbound::InboundPorts},
     proxy::{Command, Workers, wire::WorkloadHandle},
 };
 
@@ -27,6 +27,7 @@ pub(super) struct Enrolments {
 #[derive(Debug)]
 struct Slot {
     wanted: Workload,
+    inbound: InboundPorts,
     pod_id: Option<u32>,
     state: WorkloadState,
     error: Option<String>,
@@ -66,20 +67,51 @@ impl Enrolments {
             }
         }
         for (key, workload) in wanted {
+            let inbound = InboundPorts::of(workload, &model.inbound);
             match self.slots.entry(key) {
                 Entry::Vacant(slot) => {
                     slot.insert(Slot {
                         wanted: workload.clone(),
+                        inbound,
                         pod_id: None,
                         state: WorkloadState::Pending,
                         error: None,
                         retry_at: now,
                     });
                 }
-                Entry::Occupied(mut slot) => slot.get_mut().change(workload, kernel, now),
+                Entry::Occupied(mut slot) => {
+                    slot.get_mut().change(workload, inbound, kernel, now);
+                }
             }
         }
         self.retry(kernel, workers, now);
+    }
+
+    /// Stops capturing what the next model no longer captures: before the workers forget its
+    /// rules, as [`follow`](Self::follow) begins what is new only after they know it.
+    pub(super) fn narrow(&mut self, next: &Model, kernel: &mut Kernel) {
+        let workloads: BTreeMap<String, &Workload> = next
+            .workloads
+            .iter()
+            .map(|workload| (workload.key(), workload))
+            .collect();
+        for (key, slot) in &mut self.slots {
+            let next = match workloads.get(&**key) {
+                Some(workload) => InboundPorts::of(workload, &next.inbound),
+                None => InboundPorts::default(),
+            };
+            if next != slot.inbound {
+                let step = slot.inbound.towards(&next);
+                slot.put_inbound(&step, kernel);
+            }
+        }
+    }
+
+    /// Takes [`narrow`](Self::narrow) back: the next model was not put in force.
+    pub(super) fn widen(&mut self, kernel: &mut Kernel) {
+        for slot in self.slots.values_mut() {
+            slot.put_inbound(&slot.inbound.clone(), kernel);
+        }
     }
 
     /// Lets go of workloads whose namespace went away, and tries those that are due again.
@@ -114,7 +146,7 @@ impl Enrolments {
             if slot.pod_id.is_some() || slot.retry_at > now {
                 continue;
             }
-            match enrol(key, &slot.wanted, kernel, workers) {
+            match enrol(key, slot, kernel, workers) {
                 Ok(pod_id) => {
                     tracing::info!(workload = %key, pod_id, "workload enrolled");
                     slot.pod_id = Some(pod_id);
@@ -153,7 +185,13 @@ impl Enrolments {
 
 impl Slot {
     /// The same workload in the same place, with other settings: its connections live on.
-    fn change(&mut self, wanted: &Workload, kernel: &mut Kernel, now: MonoNanos) {
+    fn change(
+        &mut self,
+        wanted: &Workload,
+        inbound: InboundPorts,
+        kernel: &mut Kernel,
+        now: MonoNanos,
+    ) {
         let interception = wanted.interception;
         if interception != self.wanted.interception {
             match self.pod_id {
@@ -168,6 +206,18 @@ impl Slot {
             }
         }
         self.wanted = wanted.clone();
+        self.inbound = inbound;
+        self.put_inbound(&self.inbound.clone(), kernel);
+    }
+
+    /// Puts inbound ports in force, where they are not yet.
+    fn put_inbound(&mut self, inbound: &InboundPorts, kernel: &mut Kernel) {
+        let Some(pod_id) = self.pod_id else { return };
+        if let Err(error) = kernel.set_inbound(pod_id, inbound) {
+            let workload = self.wanted.key();
+            tracing::warn!(workload, %error, "its inbound rules are not all in force");
+            self.error = Some(error.to_string());
+        }
     }
 }
 
@@ -180,14 +230,15 @@ fn same_place(a: &Workload, b: &Workload) -> bool {
 /// State first, capture second: listeners are served before the kernel sends anything to them.
 fn enrol(
     key: &Arc<str>,
-    workload: &Workload,
+    slot: &Slot,
     kernel: &mut Kernel,
     workers: &Workers,
 ) -> Result<u32, EnrolError> {
     let enrolled = kernel.enrol(&Enrol {
         key: Arc::clone(key),
-        netns: workload.netns.clone(),
-        interception: workload.interception,
+        netns: slot.wanted.netns.clone(),
+        interception: slot.wanted.interception,
+        inbound: slot.inbound.clone(),
     })?;
     let handle = Arc::new(WorkloadHandle {
         pod_id: enrolled.pod_id,
@@ -196,13 +247,12 @@ fn enrol(
         connections: AtomicU32::new(0),
     });
     for (index, listener) in enrolled.listeners.into_iter().enumerate() {
-        workers.send(
-            index,
-            Command::Listen {
-                workload: Arc::clone(&handle),
-                listener,
-            },
-        );
+        let workload = Arc::clone(&handle);
+        workers.send(index, Command::Listen { workload, listener });
+    }
+    for (index, listener) in enrolled.inbound.into_iter().enumerate() {
+        let workload = Arc::clone(&handle);
+        workers.send(index, Command::ListenInbound { workload, listener });
     }
     if let Err(error) = kernel.go_live(enrolled.pod_id) {
         let_go(Some(enrolled.pod_id), kernel, workers);

@@ -152,6 +152,7 @@ fn kernel_options(instance: &Instance, settings: &AgentConfig) -> KernelOptions 
         // 1 to 8 by validation.
         shards: settings.workers as u16,
         refuse_unknown: settings.unknown_netns == UnknownNetns::Refuse,
+        kubelet_cgroup: settings.kubelet_cgroup.clone(),
     }
 }
 

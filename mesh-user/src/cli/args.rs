@@ -189,6 +189,9 @@ pub(super) enum BpfVerb {
     /// Endpoints that the kernel may choose, with what became of its connections to them.
     #[command(subcommand)]
     Endpoints(ListVerb),
+    /// What happens to connections that come in, by workload and port.
+    #[command(subcommand)]
+    Inbound(ListVerb),
     /// Connections, as the kernel counts them.
     #[command(subcommand)]
     Conns(ListVerb),

@@ -50,6 +50,10 @@ fn read(view: &View, what: BpfVerb) -> serde_json::Result<(&'static [Column], Va
             c::BPF_ENDPOINTS,
             document::list("BpfEndpointList", &view.endpoints())?,
         ),
+        BpfVerb::Inbound(ListVerb::List) => (
+            c::BPF_INBOUND,
+            document::list("InboundList", &view.inbound())?,
+        ),
         BpfVerb::Conns(ListVerb::List) => (
             c::BPF_CONNS,
             document::list("ConnectionList", &view.conns())?,

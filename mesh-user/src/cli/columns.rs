@@ -68,6 +68,13 @@ columns! {
         "CLOSED" wide_right |row| cell(&row["closed"]),
         "CAP-REFUSED" wide_right |row| cell(&row["cap_refused"]),
     ];
+    /// `mesh bpf inbound list`.
+    BPF_INBOUND = [
+        "POD" right |row| cell(&row["pod_id"]),
+        "WORKLOAD" left |row| cell(&row["workload"]),
+        "PORT" right |row| cell(&row["port"]),
+        "ACTION" left |row| cell(&row["action"]),
+    ];
     /// `mesh bpf conns list`.
     BPF_CONNS = [
         "LEG" left |row| cell(&row["leg"]),

@@ -234,6 +234,8 @@ pub struct AgentConfig {
     pub access_log: AccessLog,
     /// Limits of the data path. Apply to the next connection.
     pub limits: Limits,
+    /// The kubelet's own cgroup, whose connections are probes; none: looked for. Needs a restart.
+    pub kubelet_cgroup: Option<PathBuf>,
     /// How long a stop waits for requests in flight.
     pub drain: Duration,
 }
@@ -354,6 +356,7 @@ impl Default for AgentConfig {
             attach: Vec::new(),
             workers: std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
             unknown_netns: UnknownNetns::default(),
+            kubelet_cgroup: None,
             metrics: Some(SocketAddr::from(([0, 0, 0, 0], 15020))),
             access_log: AccessLog {
                 format: LogFormat::default(),

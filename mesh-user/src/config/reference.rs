@@ -50,6 +50,7 @@ fn section(object: &'static Object, title: &str, done: &mut Vec<&'static str>, o
         let (what, names) = match group {
             Group::ExactlyOne(names) => ("Exactly one of", names),
             Group::AtMostOne(names) => ("At most one of", names),
+            Group::AtLeastOne(names) => ("At least one of", names),
         };
         let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
         let _ = write!(out, "{what} {}.\n\n", names.join(", "));

@@ -84,6 +84,9 @@ codes! {
     EmptyVersion "empty-version" "A version or tag set that no endpoint has (warning).";
     UnreachableRule "unreachable-rule" "A rule that never decides (warning).";
     NoEffect "no-effect" "Something without effect (warning).";
+    NeedsCapture "needs-capture" "Inbound conditions with an action that never reaches the proxy.";
+    EmptySource "empty-source" "An inbound `source` that asks nothing.";
+    BadKey "bad-key" "A rate-limit key that an inbound rule can't have.";
     NeedsRestart "needs-restart" "A setting that is taken at the next start only (warning).";
 }
 

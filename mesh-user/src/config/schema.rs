@@ -62,6 +62,13 @@ fn object(object: &'static Object, defs: &mut BTreeMap<String, Value>) -> Value 
                     .collect::<Vec<_>>()
                     .into();
             }
+            Group::AtLeastOne(names) => {
+                out["anyOf"] = names
+                    .iter()
+                    .map(|name| json!({"required": [name]}))
+                    .collect::<Vec<_>>()
+                    .into();
+            }
             Group::AtMostOne(names) => out["not"] = json!({"required": names}),
         }
     }

@@ -25,11 +25,17 @@ impl Object {
 
 /// Fields of an object that exclude each other.
 #[derive(Debug)]
+#[expect(
+    clippy::enum_variant_names,
+    reason = "each says how many of the fields"
+)]
 pub(crate) enum Group {
     /// One of them must be there, and not two.
     ExactlyOne(&'static [&'static str]),
     /// Not two of them.
     AtMostOne(&'static [&'static str]),
+    /// One of them must be there; more may be.
+    AtLeastOne(&'static [&'static str]),
 }
 
 /// A field of an [`Object`].

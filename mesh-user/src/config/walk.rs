@@ -141,9 +141,11 @@ fn walk_group(
     trail: Trail<'_>,
     out: &mut Collector,
 ) {
-    let (all, exactly) = match group {
-        Group::ExactlyOne(all) => (*all, true),
-        Group::AtMostOne(all) => (*all, false),
+    // Whether there may be none, and whether there may be several.
+    let (all, exactly, several) = match group {
+        Group::ExactlyOne(all) => (*all, true, false),
+        Group::AtMostOne(all) => (*all, false, false),
+        Group::AtLeastOne(all) => (*all, true, true),
     };
     let given: Vec<_> = all
         .iter()
@@ -154,7 +156,11 @@ fn walk_group(
     match (given.as_slice(), exactly) {
         ([], true) => {
             let message = format!("one of {list} is missing");
-            let expected = Some(format!("exactly one of {list}"));
+            let expected = Some(if several {
+                format!("at least one of {list}")
+            } else {
+                format!("exactly one of {list}")
+            });
             out.error(
                 Code::MissingField,
                 head(node),
@@ -163,7 +169,7 @@ fn walk_group(
                 expected,
             );
         }
-        ([first, second, ..], _) => {
+        ([first, second, ..], _) if !several => {
             let span = key_span(node, second).unwrap_or_else(|| head(node));
             let message = format!("`{second}` and `{first}` exclude each other");
             let expected = Some(format!(

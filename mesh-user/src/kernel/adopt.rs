@@ -37,6 +37,8 @@ impl Kernel {
             ids.insert(entry.pod_id);
             generation = generation.max(entry.generation);
         }
+        let ruled = self.tables.in_rules.keys().flatten();
+        ids.extend(ruled.map(|key| key.pod_id));
         let links = self.pins.all_links();
         let steers = links.iter().filter(|(name, _, _)| name == STEER);
         ids.extend(steers.filter_map(|(_, number, _)| u32::try_from(*number).ok()));
@@ -192,6 +194,8 @@ impl Kernel {
         self.unguard(pod_id);
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
+        let stands = self.installed_inbound(pod_id);
+        self.remove_inbound(pod_id, &stands);
         for key in self.addresses_of(pod_id) {
             report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
         }

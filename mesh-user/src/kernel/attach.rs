@@ -15,7 +15,10 @@ use super::{
     error::KernelError,
     feedback::Counters,
     hooks::{self, Hooks},
-    object::{self, CGROUP_HOOKS, EGRESS_GUARD, FLOW_OPS, OPTIONAL_HOOKS, Programs, STEER},
+    kubelet::Kubelet,
+    object::{
+        self, CGROUP_HOOKS, EGRESS_GUARD, FLOW_OPS, OPTIONAL_HOOKS, PROBE_OPS, Programs, STEER,
+    },
     origin::Origins,
     pins::{Lock, Pins},
     sys::{self, AttachType, LinkTarget},
@@ -97,6 +100,9 @@ fn open(
     let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
     let config = config(options, agent.id, cookie, paused);
     write_config(&mut tables, config)?;
+    let named = options.kubelet_cgroup.as_deref();
+    let kubelet = Kubelet::start(&pins, mount, named, programs.take(PROBE_OPS)?)?;
+    made.pins.extend(kubelet.pin(&pins));
     // Of an agent before us.
     let loopback = (tables.pod_by_netns.iter().flatten())
         .any(|(_, entry)| entry.mode == mesh_common::pod::MODE_LOOPBACK);
@@ -108,6 +114,7 @@ fn open(
         steer: programs.take(STEER)?,
         guard: programs.take(EGRESS_GUARD)?,
         standing,
+        kubelet,
         log: programs.log(),
         hooks: Hooks::new(programs, points, agent),
         pins,
@@ -151,9 +158,9 @@ fn attach_all(
     }
     let kept = hooks::renew(pins, programs, points, agent, loopback)?;
     for (name, _, path) in pins.all_links() {
-        let per_workload = name == STEER || name == EGRESS_GUARD;
+        let elsewhere = [STEER, EGRESS_GUARD, PROBE_OPS].contains(&name.as_str());
         let known = kept.contains(&path) || wanted.iter().any(|hook| hook.pin == path);
-        if !per_workload && !known {
+        if !elsewhere && !known {
             fs::remove_file(&path).map_err(KernelError::io(format!("{}", path.display())))?;
         }
     }

@@ -23,7 +23,7 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
-    fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let dir = File::open(path)?;
         let id = dir.metadata()?.ino();
         Ok(Self {

@@ -6,16 +6,18 @@ use aya::maps::MapError;
 use mesh_common::{
     abi::SHARDS_MAX,
     addr::Addr,
+    listener::{KIND_IN, KIND_OUT},
     maps::get,
     pod::{
-        ADDR_SECOND_PASS, FAIL_CLOSED, FAIL_OPEN, INBOUND_CAPTURE, INBOUND_PASS, MODE_LOOPBACK,
-        MODE_MARK, POD_BROKEN, POD_GUARDED, PodAddr, PodEntry,
+        ADDR_SECOND_PASS, FAIL_CLOSED, FAIL_OPEN, MODE_LOOPBACK, MODE_MARK, POD_BROKEN,
+        POD_GUARDED, PodAddr, PodEntry,
     },
 };
 
 use super::{
     Enrol, Enrolled, Kernel,
     error::EnrolError,
+    inbound::code,
     instances, loopback,
     netns::{self, Identity},
     object::STEER,
@@ -28,7 +30,7 @@ use super::{
 };
 use crate::{
     clock,
-    model::{Failure, Inbound, Interception, Mode, SecondPass},
+    model::{Failure, Interception, Mode, SecondPass, inbound::InboundPorts},
 };
 
 impl Kernel {
@@ -61,7 +63,7 @@ impl Kernel {
         };
         let steering = self.steering();
         let (mark, shards) = (self.config.agent_mark, self.config.shards as u16);
-        let marked = wanted.interception.marks();
+        let marked = wanted.interception.marks() || wanted.inbound.captures();
         let prepared = match prepare(&netns, &identity, steering, marked, mark, shards) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -75,7 +77,12 @@ impl Kernel {
         let workload = Workload {
             key: Arc::clone(&wanted.key),
             interception: wanted.interception,
-            sockets: Arc::new(PodSockets::new(netns, mark)),
+            inbound: if before {
+                self.installed_inbound(pod_id)
+            } else {
+                InboundPorts::default()
+            },
+            sockets: Arc::new(PodSockets::new(netns, mark, self.config.capture_mark)),
             addresses: BTreeSet::new(),
             source: Sources::of(&prepared.addresses),
             sysctl_before: netns::merged(
@@ -90,12 +97,13 @@ impl Kernel {
             identity,
         };
         self.workloads.insert(pod_id, workload);
-        match self.connect_up(pod_id, &prepared) {
+        match self.connect_up(pod_id, &prepared, &wanted.inbound) {
             Ok(sockets) => {
                 self.write_records();
                 Ok(Enrolled {
                     pod_id,
                     listeners: prepared.listeners,
+                    inbound: prepared.inbound,
                     sockets,
                 })
             }
@@ -119,6 +127,7 @@ impl Kernel {
         }
         let (record, interception) = (workload.record(pod_id), workload.interception);
         if let Some(workload) = self.workloads.remove(&pod_id) {
+            self.origins.forget(&workload.addresses);
             workload.sockets.close();
         }
         self.hold(record, interception);
@@ -163,6 +172,7 @@ impl Kernel {
         &mut self,
         pod_id: u32,
         prepared: &Prepared,
+        inbound: &InboundPorts,
     ) -> Result<Arc<PodSockets>, EnrolError> {
         // Before the listeners: an adopted workload is captured as soon as its first one stands, and
         // `steer` knows a captured connection by its source.
@@ -170,11 +180,19 @@ impl Kernel {
             self.claim(pod_id, *ip)?;
         }
         // The first shard last: the connect hooks take it as the sign that all are there.
-        for (shard, listener) in (0..SHARDS_MAX as u16).zip(&prepared.listeners).rev() {
-            self.listeners
-                .insert(&listener_key(pod_id, shard), listener)
-                .map_err(full("LISTENERS"))?;
+        let kinds = [
+            (KIND_IN, &prepared.inbound),
+            (KIND_OUT, &prepared.listeners),
+        ];
+        for (kind, listeners) in kinds {
+            for (shard, listener) in (0..SHARDS_MAX as u16).zip(listeners).rev() {
+                self.listeners
+                    .insert(&listener_key(pod_id, kind, shard), listener)
+                    .map_err(full("LISTENERS"))?;
+            }
         }
+        // With their listeners there, and before anything can meet them in a fresh workload.
+        self.set_inbound(pod_id, inbound)?;
         self.disclaim_others(pod_id, &prepared.addresses.iter().copied().collect());
         let workload = self
             .workloads
@@ -245,10 +263,12 @@ impl Kernel {
             .workloads
             .get_mut(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
-        let value = pod_addr(pod_id, self.generation, workload.interception);
+        let inbound = code(workload.inbound.default);
+        let value = pod_addr(pod_id, self.generation, workload.interception, inbound);
         let result = self.tables.pod_by_addr.insert(key, value, 0);
         result.map_err(|error| map_error("POD_BY_ADDR", error))?;
         workload.addresses.insert(ip);
+        self.origins.learn(ip, &workload.key);
         Ok(())
     }
 
@@ -322,13 +342,23 @@ impl Kernel {
         self.write_addresses(pod_id, interception)
     }
 
-    fn write_addresses(
+    pub(super) fn write_addresses(
         &mut self,
         pod_id: u32,
         interception: Interception,
     ) -> Result<(), EnrolError> {
-        let value = pod_addr(pod_id, self.generation, interception);
+        let known = self.workloads.get(&pod_id);
+        let known = known.map(|workload| code(workload.inbound.default));
         for key in self.addresses_of(pod_id) {
+            // Of one that is held, what the agent before us wrote holds on.
+            let before = || {
+                self.tables
+                    .pod_by_addr
+                    .get(&key, 0)
+                    .map_or(0, |at| at.inbound)
+            };
+            let inbound = known.unwrap_or_else(before);
+            let value = pod_addr(pod_id, self.generation, interception, inbound);
             self.tables
                 .pod_by_addr
                 .insert(key, value, 0)
@@ -399,6 +429,8 @@ impl Kernel {
         self.unguard(pod_id);
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
+        self.remove_inbound(pod_id, &workload.inbound);
+        self.origins.forget(&workload.addresses);
         let shared = lost && instances::steered_by_another(&self.pins, &workload.identity);
         if let Some(netns) = workload.sockets.namespace()
             && !shared
@@ -437,9 +469,11 @@ impl Kernel {
     }
 
     pub(super) fn remove_listeners(&self, pod_id: u32) {
-        for shard in 0..SHARDS_MAX as u16 {
-            // Closed ones are gone by themselves.
-            let _ = self.listeners.remove(&listener_key(pod_id, shard));
+        for kind in [KIND_OUT, KIND_IN] {
+            for shard in 0..SHARDS_MAX as u16 {
+                // Closed ones are gone by themselves.
+                let _ = self.listeners.remove(&listener_key(pod_id, kind, shard));
+            }
         }
     }
 
@@ -449,19 +483,17 @@ impl Kernel {
         report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
         if let Some(workload) = self.workloads.get_mut(&pod_id) {
             workload.addresses.remove(&ip);
+            self.origins.forget([&ip]);
         }
     }
 }
 
-fn pod_addr(pod_id: u32, generation: u32, interception: Interception) -> PodAddr {
+fn pod_addr(pod_id: u32, generation: u32, interception: Interception, inbound: u8) -> PodAddr {
     PodAddr {
         pod_id,
         generation,
         fail: fail(interception.failure),
-        inbound: match interception.inbound {
-            Inbound::Capture => INBOUND_CAPTURE,
-            Inbound::Rules | Inbound::Pass => INBOUND_PASS,
-        },
+        inbound,
         flags: match interception.second_pass {
             SecondPass::Full => ADDR_SECOND_PASS,
             SecondPass::Collapse => 0,

@@ -130,6 +130,12 @@ pub enum KernelError {
         /// Ours.
         expected: u32,
     },
+    /// The kubelet's cgroup that was named is not there.
+    #[error(
+        "the kubelet's cgroup {0} is not there: name the cgroup that the kubelet runs in \
+         (/proc/PID/cgroup says it), or leave agent.kubelet-cgroup out"
+    )]
+    KubeletMissing(PathBuf),
     /// Something else that the system refused.
     #[error("{what}: {source}")]
     Io {

@@ -15,6 +15,7 @@ pub const PROGRAMS: &[&str] = &[
     "flow_ops",
     "mark_guard",
     "egress_guard",
+    "probe_ops",
     "steer",
 ];
 

@@ -23,8 +23,10 @@ pub mod feedback;
 mod guard;
 mod heartbeat;
 mod hooks;
+mod inbound;
 mod instances;
 pub mod inventory;
+mod kubelet;
 mod loopback;
 pub mod mounts;
 mod netns;
@@ -72,7 +74,7 @@ pub use self::{
     heartbeat::Heartbeat,
 };
 use crate::{
-    model::{Interception, Netns, kernel_table::KernelTable},
+    model::{Interception, Netns, inbound::InboundPorts, kernel_table::KernelTable},
     proxy::wire::{OriginLookup, SocketSource},
 };
 
@@ -131,6 +133,9 @@ pub struct KernelOptions {
     pub shards: u16,
     /// Whether unknown network namespaces below the attach point are refused.
     pub refuse_unknown: bool,
+    /// The kubelet's own cgroup, below the cgroup2 mount or absolute. None: the usual names are
+    /// looked for.
+    pub kubelet_cgroup: Option<PathBuf>,
 }
 
 /// A workload that shall be enrolled.
@@ -142,6 +147,8 @@ pub struct Enrol {
     pub netns: Netns,
     /// How its connections are intercepted.
     pub interception: Interception,
+    /// What happens to connections that come in, by port.
+    pub inbound: InboundPorts,
 }
 
 /// A workload that is enrolled: everything stands but `POD_BY_NETNS`. The caller hands the
@@ -152,6 +159,8 @@ pub struct Enrolled {
     pub pod_id: u32,
     /// One listener for each shard, in order; listening and non-blocking.
     pub listeners: Vec<TcpListener>,
+    /// The same for connections that come in.
+    pub inbound: Vec<TcpListener>,
     /// Makes sockets in its namespace.
     pub sockets: Arc<dyn SocketSource>,
 }
@@ -181,6 +190,7 @@ pub struct Kernel {
     steer: OwnedFd,
     guard: Guard,
     audit: Audit,
+    kubelet: kubelet::Kubelet,
     installed: Installed,
     feedback: Feedback,
     workloads: BTreeMap<u32, Workload>,
@@ -229,6 +239,7 @@ impl Kernel {
             steer: parts.steer,
             guard: Guard::new(parts.guard),
             audit: Audit::of(parts.standing),
+            kubelet: parts.kubelet,
             workloads: BTreeMap::new(),
             adopted: BTreeMap::new(),
             wanted: None,
@@ -354,6 +365,7 @@ struct Parts {
     steer: OwnedFd,
     guard: OwnedFd,
     standing: Vec<audit::Hook>,
+    kubelet: kubelet::Kubelet,
     log: Option<object::ProgramLog>,
 }
 

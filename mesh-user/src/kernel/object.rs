@@ -60,9 +60,11 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
         .chain([&ORIGINAL_DST])
         .chain(&DATAGRAM_HOOKS)
         .map(|(name, _)| *name)
-        .chain([STEER, EGRESS_GUARD])
+        .chain([STEER, EGRESS_GUARD, PROBE_OPS])
 }
 
+/// The program that attaches to the kubelet's cgroup.
+pub(super) const PROBE_OPS: &str = "probe_ops";
 /// The program that attaches to each workload's network namespace.
 pub(super) const STEER: &str = "steer";
 /// The program that attaches to the node's side of each guarded workload's veths.

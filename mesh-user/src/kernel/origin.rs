@@ -1,15 +1,18 @@
 //! Where a captured connection was going: from the socket's storage in mode `loopback`, from `FLOWS`
-//! otherwise.
+//! otherwise; and whose an address of this node is.
 //!
 //! By the descriptor, not by the tuple in `LOOP_FLOWS`: that entry goes with the application's
 //! socket, which may be closed before we accept. And by the map, not by `SO_ORIGINAL_DST`: both are
 //! one system call, the map's is the cheaper one (docs/decisions/0041), and needs no hook.
 
 use std::{
-    net::SocketAddr,
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
     os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use mesh_common::{
     addr::Addr,
     flow::{Flow, FlowKey, LoopFlow, Tuple},
@@ -23,11 +26,13 @@ use super::{
 };
 use crate::proxy::wire::OriginLookup;
 
-/// The tables, for reading.
+/// The tables, for reading, and the addresses of enrolled workloads.
 pub(super) struct Origins {
     flows: Hash<FlowKey, Flow>,
     /// `ORIGIN`.
     sockets: OwnedFd,
+    /// Swapped whole: addresses change when pods come and go, and every request may ask.
+    addresses: ArcSwap<HashMap<IpAddr, Arc<str>>>,
 }
 
 impl std::fmt::Debug for Origins {
@@ -43,7 +48,24 @@ impl Origins {
         Ok(Self {
             flows: tables::flows(pins)?,
             sockets: sockets.map_err(KernelError::io(format!("{}", path.display())))?,
+            addresses: ArcSwap::default(),
         })
+    }
+
+    /// A workload has this address from now on. One writer: the control thread.
+    pub(super) fn learn(&self, address: IpAddr, key: &Arc<str>) {
+        let mut addresses = HashMap::clone(&self.addresses.load());
+        addresses.insert(address.to_canonical(), Arc::clone(key));
+        self.addresses.store(Arc::new(addresses));
+    }
+
+    /// Nobody has these addresses any more.
+    pub(super) fn forget<'a>(&self, gone: impl IntoIterator<Item = &'a IpAddr>) {
+        let mut addresses = HashMap::clone(&self.addresses.load());
+        for address in gone {
+            addresses.remove(&address.to_canonical());
+        }
+        self.addresses.store(Arc::new(addresses));
     }
 }
 
@@ -62,5 +84,9 @@ impl OriginLookup for Origins {
     fn sent_to_loopback(&self, socket: BorrowedFd<'_>) -> Option<SocketAddr> {
         let origin: LoopFlow = sys::storage_lookup(&self.sockets, socket).ok()??;
         Some(origin.asked.with_port(origin.asked_port))
+    }
+
+    fn workload_at(&self, address: IpAddr) -> Option<Arc<str>> {
+        self.addresses.load().get(&address.to_canonical()).cloned()
     }
 }

@@ -81,6 +81,7 @@ pub fn check() -> Vec<Check> {
             ),
         )
     }));
+    checks.push(kubelet_cgroup());
     checks.push(user_namespace());
     checks.push(netns_cookie());
     if capability::require().is_ok() {
@@ -96,6 +97,21 @@ pub fn check() -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// Where the kubelet's probes come from.
+fn kubelet_cgroup() -> Check {
+    let mount = mounts::cgroup2().ok().flatten();
+    let found = match mount.and_then(|mount| super::kubelet::usual(&mount)) {
+        Some(path) => Ok(path.display().to_string()),
+        None => Err("none under a usual name: probes meet the inbound rules".to_owned()),
+    };
+    Check::wanted(
+        "kubelet cgroup",
+        found,
+        "only where a kubelet runs and inbound rules are used: name its cgroup in \
+         agent.kubelet-cgroup",
+    )
 }
 
 /// A full set of capabilities means nothing to bpf(2) in a namespace of one's own.

@@ -72,14 +72,25 @@ fn tcp(domain: Domain, mark: u32) -> io::Result<Socket> {
 pub(super) struct PodSockets {
     netns: ArcSwapOption<OwnedFd>,
     mark: u32,
+    /// Of dials to the application, with somebody else's address: it turns the answers around.
+    app_mark: u32,
 }
 
 impl PodSockets {
-    pub(super) fn new(netns: OwnedFd, mark: u32) -> Self {
+    pub(super) fn new(netns: OwnedFd, mark: u32, app_mark: u32) -> Self {
         Self {
             netns: ArcSwapOption::from_pointee(netns),
             mark,
+            app_mark,
         }
+    }
+
+    fn make<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let guard = self.netns.load();
+        let netns = guard
+            .as_deref()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the workload was released"))?;
+        inside(netns, f)?
     }
 
     /// The namespace; `None` after [`PodSockets::close`]. Held for the time of a system call, never
@@ -96,11 +107,11 @@ impl PodSockets {
 
 impl SocketSource for PodSockets {
     fn tcp_socket(&self, towards: SocketAddr) -> io::Result<OwnedFd> {
-        let guard = self.netns.load();
-        let netns = guard
-            .as_deref()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the workload was released"))?;
-        inside(netns, || dialling(towards, self.mark))?
+        self.make(|| dialling(towards, self.mark))
+    }
+
+    fn app_socket(&self, client: SocketAddr, towards: SocketAddr) -> io::Result<OwnedFd> {
+        self.make(|| as_client(client, towards, self.app_mark))
     }
 }
 
@@ -125,6 +136,24 @@ impl SocketSource for NodeSockets {
 fn dialling(towards: SocketAddr, mark: u32) -> io::Result<OwnedFd> {
     let socket = tcp(Domain::for_address(towards), mark)?;
     socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
+}
+
+/// A socket that will dial with an address that is not of its namespace.
+///
+/// The application's answer goes to that address: the accepted socket has the SYN's mark
+/// (`tcp_fwmark_accept`), and the rule for it leads back over `lo`. REUSEADDR: a port that another
+/// such socket uses towards another application, or an application listens on, is no obstacle.
+fn as_client(client: SocketAddr, towards: SocketAddr, mark: u32) -> io::Result<OwnedFd> {
+    let socket = tcp(Domain::for_address(towards), mark)?;
+    if towards.is_ipv6() {
+        socket.set_ip_transparent_v6(true)?;
+    } else {
+        socket.set_ip_transparent_v4(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&client.into())?;
     Ok(socket.into())
 }
 

@@ -9,7 +9,7 @@ use mesh_common::{
     flow::{Flow, FlowKey, Grant, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     maps::{OutRuleKey, get},
-    pod::{Guarded, PodAddr, PodEntry, PodSources},
+    pod::{Guarded, InRuleKey, PodAddr, PodEntry, PodSources},
     service::{Backend, Cap, EndpointStats, ServiceEntry, ServiceKey},
 };
 
@@ -64,6 +64,7 @@ tables! {
         events: RingBuf<MapData> = "EVENTS",
         guarded: Hash<u32, Guarded> = "GUARDED",
         heartbeat: Slots<u64> = "HEARTBEAT",
+        in_rules: Hash<InRuleKey, u32> = "IN_RULES",
         pod_by_addr: Hash<Addr, PodAddr> = "POD_BY_ADDR",
         pod_by_netns: Hash<u64, PodEntry> = "POD_BY_NETNS",
         pod_sources: Hash<u32, PodSources> = "POD_SOURCES",
@@ -86,6 +87,7 @@ tables! {
         grants: Hash<Tuple, Grant> = "GRANTS",
         guarded: Hash<u32, Guarded> = "GUARDED",
         heartbeat: Slots<u64> = "HEARTBEAT",
+        in_rules: Hash<InRuleKey, u32> = "IN_RULES",
         listeners: Sockets = "LISTENERS",
         loop_flows: Hash<FlowKey, LoopFlow> = "LOOP_FLOWS",
         out_rules: Rules = "OUT_RULES",

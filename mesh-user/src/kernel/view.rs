@@ -13,12 +13,13 @@ use std::{
 };
 
 pub use self::rows::{
-    ConnRow, EndpointRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow, WorkloadRow,
+    ConnRow, EndpointRow, InboundRow, MapRow, ProgRow, RedirectRow, ServiceRow, StatRow,
+    WorkloadRow,
 };
 use super::{
     Instance, KernelError, mounts,
     numbers::Numbers,
-    object::{self, EGRESS_GUARD, STEER},
+    object::{self, EGRESS_GUARD, PROBE_OPS, STEER},
     pins::Pins,
     records,
     sys::{self, LinkTarget},
@@ -28,10 +29,13 @@ use crate::clock::{self, MonoNanos};
 use aya::programs::ProgramInfo;
 use mesh_common::{
     addr::Addr,
-    flow::{ESTABLISHED, Tuple, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY},
+    flow::{ESTABLISHED, PROXY_APP, Tuple, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY},
     listener::{KIND_OUT, ListenerKey},
     maps::{ALL, Kind},
-    pod::{FAIL_CLOSED, MODE_LOOPBACK, MODE_MARK, PodEntry},
+    pod::{
+        FAIL_CLOSED, INBOUND_CAPTURE, INBOUND_DENY, INBOUND_PASS, MODE_LOOPBACK, MODE_MARK,
+        PodEntry,
+    },
     reason::Reason,
     service::{
         BACKEND_REFUSE, DECIDE_KERNEL, DECIDE_PASS, DECIDE_PROXY, FLAG_ROUTABLE, ServiceEntry,
@@ -165,6 +169,26 @@ impl View {
         rows.collect()
     }
 
+    /// What happens to connections that come in, by workload and port.
+    pub fn inbound(&self) -> Vec<InboundRow> {
+        let mut found: BTreeMap<(u32, Option<u16>), u32> = BTreeMap::new();
+        for (_, entry) in self.tables.pod_by_addr.iter().flatten() {
+            found.insert((entry.pod_id, None), entry.inbound.into());
+        }
+        for (key, action) in self.tables.in_rules.iter().flatten() {
+            found.insert((key.pod_id, Some(key.port)), action);
+        }
+        found
+            .into_iter()
+            .map(|((pod_id, port), action)| InboundRow {
+                pod_id,
+                workload: self.name(pod_id),
+                port: port.map_or_else(|| "*".to_owned(), |port| port.to_string()),
+                action: inbound(action).to_owned(),
+            })
+            .collect()
+    }
+
     /// Services, by address.
     pub fn services(&self) -> Vec<ServiceRow> {
         let mut rows: Vec<ServiceRow> = self
@@ -226,7 +250,8 @@ impl View {
             });
         }
         for (tuple, flow) in self.tables.proxy_flows.iter().flatten() {
-            rows.push(self.conn("up", flow.pod_id, &tuple, flow.state, now, flow.connect_ns));
+            let leg = if flow.kind == PROXY_APP { "app" } else { "up" };
+            rows.push(self.conn(leg, flow.pod_id, &tuple, flow.state, now, flow.connect_ns));
         }
         rows.sort_by(|a, b| a.pod_id.cmp(&b.pod_id).then(b.age_s.total_cmp(&a.age_s)));
         rows
@@ -303,6 +328,7 @@ impl View {
             "FLOWS" => Some(tables.flows.keys().flatten().count()),
             "GRANTS" => Some(tables.grants.keys().flatten().count()),
             "GUARDED" => Some(tables.guarded.keys().flatten().count()),
+            "IN_RULES" => Some(tables.in_rules.keys().flatten().count()),
             "LISTENERS" => tables.listeners.all().ok().map(|all| all.len()),
             "LOOP_FLOWS" => Some(tables.loop_flows.keys().flatten().count()),
             "OUT_RULES" => Some(tables.out_rules.keys().flatten().count()),
@@ -406,6 +432,15 @@ fn mode(entry: &PodEntry) -> &'static str {
     }
 }
 
+fn inbound(code: u32) -> &'static str {
+    match u8::try_from(code) {
+        Ok(INBOUND_PASS) => "pass",
+        Ok(INBOUND_CAPTURE) => "capture",
+        Ok(INBOUND_DENY) => "deny",
+        _ => "?",
+    }
+}
+
 fn decision(code: u32) -> &'static str {
     match code {
         DECIDE_PASS => "pass",
@@ -426,7 +461,7 @@ fn verdict(code: u8) -> &'static str {
 
 fn kind(program: &str) -> &'static str {
     match program {
-        "flow_ops" => "sock_ops",
+        "flow_ops" | PROBE_OPS => "sock_ops",
         "sock_release" => "cgroup_sock",
         STEER => "sk_lookup",
         EGRESS_GUARD => "sched_cls",

@@ -21,6 +21,7 @@ impl Kernel {
     /// still holds (listeners, connections) keeps the namespace alive until it closes them.
     pub fn poll_gone(&mut self) -> Vec<Gone> {
         self.expire_adopted();
+        self.follow_kubelet();
         let gone: Vec<Gone> = self
             .workloads
             .iter()

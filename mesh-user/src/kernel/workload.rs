@@ -11,10 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_common::{
-    addr::Addr,
-    listener::{KIND_OUT, ListenerKey},
-};
+use mesh_common::{addr::Addr, listener::ListenerKey};
 
 use super::{
     error::EnrolError,
@@ -24,7 +21,7 @@ use super::{
     sockets::{self, PodSockets},
     sys::{self, AttachType, LinkTarget},
 };
-use crate::model::Interception;
+use crate::model::{Interception, inbound::InboundPorts};
 
 /// How long the self-probe waits: a connection over `lo` arrives within microseconds.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
@@ -42,6 +39,8 @@ pub(super) struct Workload {
     pub(super) key: Arc<str>,
     pub(super) identity: Identity,
     pub(super) interception: Interception,
+    /// What stands in `IN_RULES` and, as the default, in `POD_BY_ADDR`.
+    pub(super) inbound: InboundPorts,
     pub(super) sockets: Arc<PodSockets>,
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) source: Sources,
@@ -95,6 +94,8 @@ pub(super) struct Prepared {
     pub(super) addresses: Vec<IpAddr>,
     pub(super) sysctl_before: Option<String>,
     pub(super) listeners: Vec<TcpListener>,
+    /// For connections that come in.
+    pub(super) inbound: Vec<TcpListener>,
 }
 
 /// Addresses and listeners; where connections are `marked`, sysctl, rule and routes: inert until
@@ -121,11 +122,13 @@ pub(super) fn prepare(
         } else {
             None
         };
-        match listen(agent_mark, shards) {
-            Ok(listeners) => Ok(Prepared {
+        let listen = || listen(agent_mark, shards);
+        match listen().and_then(|out| Ok((out, listen()?))) {
+            Ok((listeners, inbound)) => Ok(Prepared {
                 addresses,
                 sysctl_before,
                 listeners,
+                inbound,
             }),
             Err(error) => {
                 if marked {
@@ -313,10 +316,10 @@ pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-pub(super) fn listener_key(pod_id: u32, shard: u16) -> ListenerKey {
+pub(super) fn listener_key(pod_id: u32, kind: u16, shard: u16) -> ListenerKey {
     ListenerKey {
         pod_id,
-        kind: KIND_OUT,
+        kind,
         shard,
     }
 }

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use ipnet::IpNet;
 use serde::Serialize;
 
+pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
 
@@ -34,6 +35,8 @@ pub struct Model {
     pub workloads: Vec<Workload>,
     /// Outbound exceptions that the kernel decides, before any service is looked up.
     pub outbound: Vec<OutboundRule>,
+    /// What happens to connections that come in, in the order in which they are tried.
+    pub inbound: Vec<inbound::InboundRule>,
 }
 
 /// What clients dial: hostnames and virtual addresses, ports, and the endpoints behind them.

@@ -119,6 +119,14 @@ pub struct PendingPermit {
     ticket: Option<u64>,
 }
 
+/// The right to one request in flight that another breaker counts at its endpoint: what a
+/// destination's inbound rules give. Dropping it releases it.
+#[derive(Debug)]
+#[must_use]
+pub struct InboundPermit {
+    breaker: Arc<Breaker>,
+}
+
 /// The right to one retry in flight.
 #[derive(Debug)]
 #[must_use]
@@ -201,6 +209,19 @@ impl Breaker {
         Ok(RequestPermit {
             breaker: Arc::clone(self),
             in_flight: endpoint.live.enter(),
+        })
+    }
+
+    /// Admits one request that is counted at its endpoint elsewhere.
+    ///
+    /// # Errors
+    /// [`Reject::OverflowRequests`].
+    pub fn inbound_request(self: &Arc<Self>) -> Result<InboundPermit, Reject> {
+        if !self.requests.admit() {
+            return Err(Reject::OverflowRequests);
+        }
+        Ok(InboundPermit {
+            breaker: Arc::clone(self),
         })
     }
 
@@ -317,6 +338,12 @@ impl Breaker {
 }
 
 impl Drop for RequestPermit {
+    fn drop(&mut self) {
+        self.breaker.requests.release();
+    }
+}
+
+impl Drop for InboundPermit {
     fn drop(&mut self) {
         self.breaker.requests.release();
     }

@@ -11,6 +11,7 @@ use super::{
     breaker::Breaker,
     effective::Effective,
     ejection::Ejection,
+    inbound::InboundIndex,
     next_id,
     rate_limit::Limiter,
     retry::RetryPlan,
@@ -30,7 +31,8 @@ use crate::{
 mod carry;
 mod path;
 
-use carry::{Carry, state};
+pub(super) use carry::Carry;
+use carry::state;
 use path::path;
 
 /// Names the policy that states a limit, and the limit: service, version, port, limit.
@@ -51,6 +53,8 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         limiters: HashMap::new(),
         kernel: KernelTable::default(),
         numbers: Numbers::default(),
+        service_ports: 0,
+        inbound: InboundIndex::default(),
         // Nothing is shared with a predecessor that isn't there.
         enforced: AtomicBool::new(previous.is_none()),
     };
@@ -85,10 +89,12 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
             compiler.port(index, service, port, &rules[index], &policies[index]);
         }
     }
-    let mut snapshot = compiler.snapshot;
+    let (mut snapshot, carry) = (compiler.snapshot, compiler.carry);
+    snapshot.service_ports = snapshot.ports.len();
     let numbers = previous.map(|previous| &previous.numbers);
     (snapshot.kernel, snapshot.numbers) = slots::build(&snapshot, numbers);
     settle_paths(&mut snapshot);
+    super::inbound::add(&mut snapshot, &carry, now);
     snapshot
 }
 
@@ -178,6 +184,7 @@ impl Compiler<'_> {
             routes,
             all: versions[0],
             versions,
+            inbound: None,
             service_index,
             ejection_lock,
             key,

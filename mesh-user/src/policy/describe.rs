@@ -188,12 +188,12 @@ impl Snapshot {
                 usable: candidates(all).count(),
             }
         };
-        self.ports.iter().map(row).collect()
+        self.service_ports().iter().map(row).collect()
     }
 
     /// Rows of `mesh config routes`.
     pub fn describe_routes(&self) -> Vec<RouteRow> {
-        self.ports
+        self.service_ports()
             .iter()
             .flat_map(|port| self.port_routes(port))
             .collect()
@@ -252,7 +252,7 @@ impl Snapshot {
 
     /// Rows of `mesh config endpoints`.
     pub fn describe_endpoints(&self, now: MonoNanos) -> Vec<EndpointRow> {
-        let ports = self.ports.iter();
+        let ports = self.service_ports().iter();
         ports
             .flat_map(|port| self.endpoint_rows(port, port.all, now))
             .collect()
@@ -312,7 +312,7 @@ impl Snapshot {
 
     /// Rows of `mesh config policies`.
     pub fn describe_policies(&self) -> Vec<PolicyRow> {
-        let versions = self.ports.iter().flat_map(|port| {
+        let versions = self.service_ports().iter().flat_map(|port| {
             port.versions
                 .iter()
                 .map(move |ix| (port, self.version(*ix)))

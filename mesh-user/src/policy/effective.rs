@@ -90,6 +90,15 @@ impl Effective {
         }
     }
 
+    /// Of an inbound port: its caps, and no time-out that the application's own client does not
+    /// set.
+    pub(super) fn inbound(caps: BreakerPolicy) -> Self {
+        let mut effective = Self::new(&[], None, "");
+        effective.breaker.value = caps;
+        effective.request.value = Duration::ZERO;
+        effective
+    }
+
     /// One row for each value. `row` fills in what all have in common.
     pub(super) fn rows(&self, row: &PolicyRow) -> Vec<PolicyRow> {
         let mut rows = Rows {

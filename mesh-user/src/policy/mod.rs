@@ -15,6 +15,7 @@ pub mod effective;
 pub mod ejection;
 pub mod explain;
 mod hash;
+pub mod inbound;
 mod index;
 mod matcher;
 pub mod observe;

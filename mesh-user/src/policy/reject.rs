@@ -62,6 +62,8 @@ pub enum Reject {
     Draining,
     /// The workload closed before an answer.
     DownstreamClosed,
+    /// An inbound rule of the destination forbids it.
+    InboundDenied,
 }
 
 impl Reject {
@@ -95,6 +97,7 @@ impl Reject {
         Self::DialPermits,
         Self::Draining,
         Self::DownstreamClosed,
+        Self::InboundDenied,
     ];
 
     /// Its name in metrics, logs, `x-mesh-reject` and the docs.
@@ -128,6 +131,7 @@ impl Reject {
             Self::DialPermits => "dial_permits",
             Self::Draining => "draining",
             Self::DownstreamClosed => "downstream_closed",
+            Self::InboundDenied => "inbound_denied",
         }
     }
 
@@ -148,6 +152,7 @@ impl Reject {
             | Self::DialPermits
             | Self::Draining => 503,
             Self::RateLimited => 429,
+            Self::InboundDenied => 403,
             Self::ConnectTimeout | Self::UpstreamTimeout => 504,
             Self::UpstreamMalformed | Self::UnknownDestination => 502,
             Self::BadRequest => 400,
@@ -167,6 +172,7 @@ impl Reject {
         match self {
             Self::NoRoute | Self::ConnectRefused => 12,
             Self::RateLimited => 8,
+            Self::InboundDenied => 7,
             Self::ConnectTimeout | Self::UpstreamTimeout => 4,
             Self::BadRequest
             | Self::HeadTooLarge
@@ -199,6 +205,7 @@ impl Reject {
             Self::NoEndpoint | Self::NoHealthyEndpoint => "UH",
             Self::OverflowConnections | Self::OverflowPending | Self::OverflowRequests => "UO",
             Self::RateLimited => "RL",
+            Self::InboundDenied => "UAEX",
             Self::ConnectFailed | Self::ConnectTimeout => "UF",
             Self::UpstreamTimeout => "UT",
             Self::UpstreamClosed => "UC",
@@ -261,6 +268,7 @@ impl Reject {
             Self::DialPermits => "the node has too many upstream connections",
             Self::Draining => "the agent is shutting down",
             Self::DownstreamClosed => "the client closed before an answer",
+            Self::InboundDenied => "an inbound rule of the workload does not let the client in",
         }
     }
 }

@@ -110,7 +110,7 @@ fn gcd(a: u128, b: u128) -> u128 {
 /// The maps' content, and the numbers in it.
 pub(super) fn build(snapshot: &Snapshot, previous: Option<&Numbers>) -> (KernelTable, Numbers) {
     let empty = Numbers::default();
-    let numbers = Numbers::next(previous.unwrap_or(&empty), &snapshot.ports);
+    let numbers = Numbers::next(previous.unwrap_or(&empty), snapshot.service_ports());
     (table(snapshot, &numbers), numbers)
 }
 
@@ -122,7 +122,7 @@ pub(super) fn table(snapshot: &Snapshot, numbers: &Numbers) -> KernelTable {
         outbound: outbound(&snapshot.model),
         ..KernelTable::default()
     };
-    for port in &snapshot.ports {
+    for port in snapshot.service_ports() {
         let id = numbers.0.get(&key(port)).copied().unwrap_or_default();
         add_port(&mut table, snapshot, port, id);
     }

@@ -22,6 +22,7 @@ use super::{
     breaker::Breaker,
     effective::Effective,
     ejection::{self, Change, Ejection, What},
+    inbound::{InboundIndex, InboundPlan},
     rate_limit::Limiter,
     retry::RetryPlan,
     route::{RouteTable, RulePlan},
@@ -78,6 +79,8 @@ pub struct PortPlan {
     pub all: VersionIx,
     /// Its versions; the first is [`all`](Self::all).
     pub versions: Vec<VersionIx>,
+    /// What it has beside, when it is the inbound port of a workload rather than a service's.
+    pub inbound: Option<InboundPlan>,
     /// The service's index in the model.
     pub(super) service_index: usize,
     /// Held while an endpoint of the port is ejected or brought back.
@@ -167,7 +170,7 @@ pub struct Snapshot {
     pub generation: u64,
     /// The model it was compiled from.
     pub model: Arc<Model>,
-    /// Service ports.
+    /// Service ports, then the inbound ports of workloads.
     pub ports: Vec<PortPlan>,
     /// Versions.
     pub versions: Vec<VersionPlan>,
@@ -182,6 +185,9 @@ pub struct Snapshot {
     pub(super) limiters: HashMap<super::compile::LimiterKey, Vec<Arc<Limiter>>>,
     pub(super) kernel: KernelTable,
     pub(super) numbers: Numbers,
+    /// How many of `ports` are services'.
+    pub(super) service_ports: usize,
+    pub(super) inbound: InboundIndex,
     /// Whether [`enforce`](Self::enforce) has been called.
     pub(super) enforced: AtomicBool,
 }
@@ -262,6 +268,11 @@ impl Snapshot {
     /// When the index is another snapshot's and out of range here. The same for its siblings.
     pub fn port(&self, port: PortIx) -> &PortPlan {
         &self.ports[port.0 as usize]
+    }
+
+    /// The ports of services.
+    pub fn service_ports(&self) -> &[PortPlan] {
+        &self.ports[..self.service_ports]
     }
 
     /// The plan of a version.

@@ -24,7 +24,7 @@ use super::{
     core::{Conn, Core, Slot, canonical},
     wire::WorkloadHandle,
 };
-use crate::{clock, policy::Reject};
+use crate::{clock, policy::Reject, telemetry::Direction};
 
 /// Connections that one wake accepts before others get their turn.
 const ACCEPTS_PER_WAKE: usize = 32;
@@ -45,11 +45,17 @@ impl Listeners {
         core: &Rc<Core>,
         workload: Arc<WorkloadHandle>,
         listener: std::net::TcpListener,
+        direction: Direction,
     ) -> io::Result<()> {
         let pod_id = workload.pod_id;
         let address = canonical(listener.local_addr()?);
         let listener = TcpListener::from_std(listener)?;
-        let task = accept(Rc::clone(core), workload, listener, address);
+        let from = From {
+            workload,
+            address,
+            direction,
+        };
+        let task = accept(Rc::clone(core), from, listener);
         let task = tokio::task::spawn_local(guarded(Rc::clone(core), "accept", task));
         self.0.entry(pod_id).or_default().push(task.abort_handle());
         Ok(())
@@ -94,14 +100,17 @@ pub(super) async fn guarded(core: Rc<Core>, name: &'static str, task: impl Futur
     }
 }
 
-async fn accept(
-    core: Rc<Core>,
-    workload: Arc<WorkloadHandle>,
-    listener: TcpListener,
-    address: SocketAddr,
-) {
+/// The listener that a connection was accepted from.
+#[derive(Clone, Debug)]
+pub(super) struct From {
+    pub(super) workload: Arc<WorkloadHandle>,
+    pub(super) address: SocketAddr,
+    pub(super) direction: Direction,
+}
+
+async fn accept(core: Rc<Core>, from: From, listener: TcpListener) {
     loop {
-        match accept_some(&core, &workload, &listener, address).await {
+        match accept_some(&core, &from, &listener).await {
             Ok(()) => tokio::task::yield_now().await,
             Err(error) => match error.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
@@ -121,19 +130,14 @@ async fn accept(
     }
 }
 
-async fn accept_some(
-    core: &Rc<Core>,
-    workload: &Arc<WorkloadHandle>,
-    listener: &TcpListener,
-    address: SocketAddr,
-) -> io::Result<()> {
+async fn accept_some(core: &Rc<Core>, from: &From, listener: &TcpListener) -> io::Result<()> {
     let (stream, peer) = listener.accept().await?;
-    start(core, workload, stream, peer, address);
+    start(core, from, stream, peer);
     let mut accepted = 1;
     poll_fn(|cx: &mut Context<'_>| {
         while accepted < ACCEPTS_PER_WAKE {
             match listener.poll_accept(cx) {
-                Poll::Ready(Ok((stream, peer))) => start(core, workload, stream, peer, address),
+                Poll::Ready(Ok((stream, peer))) => start(core, from, stream, peer),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => break,
             }
@@ -162,13 +166,8 @@ impl Drop for Open {
     }
 }
 
-fn start(
-    core: &Rc<Core>,
-    workload: &Arc<WorkloadHandle>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    listener: SocketAddr,
-) {
+fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
+    let workload = &from.workload;
     let peer = canonical(peer);
     let max = core.limits().workload_connections_max;
     let idle = Rc::new(Cell::new(false));
@@ -178,13 +177,15 @@ fn start(
             (open < max).then_some(open + 1)
         });
     if taken.is_err() {
-        let destination = stream.local_addr().map_or(listener, canonical);
+        let destination = stream.local_addr().map_or(from.address, canonical);
         let conn = Conn {
             core: Rc::clone(core),
             workload: Arc::clone(workload),
             peer,
             destination,
             opened: clock::now(),
+            direction: from.direction,
+            inbound: None,
             idle,
         };
         connection::refuse(Rc::new(conn), &stream, Reject::WorkloadConnections);
@@ -198,11 +199,11 @@ fn start(
     };
     let pod_id = workload.pod_id;
     let served = {
-        let (core, workload, idle) = (Rc::clone(core), Arc::clone(workload), Rc::clone(&idle));
+        let (core, from, idle) = (Rc::clone(core), from.clone(), Rc::clone(&idle));
         async move {
             // Dropped last: the socket is closed before the connection stops counting.
             let _open = open;
-            connection::serve(core, workload, listener, stream, peer, idle).await;
+            connection::serve(core, from, stream, peer, idle).await;
         }
     };
     let task = tokio::task::spawn_local(guarded(Rc::clone(core), "connection", served));

@@ -2,7 +2,10 @@
 
 use std::rc::Rc;
 
-use super::core::{Conn, Core, Place, Snap};
+use super::{
+    core::{Conn, Core, Place, Snap},
+    inbound,
+};
 use crate::{
     clock::MonoNanos,
     policy::{
@@ -44,6 +47,14 @@ pub(super) fn admit<H: HeaderView>(
     let port = place
         .port
         .ok_or_else(|| refuse(Reject::UnknownDestination))?;
+    inbound::authorise(conn, snapshot, port, place.source).map_err(|reject| Refused {
+        plan: Some(Plan {
+            port,
+            rule: None,
+            version: snapshot.port(port).all,
+        }),
+        ..refuse(reject)
+    })?;
     let mut cursors = conn.core.cursors.borrow_mut();
     let plan = route::decide(
         snapshot,

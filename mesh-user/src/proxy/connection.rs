@@ -1,21 +1,28 @@
 //! One accepted connection from its first byte to the engine that serves it.
 
-use std::{future::poll_fn, net::SocketAddr, os::fd::AsFd as _, rc::Rc, sync::Arc, task::Poll};
+use std::{future::poll_fn, net::SocketAddr, os::fd::AsFd as _, rc::Rc, task::Poll};
 
 use tokio::net::TcpStream;
 
 use super::{
+    accept::From,
     buffer::Buf,
     core::{Conn, Core, Place, canonical},
     detect::{self, Guess},
     http1, http2,
+    inbound::Inbound,
     io::{poll_fill, reset_on_close, set_nodelay},
     record::ConnectionLog,
     tcp,
     timer::Timer,
     wire::WorkloadHandle,
 };
-use crate::{clock, model::Protocol, policy::Reject, telemetry::Spoken};
+use crate::{
+    clock,
+    model::Protocol,
+    policy::Reject,
+    telemetry::{Direction, Spoken},
+};
 
 /// Where a connection was going: the accepted socket's own address, or what the kernel recorded.
 ///
@@ -54,8 +61,7 @@ fn destination(
 /// Serves one connection to its end.
 pub(super) async fn serve(
     core: Rc<Core>,
-    workload: Arc<WorkloadHandle>,
-    listener: SocketAddr,
+    from: From,
     stream: TcpStream,
     peer: SocketAddr,
     idle: Rc<std::cell::Cell<bool>>,
@@ -65,21 +71,41 @@ pub(super) async fn serve(
     let Ok(local) = stream.local_addr().map(canonical) else {
         return;
     };
-    let found = destination(&core, &workload, listener, peer, local, &stream);
-    let at = found.unwrap_or_else(|(_, at)| at);
-    let (place, protocol) = {
-        let (snapshot, swaps) = core.snapshot();
-        let place = Place::find(&snapshot, swaps, at, &workload.key);
-        (place, place.port.map(|port| snapshot.port(port).protocol))
+    let From {
+        workload,
+        address,
+        direction,
+    } = from;
+    let (found, inbound) = match direction {
+        Direction::Outbound => {
+            let found = destination(&core, &workload, address, peer, local, &stream);
+            (found, None)
+        }
+        // No address is rewritten on the way in.
+        Direction::Inbound => match Inbound::new(&core, address, peer, local) {
+            Ok(inbound) => (Ok(local), Some(inbound)),
+            Err(reject) => (Err((reject, local)), None),
+        },
     };
     let conn = Rc::new(Conn {
         core,
         workload,
         peer,
-        destination: at,
+        destination: found.unwrap_or_else(|(_, at)| at),
         opened,
+        direction,
+        inbound,
         idle,
     });
+    let (place, protocol) = {
+        let (snapshot, swaps) = conn.core.snapshot();
+        let place = Place::find(&snapshot, swaps, &conn);
+        let protocol = match direction {
+            Direction::Outbound => place.port.map(|port| snapshot.port(port).protocol),
+            Direction::Inbound => Some(snapshot.inbound_protocol(conn.destination)),
+        };
+        (place, protocol)
+    };
     if let Err((reject, _)) = found {
         refuse(conn, &stream, reject);
         return;

@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    inbound::{self, Inbound, Ports},
     pool::Pool,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
     worker::Order,
@@ -27,7 +28,7 @@ use crate::{
     clock::MonoNanos,
     config::Limits,
     policy::{PortIx, Snapshot, SourceIx, rng::Rng, split::Cursors},
-    telemetry::Telemetry,
+    telemetry::{Direction, Telemetry},
 };
 
 /// A worker's view of the snapshot in force: cloning it touches no shared cache line.
@@ -98,6 +99,8 @@ pub(super) struct Core {
     pub(super) pool: Pool,
     /// Shared HTTP/2 upstream connections.
     pub(super) h2: super::http2::client::Connections,
+    /// Source ports of dials to applications.
+    pub(super) app_ports: Ports,
     /// Open downstream connections, by number.
     pub(super) slots: RefCell<HashMap<u64, Slot>>,
     next_slot: Cell<u64>,
@@ -135,6 +138,7 @@ impl Core {
             rng: RefCell::new(Rng::new(seed)),
             pool: Pool::default(),
             h2: super::http2::client::Connections::default(),
+            app_ports: Ports::default(),
             slots: RefCell::default(),
             next_slot: Cell::new(0),
             draining: Cell::new(false),
@@ -200,33 +204,37 @@ impl Core {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     swaps: u64,
-    /// The service port; none: the destination is not in the model.
+    /// The service port, or the inbound port of the workload; none: the destination is not in the
+    /// model.
     pub(super) port: Option<PortIx>,
-    /// The workload that asks.
+    /// The workload that asks, where it is one of this node.
     pub(super) source: Option<SourceIx>,
 }
 
 impl Place {
     /// In this snapshot, which came with this count of [`Core::snapshot`]: the indexes are good
     /// for no other.
-    pub(super) fn find(
-        snapshot: &Snapshot,
-        swaps: u64,
-        destination: SocketAddr,
-        workload: &str,
-    ) -> Self {
+    pub(super) fn find(snapshot: &Snapshot, swaps: u64, conn: &Conn) -> Self {
+        let (workload, at) = (&conn.workload.key, conn.destination);
+        if conn.direction == Direction::Inbound {
+            return Self {
+                swaps,
+                port: snapshot.inbound_at(workload, at.port()),
+                source: inbound::source(&conn.core, snapshot, conn.peer.ip()),
+            };
+        }
         Self {
             swaps,
-            port: snapshot.port_at(destination.ip(), destination.port()),
+            port: snapshot.port_at(at.ip(), at.port()),
             source: snapshot.source(workload),
         }
     }
 
     /// The snapshot in force, with this place found in it.
-    pub(super) fn refresh(&mut self, core: &Core, destination: SocketAddr, workload: &str) -> Snap {
-        let (snapshot, swaps) = core.snapshot();
+    pub(super) fn refresh(&mut self, conn: &Conn) -> Snap {
+        let (snapshot, swaps) = conn.core.snapshot();
         if swaps != self.swaps {
-            *self = Self::find(&snapshot, swaps, destination, workload);
+            *self = Self::find(&snapshot, swaps, conn);
         }
         snapshot
     }
@@ -240,6 +248,9 @@ pub(super) struct Conn {
     pub(super) peer: SocketAddr,
     pub(super) destination: SocketAddr,
     pub(super) opened: MonoNanos,
+    pub(super) direction: Direction,
+    /// For a connection that came to the workload and can be passed on.
+    pub(super) inbound: Option<Inbound>,
     /// Between requests: may be closed without harm.
     pub(super) idle: Rc<Cell<bool>>,
 }

@@ -15,6 +15,7 @@ mod detect;
 mod http1;
 mod http2;
 mod id;
+mod inbound;
 mod io;
 mod pool;
 mod record;

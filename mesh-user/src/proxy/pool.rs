@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use super::upstream::Upstream;
+use super::{inbound::App, upstream::Upstream};
 use crate::clock::MonoNanos;
 
 /// What makes connections interchangeable.
@@ -29,6 +29,17 @@ pub(super) struct Key {
     pub(super) breaker: usize,
     /// `EndpointState::id`.
     pub(super) endpoint: u64,
+    /// The same as `breaker`, of the destination's inbound rules; 0: none.
+    pub(super) inbound: usize,
+    /// For which client the workload's own application was dialled, and where.
+    pub(super) app: Option<App>,
+}
+
+impl Key {
+    /// Whether this breaker counts the connection.
+    pub(super) const fn counted_by(&self, breaker: usize) -> bool {
+        self.breaker == breaker || self.inbound == breaker
+    }
 }
 
 /// Source of connections that leave from the agent's own namespace.
@@ -163,7 +174,7 @@ impl Pool {
 
     /// Closes the oldest idle connection that this breaker counts. Whether there was one.
     pub(super) fn evict_of_breaker(&self, breaker: usize) -> bool {
-        self.evict(|key| key.breaker == breaker)
+        self.evict(|key| key.counted_by(breaker))
     }
 
     /// Closes the oldest idle connection. Whether there was one.

@@ -6,11 +6,12 @@ use std::{net::SocketAddr, ops::Range, rc::Rc, time::Duration};
 use super::{
     buffer::HeadBuf,
     core::{Conn, Snap},
+    inbound,
 };
 use crate::{
     clock::{self, MonoNanos},
     policy::{Reject, RuleIx, SourceIx, VersionIx},
-    telemetry::{ConnectionRecord, RequestRecord, Spoken},
+    telemetry::{ConnectionRecord, Direction, RequestRecord, Spoken},
 };
 
 /// What is known of a connection so far.
@@ -67,7 +68,11 @@ impl ConnectionLog {
         to(&ConnectionRecord {
             snapshot,
             workload: &conn.workload.key,
-            source: self.source.or_else(|| snapshot.source(&conn.workload.key)),
+            direction: conn.direction,
+            source: self.source.or_else(|| match conn.direction {
+                Direction::Outbound => snapshot.source(&conn.workload.key),
+                Direction::Inbound => inbound::source(&conn.core, snapshot, conn.peer.ip()),
+            }),
             rule: self.rule,
             version: self.version,
             endpoint: self.endpoint,
@@ -177,6 +182,7 @@ impl Drop for RequestLog {
         self.conn.core.shared.telemetry.request(&RequestRecord {
             snapshot: &self.snapshot,
             workload: &self.conn.workload.key,
+            direction: self.conn.direction,
             source: self.source,
             rule: self.rule,
             version: self.version,

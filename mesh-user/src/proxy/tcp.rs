@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use super::{
     buffer::Buf,
     core::{Conn, Place},
+    inbound,
     io::{poll_fill, poll_write_two, reset_on_close, shut_write},
     record::ConnectionLog,
     timer::{Timer, deadline},
@@ -21,8 +22,7 @@ use super::{
 use crate::{
     clock,
     policy::{
-        NoObserver, Reject, balance, breaker::RequestPermit, rate_limit, request, route,
-        snapshot::Outcome,
+        NoObserver, Reject, breaker::RequestPermit, rate_limit, request, route, snapshot::Outcome,
     },
     telemetry::Spoken,
 };
@@ -185,10 +185,14 @@ async fn forward(
 ) -> Result<(), Reject> {
     let core = &conn.core;
     let now = clock::now();
-    let snapshot = place.refresh(core, conn.destination, &conn.workload.key);
+    let snapshot = place.refresh(conn);
     log.snapshot = Some(Rc::clone(&snapshot));
     log.source = place.source;
     let port = place.port.ok_or(Reject::UnknownDestination)?;
+    if let Err(reject) = inbound::authorise(conn, &snapshot, port, place.source) {
+        log.version = Some(snapshot.port(port).all);
+        return Err(reject);
+    }
     let plan = route::decide_tcp(
         &snapshot,
         port,
@@ -215,19 +219,14 @@ async fn forward(
         );
     };
     let mut tried = Vec::new();
-    let (mut upstream, endpoint, mut permit): (_, _, RequestPermit) = loop {
-        let endpoint = balance::pick(
-            &snapshot,
-            plan.version,
-            &tried,
-            &mut core.rng.borrow_mut(),
-            now,
-        )?;
+    let (mut upstream, endpoint, mut permit, _judged): (_, _, RequestPermit, _) = loop {
+        let endpoint = inbound::pick(conn, &snapshot, plan.version, &tried, now)?;
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
-        let target = Target::new(&snapshot, plan.version, &endpoint, &conn.workload);
+        let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, now)?;
+        let target = Target::new(&snapshot, plan.version, &endpoint, conn, &judged);
         match connect_now(core, &conn.workload, &target).await {
-            Ok(upstream) => break (upstream, endpoint, permit),
+            Ok(upstream) => break (upstream, endpoint, permit, judged),
             Err(failed) => {
                 let Some(outcome) = failed.outcome() else {
                     return Err(failed.reject());

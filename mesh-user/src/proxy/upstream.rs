@@ -6,7 +6,8 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
     buffer::Buf,
-    core::{Core, NodePermit},
+    core::{Conn, Core, NodePermit},
+    inbound::{Held, Judged, dial as app_dial},
     io::set_nodelay,
     pool::{Key, NODE},
     wire::WorkloadHandle,
@@ -36,7 +37,11 @@ pub(super) struct Upstream {
 #[derive(Debug)]
 pub(super) struct Permits {
     _connection: ConnectionPermit,
+    /// Of the destination's inbound rules, where they were applied before the dial.
+    _inbound: Option<ConnectionPermit>,
     _node: NodePermit,
+    /// The port, where it is one of a client.
+    port: Option<Held>,
 }
 
 /// Why no connection came about.
@@ -73,6 +78,8 @@ impl NoConnection {
 pub(super) struct Target<'a> {
     pub(super) endpoint: &'a EndpointState,
     pub(super) breaker: &'a Arc<Breaker>,
+    /// Counts the connection too: the destination's inbound rules, applied before the dial.
+    pub(super) inbound: Option<&'a Arc<Breaker>>,
     pub(super) key: Key,
     pub(super) connect_timeout: std::time::Duration,
 }
@@ -82,33 +89,61 @@ impl<'a> Target<'a> {
         snapshot: &'a Snapshot,
         version: VersionIx,
         endpoint: &'a EndpointState,
-        workload: &WorkloadHandle,
+        conn: &Conn,
+        judged: &Judged<'a>,
     ) -> Self {
         let plan = &snapshot.versions[version.0 as usize];
         let from_node = snapshot.ports[plan.port.0 as usize].dial_from_node;
         Self {
             key: Key {
-                source: if from_node { NODE } else { workload.pod_id },
+                source: if from_node {
+                    NODE
+                } else {
+                    conn.workload.pod_id
+                },
                 breaker: Arc::as_ptr(&plan.breaker).addr(),
                 endpoint: endpoint.id,
+                inbound: judged
+                    .breaker
+                    .map_or(0, |breaker| Arc::as_ptr(breaker).addr()),
+                app: conn.inbound.as_ref().map(|inbound| inbound.app()),
             },
             breaker: &plan.breaker,
+            inbound: judged.breaker,
             endpoint,
             connect_timeout: plan.connect_timeout,
         }
     }
 }
 
-/// Takes both permits if that needs no waiting; closes idle connections that stand in the way.
+/// Takes the permits if that needs no waiting; closes idle connections that stand in the way.
 pub(super) fn permits_now(core: &Rc<Core>, target: &Target<'_>) -> Result<Permits, Reject> {
-    let connection = match target.breaker.connection() {
-        Err(_) if core.pool.evict_of_breaker(target.key.breaker) => target.breaker.connection()?,
-        other => other?,
-    };
+    let connection = now(core, target.breaker)?;
+    let inbound = target
+        .inbound
+        .map(|breaker| now(core, breaker))
+        .transpose()?;
+    permits(core, connection, inbound)
+}
+
+fn permits(
+    core: &Rc<Core>,
+    connection: ConnectionPermit,
+    inbound: Option<ConnectionPermit>,
+) -> Result<Permits, Reject> {
     Ok(Permits {
         _connection: connection,
+        _inbound: inbound,
         _node: node_permit(core)?,
+        port: None,
     })
+}
+
+fn now(core: &Rc<Core>, breaker: &Arc<Breaker>) -> Result<ConnectionPermit, Reject> {
+    match breaker.connection() {
+        Err(_) if core.pool.evict_of_breaker(Arc::as_ptr(breaker).addr()) => breaker.connection(),
+        other => other,
+    }
 }
 
 fn node_permit(core: &Rc<Core>) -> Result<NodePermit, Reject> {
@@ -119,7 +154,8 @@ fn node_permit(core: &Rc<Core>) -> Result<NodePermit, Reject> {
     core.node_permit().ok_or(Reject::DialPermits)
 }
 
-/// Takes both permits, in the queue if need be: for requests.
+/// Takes the permits, in the queue if need be: for requests. The endpoint's own cap comes last, so
+/// that nobody who holds it waits for another one.
 ///
 /// # Errors
 /// [`Reject::OverflowPending`], [`Reject::DialPermits`].
@@ -127,28 +163,35 @@ pub(super) async fn permits_queued(
     core: &Rc<Core>,
     target: &Target<'_>,
 ) -> Result<Permits, Reject> {
-    match permits_now(core, target) {
+    let connection = queued(core, target.breaker).await?;
+    let inbound = match target.inbound {
+        Some(breaker) => Some(queued(core, breaker).await?),
+        None => None,
+    };
+    permits(core, connection, inbound)
+}
+
+async fn queued(core: &Rc<Core>, breaker: &Arc<Breaker>) -> Result<ConnectionPermit, Reject> {
+    match now(core, breaker) {
         Err(Reject::OverflowConnections) => {}
         other => return other,
     }
-    let mut place = target.breaker.pending()?;
+    let address = Arc::as_ptr(breaker).addr();
+    let mut place = breaker.pending()?;
     let mut asked = false;
     let connection = poll_fn(|cx| {
-        let turn = target.breaker.poll_connection(&mut place, cx);
+        let turn = breaker.poll_connection(&mut place, cx);
         if turn.is_pending() && !asked {
             // Only after the place in the queue is known: a worker that gets this message late
             // sees the waiter when it next puts a connection aside.
             asked = true;
-            core.h2.evict_of_breaker(target.key.breaker);
-            core.ask_peers_to_evict(target.key.breaker);
+            core.h2.evict_of_breaker(address);
+            core.ask_peers_to_evict(address);
         }
         turn
     })
     .await;
-    Ok(Permits {
-        _connection: connection,
-        _node: node_permit(core)?,
-    })
+    Ok(connection)
 }
 
 /// Connects to an endpoint with permits at hand.
@@ -159,8 +202,13 @@ pub(super) async fn dial(
     core: &Rc<Core>,
     workload: &WorkloadHandle,
     target: &Target<'_>,
-    permits: Permits,
+    mut permits: Permits,
 ) -> Result<Upstream, NoConnection> {
+    if let Some(app) = target.key.app {
+        let (stream, port) = app_dial::connect(core, workload, app, target.connect_timeout).await?;
+        permits.port = port;
+        return Ok(upstream(stream, target, permits));
+    }
     let sockets = if target.key.source == NODE {
         &core.shared.node_sockets
     } else {
@@ -185,21 +233,32 @@ pub(super) async fn dial(
         }
         Err(_elapsed) => return Err(NoConnection::TimedOut),
     };
+    Ok(upstream(stream, target, permits))
+}
+
+fn upstream(stream: TcpStream, target: &Target<'_>, permits: Permits) -> Upstream {
     set_nodelay(&stream);
-    Ok(Upstream {
+    Upstream {
         stream,
         buf: Buf::default(),
         reused: false,
         key: target.key,
         permits,
-    })
+    }
 }
 
 /// A socket that could not be made: out of descriptors, or the namespace is gone.
-fn local(error: &io::Error) -> Reject {
+pub(super) fn local(error: &io::Error) -> Reject {
+    local_fault(error).unwrap_or(Reject::ConnectFailed)
+}
+
+/// Out of descriptors or memory, if that is what it is.
+pub(super) fn local_fault(error: &io::Error) -> Option<Reject> {
     match error.raw_os_error() {
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Reject::DialPermits,
-        _ => Reject::ConnectFailed,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+            Some(Reject::DialPermits)
+        }
+        _ => None,
     }
 }
 
@@ -233,7 +292,8 @@ pub(super) async fn connect_now(
 
 /// Puts a connection aside for the next request, unless somebody waits for its permit.
 pub(super) fn put_back(core: &Core, target: &Target<'_>, upstream: Upstream, now: MonoNanos) {
-    if core.draining.get() || target.breaker.has_waiters() {
+    let waited = target.inbound.is_some_and(|breaker| breaker.has_waiters());
+    if core.draining.get() || waited || target.breaker.has_waiters() {
         return;
     }
     core.pool

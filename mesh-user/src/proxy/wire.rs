@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
 };
@@ -16,6 +16,16 @@ pub trait SocketSource: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The namespace is gone, or no file descriptor is left.
     fn tcp_socket(&self, towards: SocketAddr) -> io::Result<OwnedFd>;
+
+    /// Like [`SocketSource::tcp_socket`], for a dial to the workload's own application: bound to
+    /// the address of somebody else, so that the application sees its client.
+    ///
+    /// # Errors
+    /// EADDRINUSE: the port is taken, another one may do. Others: not here at all.
+    fn app_socket(&self, client: SocketAddr, towards: SocketAddr) -> io::Result<OwnedFd> {
+        let _nowhere = (client, towards);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Where a captured connection was really going, when its own address doesn't say (a foreign
@@ -29,6 +39,12 @@ pub trait OriginLookup: Send + Sync + std::fmt::Debug {
     /// workload's own loopback (mode `loopback`). `socket` is the accepted one. `None`: nothing says
     /// so, and the connection is refused.
     fn sent_to_loopback(&self, _socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+        None
+    }
+
+    /// The enrolled workload of this node that has an address, `namespace/name`.
+    fn workload_at(&self, address: IpAddr) -> Option<Arc<str>> {
+        let _nobody = address;
         None
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     clock::{self, MonoNanos},
     config::Limits,
     policy::Snapshot,
-    telemetry::Telemetry,
+    telemetry::{Direction, Telemetry},
 };
 
 /// How often a worker shows that it turns. The kernel takes it for hung after 1 s.
@@ -43,6 +43,13 @@ const IDLE_GRACE: Duration = Duration::from_secs(1);
 pub enum Command {
     /// Serve this listener of a workload: already bound, listening and non-blocking.
     Listen {
+        /// The workload.
+        workload: Arc<WorkloadHandle>,
+        /// The listener that stands in its namespace.
+        listener: std::net::TcpListener,
+    },
+    /// The same for connections that come to the workload.
+    ListenInbound {
         /// The workload.
         workload: Arc<WorkloadHandle>,
         /// The listener that stands in its namespace.
@@ -288,10 +295,10 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
     while let Some(order) = orders.recv().await {
         match order {
             Order::Command(Command::Listen { workload, listener }) => {
-                let pod_id = workload.pod_id;
-                if let Err(error) = listeners.add(core, workload, listener) {
-                    tracing::error!(pod_id, %error, "listener can not be served");
-                }
+                listen(core, &mut listeners, workload, listener, Direction::Outbound);
+            }
+            Order::Command(Command::ListenInbound { workload, listener }) => {
+                listen(core, &mut listeners, workload, listener, Direction::Inbound);
             }
             Order::Command(Command::Release { pod_id }) => {
                 listeners.remove(pod_id);
@@ -309,6 +316,19 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
         }
     }
     0
+}
+
+fn listen(
+    core: &Rc<Core>,
+    listeners: &mut Listeners,
+    workload: Arc<WorkloadHandle>,
+    listener: std::net::TcpListener,
+    direction: Direction,
+) {
+    let pod_id = workload.pod_id;
+    if let Err(error) = listeners.add(core, workload, listener, direction) {
+        tracing::error!(pod_id, %error, "listener can not be served");
+    }
 }
 
 /// Drains, and still lets go of workloads that disappear meanwhile.

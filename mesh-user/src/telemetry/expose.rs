@@ -59,10 +59,14 @@ impl Scrape {
     /// Takes the breakers of a snapshot over, [`BREAKERS_MAX`] at most.
     pub fn breakers(&mut self, snapshot: &Snapshot) {
         self.generation = snapshot.generation;
-        self.breakers_omitted = snapshot.versions.len().saturating_sub(BREAKERS_MAX);
-        self.breakers = snapshot
-            .versions
-            .iter()
+        // A workload without an inbound rule has no caps.
+        let capped = snapshot.versions.iter().filter(|version| {
+            let port = snapshot.ports.get(version.port.0 as usize);
+            let inbound = port.and_then(|port| port.inbound.as_ref());
+            inbound.is_none_or(|inbound| inbound.rule.is_some())
+        });
+        self.breakers_omitted = capped.clone().count().saturating_sub(BREAKERS_MAX);
+        self.breakers = capped
             .take(BREAKERS_MAX)
             .filter_map(|version| {
                 let port = snapshot.ports.get(version.port.0 as usize)?;
@@ -114,6 +118,7 @@ struct Collected {
     kernel: Vec<(Labels, KernelCounts)>,
     plain: [u64; plain_numbers::LEN],
     ejections: [u64; 3],
+    sources_lost: u64,
     panics: Vec<(&'static str, u64)>,
     log_lost: u64,
     process: Process,
@@ -128,6 +133,7 @@ impl Collected {
             kernel: telemetry.kernel.sums(),
             plain: plain_sums(&telemetry.plain),
             ejections: telemetry.ejections(),
+            sources_lost: telemetry.sources_lost.load(std::sync::atomic::Ordering::Relaxed),
             panics: telemetry.panics(),
             log_lost: telemetry.log.lost(),
             process: process::read(),
@@ -224,6 +230,7 @@ impl Collected {
         });
         to.named(&metrics::REJECTS, rejects)?;
         to.single(&metrics::RETRIES, self.plain[plain_numbers::RETRIES])?;
+        to.single(&metrics::SOURCES_LOST, self.sources_lost)?;
         let [ejected, skipped, returned] = self.ejections;
         to.named(
             &metrics::EJECTIONS,

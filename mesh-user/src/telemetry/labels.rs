@@ -9,7 +9,9 @@ use super::{
 };
 use crate::{
     model::Service,
-    policy::{PortIx, Reject, Snapshot, SourceIx, VersionIx, snapshot::VersionPlan},
+    policy::{
+        PortIx, Reject, Snapshot, SourceIx, VersionIx, inbound::InboundPlan, snapshot::VersionPlan,
+    },
 };
 
 /// What Istio writes where a value is absent.
@@ -54,9 +56,31 @@ fn peers(
     destination: Destination,
     values: &mut Vec<Arc<str>>,
 ) {
-    values.push("source".into());
-    push_source(snapshot, workload, source, values);
-    push_destination(snapshot, destination, values);
+    let inbound = destination.inbound(snapshot);
+    let side = if inbound.is_some() {
+        "destination"
+    } else {
+        "source"
+    };
+    values.push(side.into());
+    // Who comes from outside the node has no name.
+    let asker = if inbound.is_some() { "" } else { workload };
+    push_source(snapshot, asker, source, values);
+    match inbound {
+        Some(inbound) => push_application(snapshot, &inbound.workload, values),
+        None => push_destination(snapshot, destination, values),
+    }
+}
+
+/// The workload itself is the destination.
+fn push_application(snapshot: &Snapshot, workload: &str, values: &mut Vec<Arc<str>>) {
+    let (namespace, name) = workload.split_once('/').unwrap_or((UNKNOWN, workload));
+    let source = snapshot.source(workload).map(|ix| snapshot.source_of(ix));
+    let version = source.and_then(|source| source.tags.get("version"));
+    let identity = source.and_then(|source| source.identity.clone());
+    values.extend([name, name, namespace].map(known));
+    values.push(version.map_or(UNKNOWN, String::as_str).into());
+    values.push(identity.unwrap_or_else(|| UNKNOWN.into()));
 }
 
 fn push_source(
@@ -158,6 +182,13 @@ impl Destination {
             Some(VersionIx(index)) => Self::Version(index),
             None => port().map_or(Self::Outside, |PortIx(index)| Self::Port(index)),
         }
+    }
+
+    /// The inbound port, if it is one.
+    fn inbound(self, snapshot: &Snapshot) -> Option<&InboundPlan> {
+        let version = snapshot.versions.get(self.version()?.0 as usize)?;
+        let port = snapshot.ports.get(version.port.0 as usize)?;
+        port.inbound.as_ref()
     }
 
     fn version(self) -> Option<VersionIx> {

@@ -37,8 +37,8 @@ impl Metric {
     }
 }
 
-/// Labels of the request metrics (Istio's names; `reporter` is always `source`: the proxy stands
-/// at the side that asks).
+/// Labels of the request metrics (Istio's names). `reporter` says at which side the proxy stood:
+/// `source` for what a workload asks, `destination` for what comes to it.
 pub const REQUEST_LABELS: &[&str] = &[
     "reporter",
     "source_workload",
@@ -118,6 +118,9 @@ metrics! {
     RETRIES = Counter "mesh_retries_total" &[];
     /// Endpoints ejected, returned, or left in since the ejected share is at its limit.
     EJECTIONS = Counter "mesh_ejections_total" &["event"];
+    /// Inbound connections whose application sees the workload's own address, since no port of the
+    /// client's was free.
+    SOURCES_LOST = Counter "mesh_inbound_source_lost_total" &[];
     /// Panics that were caught at the root of a task; each ended one connection.
     TASK_PANICS = Counter "mesh_task_panics_total" &["task"];
     /// Access-log lines that were not written: queue full, or the file could not be written.

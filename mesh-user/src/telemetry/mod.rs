@@ -56,8 +56,29 @@ pub struct Telemetry {
     plain: Family<{ plain_numbers::LEN }>,
     kernel: kernel::KernelSeries,
     ejections: [AtomicU64; 3],
+    sources_lost: AtomicU64,
     panics: Mutex<BTreeMap<&'static str, u64>>,
     log: AccessLog,
+}
+
+/// Which way a connection goes, as its workload sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The workload opened it.
+    #[default]
+    Outbound,
+    /// It came to the workload.
+    Inbound,
+}
+
+impl Direction {
+    /// Its name in the access log.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
 }
 
 /// What was spoken, for the `request_protocol` label and the log line.
@@ -81,9 +102,11 @@ pub enum Spoken {
 pub struct RequestRecord<'a> {
     /// The snapshot that decided.
     pub snapshot: &'a Snapshot,
-    /// The workload that asked, `namespace/name`.
+    /// The workload that asked, or that was asked, `namespace/name`.
     pub workload: &'a Arc<str>,
-    /// Its index, when the snapshot knows it.
+    /// Which of both.
+    pub direction: Direction,
+    /// Who asked, when it is a workload that the snapshot knows.
     pub source: Option<SourceIx>,
     /// The rule.
     pub rule: Option<RuleIx>,
@@ -132,7 +155,9 @@ pub struct ConnectionRecord<'a> {
     pub snapshot: &'a Snapshot,
     /// The workload, `namespace/name`.
     pub workload: &'a Arc<str>,
-    /// Its index, when the snapshot knows it.
+    /// Whether it opened the connection, or the connection came to it.
+    pub direction: Direction,
+    /// Who opened it, when it is a workload that the snapshot knows.
     pub source: Option<SourceIx>,
     /// The rule.
     pub rule: Option<RuleIx>,
@@ -187,6 +212,7 @@ impl Telemetry {
             plain: Family::new(0, 1),
             kernel: kernel::KernelSeries::default(),
             ejections: [const { AtomicU64::new(0) }; 3],
+            sources_lost: AtomicU64::new(0),
             panics: Mutex::default(),
             log: AccessLog::start(log)?,
         }))
@@ -229,6 +255,11 @@ impl Telemetry {
     /// Counts what became of connections that the kernel sent to an endpoint of a version.
     pub fn kernel_counted(&self, snapshot: &Snapshot, version: VersionIx, counts: &KernelCounts) {
         self.kernel.count(snapshot, version, counts);
+    }
+
+    /// Counts a dial to an application that could not have its client's address.
+    pub fn source_lost(&self) {
+        self.sources_lost.fetch_add(1, Relaxed);
     }
 
     /// Counts what `Snapshot::record` and `Snapshot::sweep` changed.

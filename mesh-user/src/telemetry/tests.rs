@@ -96,6 +96,7 @@ fn request<'a>(snapshot: &'a Snapshot, workload: &'a Arc<str>) -> RequestRecord<
     RequestRecord {
         snapshot,
         workload,
+        direction: Direction::Outbound,
         source: snapshot.source(workload),
         rule: Some(RuleIx(0)),
         version: version(snapshot, "v1"),
@@ -123,6 +124,7 @@ fn connection<'a>(snapshot: &'a Snapshot, workload: &'a Arc<str>) -> ConnectionR
     ConnectionRecord {
         snapshot,
         workload,
+        direction: Direction::Outbound,
         source: snapshot.source(workload),
         rule: Some(RuleIx(0)),
         version: version(snapshot, "v2"),

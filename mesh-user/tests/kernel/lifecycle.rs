@@ -73,7 +73,7 @@ fn restarted_agent_adopts_everything_and_one_program_stands_at_each_hook() {
         // Live already, with the services of the agent before.
         let seen = connect(&mesh.bed, &pod, vip4());
         assert!(seen.data.starts_with("proxy "), "{seen:?}");
-        assert_eq!(mesh.entries("LISTENERS"), 2);
+        assert_eq!(mesh.entries("LISTENERS"), 4);
         assert_eq!(
             (mesh.entries("POD_BY_NETNS"), mesh.entries("POD_BY_ADDR")),
             (1, 2)
@@ -298,7 +298,7 @@ fn released_workload_leaves_nothing_and_others_stay() {
     assert_eq!(objects::steers(&pod.netns), 0);
     let rows = mesh.view().workloads();
     assert_eq!(rows.len(), 1);
-    assert_eq!(mesh.entries("LISTENERS"), 2);
+    assert_eq!(mesh.entries("LISTENERS"), 4);
     assert!(
         connect(&mesh.bed, &other, vip4())
             .data

@@ -326,7 +326,7 @@ fn failed_enrolment_leaves_the_namespace_as_it_was() {
     let rows = mesh.view().workloads();
     assert_eq!(rows.len(), 1, "the first keeps its address: {rows:?}");
     assert_eq!(rows[0].addresses.len(), 2);
-    assert_eq!(mesh.entries("LISTENERS"), 2);
+    assert_eq!(mesh.entries("LISTENERS"), 4);
     // Without any address there is nothing to capture.
     let bare = mesh.bed.pod("bare").unwrap();
     let mut command = Command::new("ip");
@@ -427,7 +427,7 @@ fn full_address_map_is_refused_by_name_and_at_the_limit_only() {
         map.insert(addr(number), nobody, 0).unwrap();
     }
     let pod = refused_when_full(&mut mesh, "POD_BY_ADDR", &first);
-    assert_eq!(mesh.entries("LISTENERS"), 2, "the second's are gone");
+    assert_eq!(mesh.entries("LISTENERS"), 4, "the second's are gone");
     map.remove(&addr(0)).unwrap();
     mesh.agent()
         .enrol("b", &pod.netns, false)
@@ -446,8 +446,9 @@ fn full_listener_map_is_refused_by_name_and_at_the_limit_only() {
         kind: KIND_OUT,
         shard: 0,
     };
-    // Two shards stand, and two more would be needed where one place is left.
-    let many = get("LISTENERS").capacity - 3;
+    // Two shards stand for each direction, and four more would be needed where three places are
+    // left.
+    let many = get("LISTENERS").capacity - 7;
     let pin = mesh.pin("LISTENERS");
     foreign::fill_listeners(&pin, (0..many).map(key), &socket);
     let pod = refused_when_full(&mut mesh, "LISTENERS", &first);

@@ -74,7 +74,7 @@ pub(crate) fn with_service(scene: &Scene, service: &str, rules_and_policies: &st
 }
 
 /// What every Python program of the tests begins with: plain sockets, nothing of the mesh.
-const PRELUDE: &str = r#"
+pub(crate) const PRELUDE: &str = r#"
 import hashlib, json, socket, struct, sys, threading, time
 
 def dial(host, port, mapped=False, limit=5):

@@ -29,6 +29,7 @@ use mesh_user::{
     kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions},
     model::{
         self, Failure, Interception, Netns,
+        inbound::{InboundAction, InboundPorts},
         kernel_table::{KernelTable, KernelVersion},
     },
     proxy::wire::SocketSource,
@@ -129,7 +130,9 @@ enum Request {
         key: String,
         netns: PathBuf,
         closed: bool,
+        inbound: Inbound,
     },
+    Inbound(u32, Inbound),
     Live(u32),
     Failure(u32, bool),
     Mode(Mode),
@@ -161,6 +164,33 @@ enum Request {
         netns: PathBuf,
         closed: bool,
     },
+}
+
+/// What happens to connections that come in: by default, and by port; `p`ass, `c`apture, `d`eny.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Inbound(pub(crate) char, pub(crate) Vec<(u16, char)>);
+
+impl Inbound {
+    /// Everything passes.
+    pub(crate) const fn pass() -> Self {
+        Self('p', Vec::new())
+    }
+
+    fn ports(&self) -> InboundPorts {
+        let action = |word| match word {
+            'c' => InboundAction::Capture,
+            'd' => InboundAction::Deny,
+            _ => InboundAction::Pass,
+        };
+        InboundPorts {
+            default: action(self.0),
+            ports: self
+                .1
+                .iter()
+                .map(|(port, word)| (*port, action(*word)))
+                .collect(),
+        }
+    }
 }
 
 /// One accepted connection.
@@ -267,9 +297,35 @@ impl Agent {
             key: key.to_owned(),
             netns: netns.to_owned(),
             closed,
+            inbound: Inbound('p', Vec::new()),
         };
         let id = self.ask(&request)?.as_u64().expect("a number");
         Ok(u32::try_from(id).expect("a pod id"))
+    }
+
+    /// With `failure: open` and these inbound ports.
+    #[allow(dead_code, reason = "each test file uses its own part")]
+    pub(crate) fn enrol_with(
+        &self,
+        key: &str,
+        netns: &Path,
+        inbound: Inbound,
+    ) -> Result<u32, String> {
+        let request = Request::Enrol {
+            key: key.to_owned(),
+            netns: netns.to_owned(),
+            closed: false,
+            inbound,
+        };
+        let id = self.ask(&request)?.as_u64().expect("a number");
+        Ok(u32::try_from(id).expect("a pod id"))
+    }
+
+    /// Changes a workload's inbound ports.
+    #[allow(dead_code, reason = "each test file uses its own part")]
+    pub(crate) fn inbound(&self, pod_id: u32, default: char, ports: &[(u16, char)]) {
+        let inbound = Inbound(default, ports.to_vec());
+        self.done(&Request::Inbound(pod_id, inbound)).expect("set");
     }
 
     pub(crate) fn live(&self, pod_id: u32) -> Result<(), String> {
@@ -472,6 +528,7 @@ impl State {
                 attach,
                 shards,
                 refuse_unknown,
+                kubelet_cgroup: None,
             };
             let kernel = Kernel::start(&options).map_err(text)?;
             let heartbeat = kernel.heartbeat().map_err(text)?;
@@ -485,8 +542,19 @@ impl State {
         let kernel = self.kernel.as_mut().ok_or("not started")?;
         match request {
             Request::Start { .. } => Err("answered above".to_owned()),
-            Request::Enrol { key, netns, closed } => self.enrol(key, netns, closed, false),
-            Request::EnrolGuarded { key, netns, closed } => self.enrol(key, netns, closed, true),
+            Request::Inbound(pod_id, inbound) => kernel
+                .set_inbound(pod_id, &inbound.ports())
+                .map(|()| Value::Null)
+                .map_err(text),
+            Request::Enrol {
+                key,
+                netns,
+                closed,
+                inbound,
+            } => self.enrol(key, netns, closed, false, &inbound),
+            Request::EnrolGuarded { key, netns, closed } => {
+                self.enrol(key, netns, closed, true, &Inbound::pass())
+            }
             Request::Guard { pod_id, closed, on } => kernel
                 .set_interception(
                     pod_id,
@@ -607,6 +675,7 @@ impl State {
         netns: PathBuf,
         closed: bool,
         guarded: bool,
+        inbound: &Inbound,
     ) -> Result<Value, String> {
         let shared = Arc::clone(&self.shared);
         let kernel = self.kernel.as_mut().ok_or("not started")?;
@@ -621,12 +690,14 @@ impl State {
                 bypass_guard: guarded,
                 ..self.mode.interception(closed)
             },
+            inbound: inbound.ports(),
         };
         let enrolled = kernel.enrol(&wanted).map_err(text)?;
         let origins = kernel.origins();
         let stop = Arc::new(AtomicBool::new(false));
         let mut handles = Vec::new();
-        for (shard, listener) in enrolled.listeners.into_iter().enumerate() {
+        let inbound = enrolled.inbound.into_iter().enumerate();
+        for (shard, listener) in enrolled.listeners.into_iter().enumerate().chain(inbound) {
             self.ports.push(listener.local_addr().map_err(text)?.port());
             let loop_ = Loop {
                 pod_id: enrolled.pod_id,

@@ -5,7 +5,11 @@ extern crate std;
 use core::{cell::RefCell, net::IpAddr};
 use std::{collections::BTreeMap, vec::Vec};
 
-use mesh_common::pod::{FAIL_OPEN, INBOUND_PASS};
+use mesh_common::{
+    abi::SHARDS_MAX,
+    flow::{ESTABLISHED, PROXY_UP},
+    pod::{FAIL_OPEN, INBOUND_PASS},
+};
 
 use super::*;
 
@@ -15,6 +19,11 @@ struct Fake {
     heartbeat: u64,
     listeners: Vec<(u32, u16)>,
     tried: RefCell<Vec<(u32, u16)>>,
+    /// The same for connections that come in.
+    tried_in: RefCell<Vec<(u32, u16)>>,
+    rules: BTreeMap<(u32, u16), u32>,
+    proxied: Vec<(Tuple, u8)>,
+    probes: Vec<(Tuple, u64)>,
 }
 
 const NOW: u64 = 10_000;
@@ -57,6 +66,10 @@ fn fake() -> Fake {
             .flat_map(|pod| (0..4).map(move |shard| (pod, shard)))
             .collect(),
         tried: RefCell::default(),
+        tried_in: RefCell::default(),
+        rules: BTreeMap::new(),
+        proxied: Vec::new(),
+        probes: Vec::new(),
     }
 }
 
@@ -73,8 +86,30 @@ impl World for Fake {
     fn now(&self) -> u64 {
         NOW
     }
-    fn assign(&self, pod_id: u32, shard: u16) -> bool {
-        self.tried.borrow_mut().push((pod_id, shard));
+    fn rule(&self, key: &InRuleKey) -> Option<u32> {
+        assert_eq!((key.proto, key._pad), (TCP, 0));
+        self.rules.get(&(key.pod_id, key.port)).copied()
+    }
+    fn proxy_flow(&self, tuple: &Tuple) -> Option<ProxyFlow> {
+        let kind = self.proxied.iter().find(|(other, _)| other == tuple)?.1;
+        Some(ProxyFlow {
+            pod_id: 1,
+            kind,
+            state: ESTABLISHED,
+            _pad: [0; 2],
+            connect_ns: 0,
+        })
+    }
+    fn probe(&self, tuple: &Tuple) -> Option<u64> {
+        Some(self.probes.iter().find(|(other, _)| other == tuple)?.1)
+    }
+    fn assign(&self, pod_id: u32, kind: u16, shard: u16) -> bool {
+        let tried = match kind {
+            KIND_OUT => &self.tried,
+            KIND_IN => &self.tried_in,
+            other => panic!("a listener of kind {other}"),
+        };
+        tried.borrow_mut().push((pod_id, shard));
         self.listeners.contains(&(pod_id, shard))
     }
 }
@@ -84,6 +119,7 @@ fn request(remote: &str, local: &str) -> Request {
         remote: addr(remote),
         remote_port: 40_000,
         local: addr(local),
+        local_port: 80,
         proto: TCP,
         interface: LOOPBACK,
     }
@@ -200,7 +236,7 @@ fn missing_shard_falls_back_to_the_first_and_then_to_the_failure_mode() {
     let mut world = fake();
     let from = |remote| {
         let mut request = request(remote, "10.96.0.1");
-        while shard(&request, 4) == 0 {
+        while shard(&request.remote, request.remote_port, 4) == 0 {
             request.remote_port += 1;
         }
         request
@@ -259,8 +295,9 @@ fn shards_are_in_range_stable_and_even_for_ports_of_one_parity() {
                 remote_port: port,
                 ..request("10.0.0.1", "10.96.0.1")
             };
-            let chosen = shard(&request, shards);
-            assert_eq!(chosen, shard(&request, shards));
+            let of = |request: &Request| shard(&request.remote, request.remote_port, shards);
+            let chosen = of(&request);
+            assert_eq!(chosen, of(&request));
             hits[usize::from(chosen)] += 1;
         }
         let fair = hits.iter().sum::<u32>() / count as u32;
@@ -269,6 +306,236 @@ fn shards_are_in_range_stable_and_even_for_ports_of_one_parity() {
                 hit > fair * 8 / 10 && hit < fair * 12 / 10,
                 "{shards} shards: {hit} of {fair}"
             );
+        }
+    }
+}
+
+mod inbound {
+    use super::*;
+
+    /// From another node to a workload's port 80.
+    fn arriving(local: &str) -> Request {
+        Request {
+            interface: 7,
+            ..request("10.9.9.9", local)
+        }
+    }
+
+    fn told(request: &Request, world: &Fake) -> (bool, Reason, u32) {
+        let verdict = decide(request, world);
+        (verdict.pass, verdict.reason, verdict.pod_id)
+    }
+
+    fn ruled(actions: &[(u16, u8)]) -> Fake {
+        let mut world = fake();
+        for pod_id in [1, 2] {
+            for (port, action) in actions {
+                world.rules.insert((pod_id, *port), u32::from(*action));
+            }
+        }
+        world
+    }
+
+    #[test]
+    fn port_without_a_rule_follows_the_workloads_default() {
+        let mut world = fake();
+        assert_eq!(
+            told(&arriving("10.0.0.1"), &world),
+            (true, Reason::SteerPassIn, 1)
+        );
+        for (inbound, pass, reason) in [
+            (INBOUND_CAPTURE, true, Reason::SteerIn),
+            (INBOUND_DENY, false, Reason::RefuseInbound),
+            (9, true, Reason::SteerPassIn),
+        ] {
+            world.pods.get_mut(&addr("10.0.0.1")).unwrap().inbound = inbound;
+            assert_eq!(told(&arriving("10.0.0.1"), &world), (pass, reason, 1));
+            // One rule is about one port of one workload.
+            world.rules.insert((1, 81), 0);
+            let other = Request {
+                local_port: 81,
+                ..arriving("10.0.0.1")
+            };
+            assert_eq!(told(&other, &world), (true, Reason::SteerPassIn, 1));
+        }
+        assert!(world.tried.borrow().is_empty(), "no outbound listener");
+    }
+
+    #[test]
+    fn captured_port_goes_to_the_inbound_listener_or_ends_as_the_failure_mode_says() {
+        let mut world = ruled(&[(80, INBOUND_CAPTURE)]);
+        for (local, pod_id) in [("10.0.0.1", 1), ("fd00::2", 2)] {
+            assert_eq!(
+                told(&arriving(local), &world),
+                (true, Reason::SteerIn, pod_id)
+            );
+            assert_eq!(world.tried_in.borrow_mut().pop().unwrap().0, pod_id);
+        }
+        world.heartbeat = NOW - 1_001;
+        assert_eq!(
+            told(&arriving("10.0.0.1"), &world),
+            (true, Reason::SteerMissOpen, 1)
+        );
+        assert_eq!(
+            told(&arriving("fd00::2"), &world),
+            (false, Reason::SteerMissClosed, 2)
+        );
+        world.heartbeat = NOW;
+        world.listeners.clear();
+        assert_eq!(
+            told(&arriving("fd00::2"), &world),
+            (false, Reason::SteerMissClosed, 2)
+        );
+    }
+
+    #[test]
+    fn denied_port_stays_denied_without_an_agent_and_while_paused() {
+        let mut world = ruled(&[(80, INBOUND_DENY), (81, INBOUND_CAPTURE)]);
+        world.heartbeat = 0;
+        world.config.as_mut().unwrap().paused = 1;
+        assert_eq!(
+            told(&arriving("10.0.0.1"), &world),
+            (false, Reason::RefuseInbound, 1)
+        );
+        let captured = Request {
+            local_port: 81,
+            ..arriving("10.0.0.1")
+        };
+        assert_eq!(told(&captured, &world), (true, Reason::SteerPassIn, 1));
+    }
+
+    /// Pitfall 31: with the interface that has the address, and with `lo`.
+    #[test]
+    fn workload_that_talks_to_itself_is_untouched_by_whatever_interface() {
+        let mut world = ruled(&[(80, INBOUND_DENY)]);
+        world
+            .pods
+            .insert(addr("10.0.0.11"), world.pods[&addr("10.0.0.1")]);
+        for interface in [LOOPBACK, 7] {
+            for remote in ["10.0.0.1", "10.0.0.11"] {
+                let request = Request {
+                    interface,
+                    ..request(remote, "10.0.0.1")
+                };
+                assert_eq!(told(&request, &world), (true, Reason::SteerPassSelf, 1));
+            }
+        }
+    }
+
+    /// Pitfalls 3 and 4: without it the agent's own dial comes back to it, for ever.
+    #[test]
+    fn dial_to_the_application_passes_by_its_exact_tuple_in_both_families() {
+        for (remote, local, pod_id) in [("10.9.9.9", "10.0.0.1", 1), ("fd00::9", "fd00::2", 2)] {
+            for action in [INBOUND_CAPTURE, INBOUND_DENY] {
+                let mut world = ruled(&[(80, action)]);
+                let mut dial = Request {
+                    interface: 7,
+                    ..request(remote, local)
+                };
+                world.proxied.push((dial.tuple(), PROXY_APP));
+                // A second pass is about dials of clients only.
+                world.pods.get_mut(&addr(local)).unwrap().flags = ADDR_SECOND_PASS;
+                let passed = (true, Reason::SteerPassProxied, pod_id);
+                assert_eq!(told(&dial, &world), passed);
+                dial.remote_port += 1;
+                assert_ne!(told(&dial, &world), passed, "another port is another dial");
+            }
+        }
+    }
+
+    /// Where the address stands on `lo`, the dial comes over `lo`, also with the address of a
+    /// client of this node.
+    #[test]
+    fn dial_to_the_application_over_lo_is_not_taken_for_one_that_leaves() {
+        let mut world = ruled(&[(80, INBOUND_CAPTURE)]);
+        let third = PodAddr {
+            pod_id: 3,
+            ..world.pods[&addr("10.0.0.1")]
+        };
+        world.pods.insert(addr("10.0.0.3"), third);
+        let dial = request("10.0.0.3", "10.0.0.1");
+        assert_eq!(told(&dial, &world), (true, Reason::SteerMissOpen, 3));
+        world.proxied.push((dial.tuple(), PROXY_APP));
+        assert_eq!(told(&dial, &world), (true, Reason::SteerPassProxied, 1));
+        world.proxied[0].1 = PROXY_UP;
+        assert_eq!(
+            told(&dial, &world).2,
+            3,
+            "one for a client leaves by its own address"
+        );
+    }
+
+    #[test]
+    fn dial_for_a_client_of_this_node_passes_unless_a_second_pass_is_asked_for() {
+        for action in [INBOUND_CAPTURE, INBOUND_DENY] {
+            let mut world = ruled(&[(80, action)]);
+            let dial = arriving("10.0.0.1");
+            world.proxied.push((dial.tuple(), PROXY_UP));
+            assert_eq!(told(&dial, &world), (true, Reason::SteerPassProxied, 1));
+            world.pods.get_mut(&addr("10.0.0.1")).unwrap().flags = ADDR_SECOND_PASS;
+            let want = if action == INBOUND_DENY {
+                (false, Reason::RefuseInbound, 1)
+            } else {
+                (true, Reason::SteerIn, 1)
+            };
+            assert_eq!(told(&dial, &world), want);
+        }
+    }
+
+    /// Pitfall 21, and pitfall 5: an old entry is no permission.
+    #[test]
+    fn probe_passes_by_its_exact_tuple_for_ten_seconds() {
+        let mut world = ruled(&[(80, INBOUND_DENY)]);
+        world.heartbeat = 0;
+        let probe = arriving("fd00::2");
+        world.probes.push((probe.tuple(), NOW));
+        assert_eq!(told(&probe, &world), (true, Reason::SteerPassProbe, 2));
+        let other = Request {
+            remote_port: probe.remote_port + 1,
+            ..probe
+        };
+        assert_eq!(told(&other, &world), (false, Reason::RefuseInbound, 2));
+    }
+
+    /// The age of an entry, at its limit: `NOW` is too small a clock for it.
+    #[test]
+    fn probe_entry_ends_after_its_age() {
+        struct Late(Fake);
+        impl World for Late {
+            fn config(&self) -> Option<Config> {
+                self.0.config()
+            }
+            fn pod(&self, addr: &Addr) -> Option<PodAddr> {
+                self.0.pod(addr)
+            }
+            fn heartbeat(&self) -> u64 {
+                0
+            }
+            fn now(&self) -> u64 {
+                NOW + PROBE_AGE_NS
+            }
+            fn rule(&self, key: &InRuleKey) -> Option<u32> {
+                self.0.rule(key)
+            }
+            fn proxy_flow(&self, tuple: &Tuple) -> Option<ProxyFlow> {
+                self.0.proxy_flow(tuple)
+            }
+            fn probe(&self, tuple: &Tuple) -> Option<u64> {
+                self.0.probe(tuple)
+            }
+            fn assign(&self, pod_id: u32, kind: u16, shard: u16) -> bool {
+                self.0.assign(pod_id, kind, shard)
+            }
+        }
+        let probe = arriving("fd00::2");
+        for (then, passes) in [
+            (NOW, true),
+            (NOW - 1, false),
+            (NOW + PROBE_AGE_NS + 1, true),
+        ] {
+            let mut world = ruled(&[(80, INBOUND_DENY)]);
+            world.probes.push((probe.tuple(), then));
+            assert_eq!(decide(&probe, &Late(world)).pass, passes, "{then}");
         }
     }
 }

@@ -27,6 +27,7 @@ pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
         },
         access_log: access_log(agent.object("access-log")),
         limits: limits(agent.object("limits")),
+        kubelet_cgroup: agent.text("kubelet-cgroup").map(PathBuf::from),
         drain: agent.duration("drain").unwrap_or(default.drain),
     }
 }

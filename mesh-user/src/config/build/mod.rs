@@ -9,6 +9,7 @@ use super::{Config, collect::Collector, fields::ROOT, tree::Node};
 use crate::model::Model;
 
 mod agent;
+mod inbound;
 mod policies;
 mod reader;
 mod rules;
@@ -26,6 +27,7 @@ pub(crate) fn config(root: &Node, out: &mut Collector) -> Config {
         policies: policies::policies(root, &index, &services, out),
         workloads: root.items("workloads").map(services::workload).collect(),
         outbound: root.items("outbound").map(services::outbound).collect(),
+        inbound: inbound::rules(root),
         services: Vec::new(),
     };
     model.services = services;

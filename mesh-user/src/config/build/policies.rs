@@ -98,7 +98,7 @@ fn ejection(from: Reader<'_>) -> EjectionPolicy {
     }
 }
 
-fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
+pub(super) fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
     from.items("rate-limit")
         .enumerate()
         .map(|(i, from)| {

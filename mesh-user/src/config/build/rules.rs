@@ -245,7 +245,7 @@ fn value_match(node: &Node) -> Option<ValueMatch> {
         .or_else(present)
 }
 
-fn source(from: Reader<'_>) -> SourceMatch {
+pub(super) fn source(from: Reader<'_>) -> SourceMatch {
     let owned = |name| from.text(name).map(str::to_owned);
     SourceMatch {
         workload: owned("workload"),

@@ -12,6 +12,7 @@ use super::{
 };
 
 mod agent;
+mod inbound;
 mod policies;
 mod rules;
 mod services;
@@ -43,6 +44,7 @@ pub fn check(model: &Model) -> Vec<Finding> {
     services::check(model, &mut out);
     rules::check(model, &mut out);
     policies::check(model, &mut out);
+    inbound::check(model, &mut out);
     out.sorted()
 }
 

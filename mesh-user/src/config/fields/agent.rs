@@ -49,6 +49,16 @@ pub(crate) static AGENT: Object = Object {
             "Limits of the data path.",
         ),
         field(
+            "kubelet-cgroup",
+            Shape::Text(Text::Cgroup),
+            Absent::Means(
+                "the kubelet's usual cgroups are looked for: `system.slice/kubelet.service`, \
+                 `kubelet.slice`, `kubelet`, `podruntime/kubelet`",
+            ),
+            "The kubelet's own cgroup below the cgroup2 mount: connections that processes in it \
+             open are probes, and go to the application whatever inbound rules say. Needs a restart.",
+        ),
+        field(
             "drain",
             Shape::Text(Text::Duration(Duration::ZERO, secs(3600))),
             Absent::Default("30s", "the time that Kubernetes gives a pod to end"),

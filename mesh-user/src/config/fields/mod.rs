@@ -12,11 +12,13 @@ use super::{
 };
 
 mod agent;
+mod inbound;
 mod policy;
 mod rule;
 mod service;
 
 pub(crate) use agent::AGENT;
+pub(crate) use inbound::INBOUND;
 pub(crate) use policy::POLICY;
 pub(crate) use rule::RULE;
 pub(crate) use service::{OUTBOUND, SERVICE, WORKLOAD};
@@ -73,6 +75,7 @@ static SERVICE_ITEM: Shape = Shape::Object(&SERVICE);
 static RULE_ITEM: Shape = Shape::Object(&RULE);
 static POLICY_ITEM: Shape = Shape::Object(&POLICY);
 static WORKLOAD_ITEM: Shape = Shape::Object(&WORKLOAD);
+static INBOUND_ITEM: Shape = Shape::Object(&INBOUND);
 static OUTBOUND_ITEM: Shape = Shape::Object(&OUTBOUND);
 static ATTACH_ITEM: Shape = Shape::Text(Text::Cgroup);
 
@@ -135,6 +138,13 @@ pub(crate) static ROOT: Object = Object {
             Shape::list(&OUTBOUND_ITEM, 16_384),
             Absent::Means("none"),
             "Exceptions that the kernel decides before any service is looked up.",
+        ),
+        field(
+            "inbound",
+            Shape::list(&INBOUND_ITEM, 4096),
+            Absent::Means("what comes in goes to the application untouched"),
+            "What happens to connections that come to the workloads of this node. In this order: \
+             of a workload and a port the first rule that covers both decides, alone.",
         ),
     ],
     groups: &[],

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Absent, DAY, MILLI, NAME, Object, PORT_REF, Shape, Text, field, needed};
 
-static RATE_LIMIT_ITEM: Shape = Shape::Object(&RATE_LIMIT);
+pub(super) static RATE_LIMIT_ITEM: Shape = Shape::Object(&RATE_LIMIT);
 static RATE_KEY: Shape = Shape::Text(Text::RateKey);
 static STATUS: Shape = Shape::Int { min: 400, max: 599 };
 static RETRY_ON: Shape = Shape::Choice(&[
@@ -22,7 +22,7 @@ static RETRY_ON: Shape = Shape::Choice(&[
 /// Zero turns a time-out off.
 const OFF_OR_DAY: Shape = Shape::Text(Text::Duration(Duration::ZERO, DAY));
 const SPAN: Shape = Shape::Text(Text::Duration(MILLI, DAY));
-const CAP: Shape = Shape::Int {
+pub(super) const CAP: Shape = Shape::Int {
     min: 0,
     max: u32::MAX as i64,
 };

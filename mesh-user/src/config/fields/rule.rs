@@ -207,7 +207,7 @@ static AUTHORITY_MATCH: Object = Object {
 };
 
 /// `source` of a match.
-static SOURCE: Object = Object {
+pub(super) static SOURCE: Object = Object {
     name: "Source",
     doc: "Which workloads may have asked. All that is given must hold.",
     fields: &[

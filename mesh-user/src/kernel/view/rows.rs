@@ -28,7 +28,7 @@ pub struct RedirectRow {
     pub pod_id: u32,
     /// `namespace/name`.
     pub workload: String,
-    /// `out`.
+    /// `out` or `in`.
     pub direction: String,
     /// Listener shard.
     pub shard: u16,
@@ -36,6 +36,19 @@ pub struct RedirectRow {
     pub listener: u64,
     /// Whether capture is on now: agent alive, not paused.
     pub state: String,
+}
+
+/// A row of `mesh bpf inbound list`: what happens at a port of a workload.
+#[derive(Clone, Debug, Serialize)]
+pub struct InboundRow {
+    /// Number of the workload.
+    pub pod_id: u32,
+    /// `namespace/name`.
+    pub workload: String,
+    /// Port; `*`: every port that is not listed.
+    pub port: String,
+    /// `pass`, `capture` or `deny`.
+    pub action: String,
 }
 
 /// A row of `mesh bpf services list`.
@@ -98,7 +111,8 @@ pub struct EndpointRow {
 /// A row of `mesh bpf conns list`.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConnRow {
-    /// `out` (workload to proxy or direct) or `up` (proxy to endpoint).
+    /// `out` (workload to proxy or direct), `up` (proxy to endpoint) or `app` (proxy to the
+    /// workload's own application).
     pub leg: String,
     /// Number of the workload.
     pub pod_id: u32,

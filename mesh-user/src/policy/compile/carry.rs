@@ -20,12 +20,14 @@ type KnownSplit<'a> = (Vec<(&'a str, u32)>, u64);
 
 /// What the previous snapshot has, by stable keys.
 #[derive(Default)]
-pub(super) struct Carry<'a> {
+pub(in crate::policy) struct Carry<'a> {
     pub(super) ports: HashMap<PortKey<'a>, &'a PortPlan>,
     pub(super) versions: HashMap<(PortKey<'a>, &'a str), &'a VersionPlan>,
     pub(super) endpoints: HashMap<(PortKey<'a>, SocketAddr), &'a Arc<EndpointState>>,
     pub(super) splits: HashMap<(PortKey<'a>, &'a str), KnownSplit<'a>>,
-    pub(super) limiters: Option<&'a HashMap<LimiterKey, Vec<Arc<Limiter>>>>,
+    /// By workload and rule.
+    pub(in crate::policy) inbound: HashMap<(&'a str, Option<&'a str>), &'a VersionPlan>,
+    pub(in crate::policy) limiters: Option<&'a HashMap<LimiterKey, Vec<Arc<Limiter>>>>,
 }
 
 impl<'a> Carry<'a> {
@@ -38,6 +40,11 @@ impl<'a> Carry<'a> {
             ..Self::default()
         };
         for port in &previous.ports {
+            if let Some(inbound) = &port.inbound {
+                let key = (&*inbound.workload, inbound.rule.as_deref());
+                carry.inbound.insert(key, previous.version(port.all));
+                continue;
+            }
             let key = (&*port.key, port.number);
             carry.ports.insert(key, port);
             for version in port.versions.iter().map(|ix| previous.version(*ix)) {

@@ -18,14 +18,15 @@ use super::{
 use crate::{
     clock::{self, MonoNanos},
     policy::{
-        Reject, VersionIx, balance,
+        Reject, VersionIx,
         breaker::RequestPermit,
         retry::Failure,
         snapshot::{EndpointState, Outcome, VersionPlan},
     },
     proxy::{
         attempt,
-        core::{Core, Snap},
+        core::{Conn, Core, Snap},
+        inbound,
         io::poll_fill,
         record::RequestLog,
         retry::{Attempts, retry_after},
@@ -92,9 +93,8 @@ impl Course<'_> {
     }
 
     /// Chooses an endpoint; the breaker's word comes last.
-    fn choose(&self, attempts: &Attempts, now: MonoNanos) -> Result<Chosen, Reject> {
-        let mut rng = self.core.rng.borrow_mut();
-        let endpoint = balance::pick(self.snapshot, self.at, &attempts.tried, &mut rng, now)?;
+    fn choose(&self, conn: &Conn, attempts: &Attempts, now: MonoNanos) -> Result<Chosen, Reject> {
+        let endpoint = inbound::pick(conn, self.snapshot, self.at, &attempts.tried, now)?;
         let permit = self.version.breaker.request(&endpoint)?;
         Ok(Chosen { endpoint, permit })
     }
@@ -253,16 +253,29 @@ impl Session {
         if now >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let chosen = match course.choose(attempts, now) {
+        let chosen = match course.choose(&self.conn, attempts, now) {
             Ok(chosen) => chosen,
             Err(reject) => return Turn::Refuse(reject),
         };
         log.endpoint = Some(chosen.endpoint.address);
+        // Held until the attempt has ended.
+        let judged = inbound::judge(
+            &self.conn,
+            course.snapshot,
+            log.source,
+            &chosen.endpoint,
+            now,
+        );
+        let judged = match judged {
+            Ok(judged) => judged,
+            Err(reject) => return Turn::Refuse(reject),
+        };
         let target = Target::new(
             course.snapshot,
             course.at,
             &chosen.endpoint,
-            &self.conn.workload,
+            &self.conn,
+            &judged,
         );
         let careful = !is_idempotent(log.method());
         let upstream = match self.connect(&target, attempts, careful, until).await {

@@ -160,9 +160,7 @@ impl Session {
 
     fn request_log(&mut self, began: MonoNanos) -> RequestLog {
         let conn = Rc::clone(&self.conn);
-        let snapshot = self
-            .place
-            .refresh(&conn.core, conn.destination, &conn.workload.key);
+        let snapshot = self.place.refresh(&conn);
         self.log.requests += 1;
         let source = self.place.source;
         RequestLog::new(

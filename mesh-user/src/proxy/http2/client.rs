@@ -42,6 +42,8 @@ struct Shared {
     idle_since: Cell<MonoNanos>,
     /// Counts it.
     breaker: Arc<Breaker>,
+    /// Counts it too.
+    inbound: Option<Arc<Breaker>>,
     driver: RefCell<Option<AbortHandle>>,
 }
 
@@ -108,7 +110,9 @@ impl Drop for Lease {
         if streams == 0 {
             self.shared.idle_since.set(clock::now());
             // As with HTTP/1: nothing is kept idle while somebody waits for its permit.
-            if self.shared.closing.get() || self.shared.breaker.has_waiters() {
+            let inbound = self.shared.inbound.as_ref();
+            let waited = inbound.is_some_and(|breaker| breaker.has_waiters());
+            if self.shared.closing.get() || waited || self.shared.breaker.has_waiters() {
                 self.shared.cut();
             }
         }
@@ -173,7 +177,7 @@ impl Connections {
     pub(in crate::proxy) fn evict_of_breaker(&self, breaker: usize) -> bool {
         let mut done = false;
         self.cut_where(|key, shared| {
-            let go = !done && key.breaker == breaker && shared.streams.get() == 0;
+            let go = !done && key.counted_by(breaker) && shared.streams.get() == 0;
             done |= go;
             go
         });
@@ -343,6 +347,7 @@ async fn connect(
         closing: Cell::new(false),
         idle_since: Cell::new(clock::now()),
         breaker: Arc::clone(target.breaker),
+        inbound: target.inbound.cloned(),
         driver: RefCell::new(None),
     });
     let driven = {
@@ -382,6 +387,7 @@ mod tests {
             closing: Cell::new(false),
             idle_since: Cell::new(clock::now()),
             breaker: Arc::default(),
+            inbound: None,
             driver: RefCell::default(),
         })
     }
@@ -393,6 +399,8 @@ mod tests {
             source,
             breaker: 1,
             endpoint: 1,
+            inbound: 0,
+            app: None,
         };
         let (gone, stays) = (connections.group(key(7)), connections.group(key(8)));
         connections.release(7);

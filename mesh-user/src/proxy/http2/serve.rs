@@ -122,9 +122,7 @@ impl Server {
                     *requests += 1;
                     let conn = &self.conn;
                     let core = &conn.core;
-                    let snapshot = self
-                        .place
-                        .refresh(core, conn.destination, &conn.workload.key);
+                    let snapshot = self.place.refresh(conn);
                     let serving =
                         stream::serve(Rc::clone(conn), self.place, snapshot, request, respond);
                     self.streams

@@ -16,13 +16,12 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::{
-        Reject, balance, rate_limit::Verdict, retry::Failure, route::Plan, snapshot::Outcome,
-    },
+    policy::{Reject, rate_limit::Verdict, retry::Failure, route::Plan, snapshot::Outcome},
     proxy::{
         attempt::{self, Admitted},
         buffer::HeadBuf,
         core::{Conn, Place, Snap},
+        inbound,
         record::RequestLog,
         retry::{Attempts, retry_after},
         timer::{NEVER, Timer, deadline},
@@ -226,10 +225,7 @@ impl Stream {
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let picked = {
-            let mut rng = core.rng.borrow_mut();
-            balance::pick(&snapshot, plan.version, &attempts.tried, &mut rng, started)
-        };
+        let picked = inbound::pick(&conn, &snapshot, plan.version, &attempts.tried, started);
         let endpoint = match picked {
             Ok(endpoint) => endpoint,
             Err(reject) => return Turn::Refuse(reject),
@@ -239,7 +235,13 @@ impl Stream {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),
         };
-        let target = Target::new(&snapshot, plan.version, &endpoint, &conn.workload);
+        // Held until the attempt has ended.
+        let judged = inbound::judge(&conn, &snapshot, self.log.source, &endpoint, started);
+        let judged = match judged {
+            Ok(judged) => judged,
+            Err(reject) => return Turn::Refuse(reject),
+        };
+        let target = Target::new(&snapshot, plan.version, &endpoint, &conn, &judged);
         let record =
             |outcome, at| attempt::record(core, &snapshot, plan.version, &endpoint, outcome, at);
         let method = head.method.as_str();

@@ -232,6 +232,7 @@ fn request_fields(start: &Stamp<'_>, record: &RequestRecord<'_>, to: &mut impl F
     present("user_agent.original", record.user_agent, to);
     present("mesh.request_id", record.request_id, to);
     present("server.address", record.authority, to);
+    to.word("mesh.direction", record.direction.label());
     place(
         record.snapshot,
         record.workload,
@@ -266,6 +267,7 @@ fn connection_fields(start: &Stamp<'_>, record: &ConnectionRecord<'_>, to: &mut 
     if record.spoken != Spoken::Tcp {
         to.number("mesh.requests", format_args!("{}", record.requests));
     }
+    to.word("mesh.direction", record.direction.label());
     place(
         record.snapshot,
         record.workload,

@@ -1,0 +1,419 @@
+//! Connections that come to a workload of this node: which rule judges them, and who may connect.
+//!
+//! Each rule that captures is compiled once for each workload that it covers, into a port with one
+//! version and no endpoint: the application is the endpoint, at the address that was dialled. So
+//! limits and caps are a workload's own, and the engines serve such a port like any other. Beside
+//! them each workload has an implicit port without any rule: for `inbound: capture`, and for what
+//! was accepted before a rule went.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+};
+
+use super::{
+    PortIx, Reject, Snapshot, SourceIx, VersionIx, balance,
+    breaker::Breaker,
+    compile::{Carry, LimiterKey},
+    effective::Effective,
+    rate_limit::Limiter,
+    retry::RetryPlan,
+    route::RouteTable,
+    snapshot::{PortPlan, VersionPlan},
+};
+use crate::{
+    clock::MonoNanos,
+    model::{
+        BreakerPolicy, Inbound, Model, Protocol, SecondPass, SourceMatch, Tags, Workload,
+        inbound::{InboundAction, InboundPorts, InboundRule, PeerMatch},
+        kernel_table::Path,
+        selects,
+    },
+};
+
+/// What an inbound port has beside what every port has.
+#[derive(Debug)]
+pub struct InboundPlan {
+    /// The workload, `namespace/name`.
+    pub workload: Arc<str>,
+    /// The rule; none: the workload's implicit port.
+    pub rule: Option<Arc<str>>,
+    allow: Vec<PeerMatch>,
+    deny: Vec<PeerMatch>,
+}
+
+/// What stands for one workload.
+#[derive(Debug)]
+pub(super) struct InboundTable {
+    actions: InboundPorts,
+    second_pass: SecondPass,
+    /// Ports that a rule about ports captures.
+    ports: HashMap<u16, PortIx>,
+    /// All others.
+    rest: PortIx,
+}
+
+/// An endpoint of the model as a source of connections.
+#[derive(Debug)]
+pub(super) struct KnownPeer {
+    namespace: Arc<str>,
+    identity: Option<Arc<str>>,
+    tags: Tags,
+}
+
+/// Everything about inbound connections that is looked up.
+#[derive(Debug, Default)]
+pub(super) struct InboundIndex {
+    /// By workload.
+    tables: HashMap<Arc<str>, InboundTable>,
+    /// Endpoints, by address; empty when no rule asks about sources.
+    peers: HashMap<IpAddr, KnownPeer>,
+    /// What services say is spoken at an endpoint; empty when nothing is captured.
+    protocols: HashMap<(IpAddr, u16), Protocol>,
+    /// Whether any connection between workloads of this node may have to be judged.
+    any: bool,
+}
+
+/// Who connects, as far as it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    /// Its address.
+    pub address: IpAddr,
+    workload: Option<&'a str>,
+    namespace: Option<&'a str>,
+    identity: Option<&'a str>,
+    tags: Option<&'a Tags>,
+}
+
+impl Peer<'_> {
+    /// Whether nothing but the address is known.
+    fn unknown(&self) -> bool {
+        self.tags.is_none()
+    }
+
+    fn is(&self, wanted: &SourceMatch) -> bool {
+        let same = |wanted: &Option<String>, is: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| is == Some(wanted))
+        };
+        // Who is not known is no source, not even for a condition that asks nothing.
+        !self.unknown()
+            && same(&wanted.workload, self.workload)
+            && same(&wanted.namespace, self.namespace)
+            && same(&wanted.identity, self.identity)
+            && self.tags.is_some_and(|tags| selects(&wanted.tags, tags))
+    }
+
+    fn matches(&self, wanted: &PeerMatch) -> bool {
+        wanted.source.as_ref().is_none_or(|source| self.is(source))
+            && wanted
+                .cidr
+                .as_ref()
+                .is_none_or(|cidr| cidr.contains(&self.address))
+    }
+}
+
+impl Snapshot {
+    /// The inbound port that judges connections to this workload and port; none when the model
+    /// doesn't know the workload.
+    pub fn inbound_at(&self, workload: &str, port: u16) -> Option<PortIx> {
+        let table = self.inbound.tables.get(workload)?;
+        Some(table.ports.get(&port).copied().unwrap_or(table.rest))
+    }
+
+    /// What the kernel does with connections to a workload.
+    pub fn inbound_ports(&self, workload: &str) -> InboundPorts {
+        self.inbound
+            .tables
+            .get(workload)
+            .map(|table| table.actions.clone())
+            .unwrap_or_default()
+    }
+
+    /// Entries that all workloads together need in the kernel's map.
+    pub fn inbound_entries(&self) -> usize {
+        let tables = self.inbound.tables.values();
+        tables.map(|table| table.actions.ports.len()).sum()
+    }
+
+    /// What is spoken at an address of an application, by the services that have it as an endpoint.
+    pub fn inbound_protocol(&self, at: SocketAddr) -> Protocol {
+        let at = (at.ip().to_canonical(), at.port());
+        self.inbound
+            .protocols
+            .get(&at)
+            .copied()
+            .unwrap_or(Protocol::Auto)
+    }
+
+    /// Whether a connection between two workloads of this node may have to be judged before it is
+    /// dialled: spares the search for the workload when none does.
+    pub fn judges_before_dialling(&self) -> bool {
+        self.inbound.any
+    }
+
+    /// The inbound port that judges what this agent dials for a workload of this node; none when
+    /// nothing does, or the second pass will.
+    pub fn inbound_before_dialling(&self, workload: &str, port: u16) -> Option<PortIx> {
+        let table = self.inbound.tables.get(workload)?;
+        let judged = table.second_pass == SecondPass::Collapse
+            && table.actions.action(port) != InboundAction::Pass;
+        judged.then(|| table.ports.get(&port).copied().unwrap_or(table.rest))
+    }
+
+    /// Who connects from an address: the workload of this node that has it, else the endpoint of
+    /// the model, else nobody that is known.
+    pub fn peer(&self, address: IpAddr, source: Option<SourceIx>) -> Peer<'_> {
+        let address = address.to_canonical();
+        if let Some(source) = source.map(|ix| self.source_of(ix)) {
+            return Peer {
+                address,
+                workload: Some(&source.workload),
+                namespace: Some(&source.namespace),
+                identity: source.identity.as_deref(),
+                tags: Some(&source.tags),
+            };
+        }
+        let known = self.inbound.peers.get(&address);
+        Peer {
+            address,
+            workload: None,
+            namespace: known.map(|known| &*known.namespace),
+            identity: known.and_then(|known| known.identity.as_deref()),
+            tags: known.map(|known| &known.tags),
+        }
+    }
+
+    /// Whether a peer may connect to the workload's port: denials first; where anybody is allowed
+    /// by name, nobody else is (SEMANTICS §5.16).
+    ///
+    /// # Errors
+    /// [`Reject::InboundDenied`].
+    pub fn authorise(&self, port: PortIx, number: u16, peer: &Peer<'_>) -> Result<(), Reject> {
+        let Some(plan) = &self.port(port).inbound else {
+            return Ok(());
+        };
+        // Accepted a moment before the kernel knew that it is to drop it.
+        let dropped = self
+            .inbound
+            .tables
+            .get(&plan.workload)
+            .is_some_and(|table| table.actions.action(number) == InboundAction::Deny);
+        let any = |list: &[PeerMatch]| list.iter().any(|wanted| peer.matches(wanted));
+        if dropped || any(&plan.deny) || !(plan.allow.is_empty() || any(&plan.allow)) {
+            return Err(Reject::InboundDenied);
+        }
+        Ok(())
+    }
+}
+
+/// Adds the inbound ports behind those of the services.
+pub(super) fn add(snapshot: &mut Snapshot, carry: &Carry<'_>, now: MonoNanos) {
+    let model = Arc::clone(&snapshot.model);
+    let mut index = InboundIndex::default();
+    for workload in model.workloads.iter().filter(|workload| workload.capture) {
+        let key: Arc<str> = workload.key().into();
+        let actions = InboundPorts::of(workload, &model.inbound);
+        let mut compiler = Compiler {
+            snapshot,
+            carry,
+            now,
+            workload,
+            key: &key,
+        };
+        let mut table = InboundTable {
+            second_pass: workload.interception.second_pass,
+            ports: HashMap::new(),
+            rest: compiler.port(None),
+            actions,
+        };
+        if workload.interception.inbound != Inbound::Pass {
+            compiler.rules(&model.inbound, &mut table);
+        }
+        index.any |= table.actions != InboundPorts::default();
+        index.tables.insert(key, table);
+    }
+    if index.any {
+        index.protocols = protocols(&model);
+        index.peers = peers(&model);
+    }
+    snapshot.inbound = index;
+}
+
+struct Compiler<'a> {
+    snapshot: &'a mut Snapshot,
+    carry: &'a Carry<'a>,
+    now: MonoNanos,
+    workload: &'a Workload,
+    key: &'a Arc<str>,
+}
+
+impl Compiler<'_> {
+    fn rules(&mut self, rules: &[InboundRule], table: &mut InboundTable) {
+        let mut decided = std::collections::HashSet::new();
+        for rule in rules {
+            if !rule.select.covers(self.workload) {
+                continue;
+            }
+            let captures = rule.action == InboundAction::Capture;
+            if rule.ports.is_empty() {
+                if captures {
+                    let ix = self.port(Some(rule));
+                    // Ports that an earlier rule passes or drops are not this rule's.
+                    let others = decided
+                        .iter()
+                        .filter(|port| !table.ports.contains_key(*port));
+                    let others: Vec<u16> = others.copied().collect();
+                    let implicit = table.rest;
+                    table
+                        .ports
+                        .extend(others.into_iter().map(|port| (port, implicit)));
+                    table.rest = ix;
+                }
+                return;
+            }
+            let mut own = None;
+            for port in &rule.ports {
+                if decided.insert(*port) && captures {
+                    let ix = *own.get_or_insert_with(|| self.port(Some(rule)));
+                    table.ports.insert(*port, ix);
+                }
+            }
+        }
+    }
+
+    fn port(&mut self, rule: Option<&InboundRule>) -> PortIx {
+        let ix = PortIx(self.snapshot.ports.len() as u32);
+        let version = self.version(ix, rule);
+        self.snapshot.ports.push(PortPlan {
+            service: self.workload.name.as_str().into(),
+            namespace: self.workload.namespace.as_str().into(),
+            name: "inbound".into(),
+            number: 0,
+            protocol: Protocol::Auto,
+            dial_from_node: false,
+            path: Path::Proxy,
+            path_reason: String::new(),
+            routes: RouteTable::default(),
+            all: version,
+            versions: vec![version],
+            service_index: usize::MAX,
+            ejection_lock: Arc::new(Mutex::new(())),
+            key: Arc::clone(self.key),
+            inbound: Some(InboundPlan {
+                workload: Arc::clone(self.key),
+                rule: rule.map(|rule| rule.name.as_str().into()),
+                allow: rule.map(|rule| rule.allow.clone()).unwrap_or_default(),
+                deny: rule.map(|rule| rule.deny.clone()).unwrap_or_default(),
+            }),
+        });
+        ix
+    }
+
+    fn version(&mut self, port: PortIx, rule: Option<&InboundRule>) -> VersionIx {
+        let ix = VersionIx(self.snapshot.versions.len() as u32);
+        let name = rule.map(|rule| rule.name.as_str());
+        let carried = self.carry.inbound.get(&(&**self.key, name)).copied();
+        let caps = rule.map(|rule| rule.caps).unwrap_or_default();
+        let effective = Effective::inbound(BreakerPolicy {
+            max_connections: caps.max_connections,
+            max_requests: caps.max_requests,
+            ..BreakerPolicy::default()
+        });
+        let breaker = carried.map_or_else(
+            || Arc::new(Breaker::new(effective.breaker.value)),
+            |carried| Arc::clone(&carried.breaker),
+        );
+        let limits = rule.map(|rule| self.limits(rule)).unwrap_or_default();
+        self.snapshot.versions.push(VersionPlan {
+            port,
+            name: name.unwrap_or("*").into(),
+            tags: Tags::new(),
+            endpoints: Vec::new(),
+            breaker,
+            ejection: None,
+            limits,
+            balance: effective.balance.value,
+            turn: balance::Turn::default(),
+            request_timeout: effective.request.value,
+            connect_timeout: effective.connect.value,
+            idle_timeout: effective.idle.value,
+            retry: RetryPlan { policy: None },
+            table: balance::Table::new(&[]),
+            effective,
+        });
+        ix
+    }
+
+    fn limits(&mut self, rule: &InboundRule) -> Vec<Arc<Limiter>> {
+        let mut made = Vec::new();
+        for limit in &rule.rate_limits {
+            // Of services the first part is `namespace/name`.
+            let key: LimiterKey = (
+                "inbound".to_owned(),
+                Some(self.key.to_string()),
+                Some(rule.name.clone()),
+                limit.name.clone(),
+            );
+            let known = self.carry.limiters.and_then(|limiters| limiters.get(&key));
+            let carried = known
+                .into_iter()
+                .flatten()
+                .find(|limiter| limiter.policy() == limit);
+            let limiter = carried
+                .cloned()
+                .unwrap_or_else(|| Arc::new(Limiter::new(limit, self.now)));
+            let taken = self.snapshot.limiters.entry(key).or_default();
+            taken.push(Arc::clone(&limiter));
+            made.push(limiter);
+        }
+        made
+    }
+}
+
+/// Of two services that disagree the first counts.
+fn protocols(model: &Model) -> HashMap<(IpAddr, u16), Protocol> {
+    let mut found = HashMap::new();
+    for service in &model.services {
+        for endpoint in &service.endpoints {
+            for port in &service.ports {
+                let number = endpoint.ports.get(&port.name).unwrap_or(&port.target);
+                let at = (endpoint.address.to_canonical(), *number);
+                found.entry(at).or_insert(port.protocol);
+            }
+        }
+    }
+    found
+}
+
+/// Of an address that is an endpoint twice the first counts; its identity is the first known one.
+fn peers(model: &Model) -> HashMap<IpAddr, KnownPeer> {
+    let mut found: HashMap<IpAddr, KnownPeer> = HashMap::new();
+    let asks = |list: &[PeerMatch]| list.iter().any(|wanted| wanted.source.is_some());
+    if !model
+        .inbound
+        .iter()
+        .any(|rule| asks(&rule.allow) || asks(&rule.deny))
+    {
+        return found;
+    }
+    for service in &model.services {
+        let namespace: Arc<str> = service.namespace.as_str().into();
+        for endpoint in &service.endpoints {
+            let known = found
+                .entry(endpoint.address.to_canonical())
+                .or_insert_with(|| KnownPeer {
+                    namespace: Arc::clone(&namespace),
+                    identity: None,
+                    tags: endpoint.tags.clone(),
+                });
+            if known.identity.is_none() {
+                known.identity = endpoint.identity.as_deref().map(Into::into);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;
