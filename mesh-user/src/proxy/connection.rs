@@ -9,7 +9,7 @@ use super::{
     core::{Conn, Core, Place, canonical},
     detect::{self, Guess},
     http1, http2,
-    io::{poll_fill, reset_on_close, set_nodelay},
+    io::{poll_fill, reset_on_close},
     record::ConnectionLog,
     tcp,
     timer::Timer,
@@ -80,7 +80,6 @@ pub(super) async fn serve(
         refuse(conn, &stream, reject);
         return;
     }
-    set_nodelay(&stream);
     let mut timer = Timer::new(opened);
     let (mut stream, mut buf) = (stream, Buf::default());
     let guess = detect(&conn, protocol, &mut stream, &mut buf, &mut timer).await;
