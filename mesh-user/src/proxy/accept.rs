@@ -22,7 +22,6 @@ use tokio::{
 use super::{
     connection,
     core::{Conn, Core, Slot, canonical},
-    io::set_inherited,
     wire::WorkloadHandle,
 };
 use crate::{clock, policy::Reject};
@@ -49,7 +48,6 @@ impl Listeners {
     ) -> io::Result<()> {
         let pod_id = workload.pod_id;
         let address = canonical(listener.local_addr()?);
-        set_inherited(&listener);
         let listener = TcpListener::from_std(listener)?;
         let task = accept(Rc::clone(core), workload, listener, address);
         let task = tokio::task::spawn_local(guarded(Rc::clone(core), "accept", task));

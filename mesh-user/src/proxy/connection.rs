@@ -9,7 +9,7 @@ use super::{
     core::{Conn, Core, Place, canonical},
     detect::{self, Guess},
     http1, http2,
-    io::{poll_fill, reset_on_close},
+    io::{poll_fill, reset_on_close, set_nodelay, set_opaque},
     record::ConnectionLog,
     tcp,
     timer::Timer,
@@ -80,6 +80,7 @@ pub(super) async fn serve(
         refuse(conn, &stream, reject);
         return;
     }
+    set_nodelay(&stream);
     let mut timer = Timer::new(opened);
     let (mut stream, mut buf) = (stream, Buf::default());
     let guess = detect(&conn, protocol, &mut stream, &mut buf, &mut timer).await;
@@ -105,7 +106,11 @@ async fn detect(
         // preface of HTTP/2.
         Some(Protocol::Http) => Guess::Http1,
         Some(Protocol::Http2 | Protocol::Grpc) => Guess::Http2,
-        Some(Protocol::Auto) => first_bytes(conn, stream, buf, timer).await,
+        Some(Protocol::Auto) => {
+            // The first byte may be an urgent one.
+            set_opaque(&*stream);
+            first_bytes(conn, stream, buf, timer).await
+        }
         Some(Protocol::Tcp) | None => Guess::Opaque,
     }
 }

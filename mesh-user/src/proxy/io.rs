@@ -23,9 +23,7 @@ use super::{
 /// A peer that has been silent for so long is asked whether it lives.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 /// And again, if there is no answer.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
-/// Questions without an answer until the connection counts as broken.
-const KEEPALIVE_TRIES: u32 = 4;
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 
 /// Reads once into `buf`. `Ok(0)` is the end of the stream. Takes a block only when there is
 /// something to read. The caller makes sure that `buf` has room.
@@ -87,7 +85,8 @@ pub(super) fn set_nodelay(stream: &TcpStream) {
 }
 
 /// Options of opaque connections: urgent bytes stay in their place, receives say what is left, and
-/// a peer that vanished is noticed. Set on a listener they hold for what it accepts.
+/// a peer that vanished is noticed within 60 s + 10 s x `tcp_keepalive_probes` (9). Not left to the
+/// listener to hand down: a connection may be accepted before it has them.
 pub(super) fn set_opaque(socket: impl AsFd) {
     let reference = SockRef::from(&socket);
     // A socket that is closed already says so at the next read; a kernel without TCP_INQ costs one
@@ -96,16 +95,8 @@ pub(super) fn set_opaque(socket: impl AsFd) {
     let _unknown = inq::enable(&socket);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_AFTER)
-        .with_interval(KEEPALIVE_EVERY)
-        .with_retries(KEEPALIVE_TRIES);
+        .with_interval(KEEPALIVE_EVERY);
     let _closed = reference.set_tcp_keepalive(&keepalive);
-}
-
-/// Options that every socket inherits which this listener accepts, so that they cost nothing for
-/// each.
-pub(super) fn set_inherited(listener: impl AsFd) {
-    let _closed = SockRef::from(&listener).set_tcp_nodelay(true);
-    set_opaque(listener);
 }
 
 /// What a try says of the socket afterwards.
@@ -201,26 +192,4 @@ pub(super) fn is_reset(error: &io::Error) -> bool {
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::ConnectionAborted
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    #[test]
-    fn accepted_socket_inherits_what_its_listener_was_given() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        set_inherited(&listener);
-        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (accepted, _) = listener.accept().unwrap();
-        let accepted = SockRef::from(&accepted);
-        assert!(accepted.tcp_nodelay().unwrap());
-        assert!(accepted.out_of_band_inline().unwrap());
-        assert!(accepted.keepalive().unwrap());
-        assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);
-        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), KEEPALIVE_EVERY);
-        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), KEEPALIVE_TRIES);
-    }
 }

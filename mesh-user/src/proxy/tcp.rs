@@ -2,6 +2,8 @@
 
 mod copy;
 mod lane;
+#[cfg(test)]
+mod measure;
 
 use std::rc::Rc;
 

@@ -56,6 +56,7 @@ pub(in crate::proxy) async fn copy(
     idle: Duration,
     bytes: &mut (u64, u64),
 ) -> CopyEnd {
+    set_opaque(&*down.stream);
     set_opaque(&*up.stream);
     let mut cut = Cut {
         down: &*down.stream,
