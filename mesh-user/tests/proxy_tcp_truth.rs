@@ -188,60 +188,6 @@ fn gibibyte_each_way_arrives_unchanged_and_counted_to_the_byte() {
     );
 }
 
-/// Pitfall 25: memory under a reader that has stopped, and nothing lost when it goes on.
-#[test]
-fn gibibyte_offered_to_a_stopped_reader_waits_at_its_sender() {
-    const BLOCKS: u64 = 1024;
-    for swapped in [false, true] {
-        let (mesh, listener) = opaque();
-        let (writer, reader) = both_ways(&mesh, &listener, swapped);
-        thread::scope(|scope| {
-            let before = resident();
-            let sender = scope.spawn(|| send_blocks(&writer, 3, BLOCKS));
-            // It is stuck once its send buffer stays full: what it offers has nowhere to go.
-            let mut quiet = None;
-            eventually("the sender is stuck", || {
-                if is_ready(&writer, PollFlags::POLLOUT, Duration::ZERO) {
-                    quiet = None;
-                }
-                quiet.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(500)
-            });
-            let grown = resident().saturating_sub(before);
-            assert!(!sender.is_finished());
-            // The sender's own block is 1 MiB.
-            assert!(grown < 3 << 20, "{grown} bytes");
-            expect_blocks(&reader, 3, BLOCKS);
-            sender.join().unwrap();
-        });
-    }
-}
-
-/// Pitfall 25, many at once: at most 64 KiB for each stalled stream, in user space.
-#[test]
-fn stalled_streams_hold_at_most_64_kib_each() {
-    const COUNT: usize = 40;
-    for swapped in [false, true] {
-        let (mesh, listener) = opaque();
-        // Stores and allocator arenas are filled by the first.
-        let (writer, warm) = both_ways(&mesh, &listener, swapped);
-        fill(&writer);
-        let before = resident();
-        let stalled: Vec<_> = (0..COUNT)
-            .map(|_| both_ways(&mesh, &listener, swapped))
-            .inspect(|(writer, _)| {
-                SockRef::from(writer)
-                    .set_send_buffer_size(64 << 10)
-                    .unwrap();
-                assert!(fill(writer) > 64 << 10);
-            })
-            .collect();
-        let each = resident().saturating_sub(before) / COUNT;
-        println!("{each} bytes of user space for a stalled stream");
-        assert!(each <= 64 << 10, "{each} bytes");
-        drop((stalled, warm));
-    }
-}
-
 #[test]
 fn reset_while_its_bytes_wait_for_the_other_side_arrives_in_time() {
     for swapped in [false, true] {
