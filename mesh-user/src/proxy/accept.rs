@@ -49,8 +49,11 @@ impl Listeners {
         let pod_id = workload.pod_id;
         let address = canonical(listener.local_addr()?);
         let listener = TcpListener::from_std(listener)?;
-        let task = accept(Rc::clone(core), workload, listener, address);
-        let task = tokio::task::spawn_local(guarded(Rc::clone(core), "accept", task));
+        let accepting = Rc::clone(core);
+        let task = guarded(Rc::clone(core), "accept", move || {
+            accept(accepting, workload, listener, address)
+        });
+        let task = tokio::task::spawn_local(task);
         self.0.entry(pod_id).or_default().push(task.abort_handle());
         Ok(())
     }
@@ -78,9 +81,14 @@ pub(super) fn abort_where(core: &Core, mut which: impl FnMut(&Slot) -> bool) {
         .for_each(|slot| slot.abort.abort());
 }
 
-/// Runs `task`; a panic in it is counted and ends this task only.
-pub(super) async fn guarded(core: Rc<Core>, name: &'static str, task: impl Future<Output = ()>) {
-    let mut task = pin!(task);
+/// Runs the task that `make` makes; a panic in it is counted and ends this task only. Made in here
+/// because a future that is passed in would take its room twice: as an argument, and where it runs.
+pub(super) async fn guarded<F: Future<Output = ()>>(
+    core: Rc<Core>,
+    name: &'static str,
+    make: impl FnOnce() -> F,
+) {
+    let mut task = pin!(make());
     let panicked = poll_fn(|cx| {
         // After a panic the future is dropped, never polled again: nothing sees it half-way.
         match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
@@ -199,7 +207,7 @@ fn start(
     let pod_id = workload.pod_id;
     let served = {
         let (core, workload, idle) = (Rc::clone(core), Arc::clone(workload), Rc::clone(&idle));
-        async move {
+        move || async move {
             // Dropped last: the socket is closed before the connection stops counting.
             let _open = open;
             connection::serve(core, workload, listener, stream, peer, idle).await;

@@ -125,10 +125,11 @@ impl Server {
                     let snapshot = self
                         .place
                         .refresh(core, conn.destination, &conn.workload.key);
-                    let serving =
-                        stream::serve(Rc::clone(conn), self.place, snapshot, request, respond);
-                    self.streams
-                        .spawn_local(guarded(Rc::clone(core), "h2_stream", serving));
+                    let (conn, place) = (Rc::clone(conn), self.place);
+                    let serving = guarded(Rc::clone(core), "h2_stream", move || {
+                        stream::serve(conn, place, snapshot, request, respond)
+                    });
+                    self.streams.spawn_local(serving);
                 }
                 // The error is the peer's: h2 has told it with a GOAWAY.
                 Poll::Ready(Some(Err(error))) => {
