@@ -113,12 +113,12 @@ async fn accept(
             Ok(()) => tokio::task::yield_now().await,
             Err(error) => match error.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                    core.accept_pauses.set(core.accept_pauses.get() + 1);
-                    tracing::warn!(
-                        pauses = core.accept_pauses.get(),
-                        %error,
-                        "accept pauses, no descriptor is left"
-                    );
+                    let pauses = core.accept_pauses.get() + 1;
+                    core.accept_pauses.set(pauses);
+                    // Every listener pauses a hundred times a second: few lines say it as well.
+                    if pauses.is_power_of_two() {
+                        tracing::warn!(pauses, %error, "accept pauses, no descriptor is left");
+                    }
                     tokio::time::sleep(NO_DESCRIPTOR_PAUSE).await;
                 }
                 // The connection ended before it was accepted, or a firewall forbade it
