@@ -55,8 +55,11 @@ impl Listeners {
             address,
             direction,
         };
-        let task = accept(Rc::clone(core), from, listener);
-        let task = tokio::task::spawn_local(guarded(Rc::clone(core), "accept", task));
+        let accepting = Rc::clone(core);
+        let task = guarded(Rc::clone(core), "accept", move || {
+            accept(accepting, from, listener)
+        });
+        let task = tokio::task::spawn_local(task);
         self.0.entry(pod_id).or_default().push(task.abort_handle());
         Ok(())
     }
@@ -84,9 +87,14 @@ pub(super) fn abort_where(core: &Core, mut which: impl FnMut(&Slot) -> bool) {
         .for_each(|slot| slot.abort.abort());
 }
 
-/// Runs `task`; a panic in it is counted and ends this task only.
-pub(super) async fn guarded(core: Rc<Core>, name: &'static str, task: impl Future<Output = ()>) {
-    let mut task = pin!(task);
+/// Runs the task that `make` makes; a panic in it is counted and ends this task only. Made in here
+/// because a future that is passed in would take its room twice: as an argument, and where it runs.
+pub(super) async fn guarded<F: Future<Output = ()>>(
+    core: Rc<Core>,
+    name: &'static str,
+    make: impl FnOnce() -> F,
+) {
+    let mut task = pin!(make());
     let panicked = poll_fn(|cx| {
         // After a panic the future is dropped, never polled again: nothing sees it half-way.
         match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
@@ -114,12 +122,12 @@ async fn accept(core: Rc<Core>, from: From, listener: TcpListener) {
             Ok(()) => tokio::task::yield_now().await,
             Err(error) => match error.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                    core.accept_pauses.set(core.accept_pauses.get() + 1);
-                    tracing::warn!(
-                        pauses = core.accept_pauses.get(),
-                        %error,
-                        "accept pauses, no descriptor is left"
-                    );
+                    let pauses = core.accept_pauses.get() + 1;
+                    core.accept_pauses.set(pauses);
+                    // Every listener pauses a hundred times a second: few lines say it as well.
+                    if pauses.is_power_of_two() {
+                        tracing::warn!(pauses, %error, "accept pauses, no descriptor is left");
+                    }
                     tokio::time::sleep(NO_DESCRIPTOR_PAUSE).await;
                 }
                 // The connection ended before it was accepted, or a firewall forbade it
@@ -200,7 +208,7 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
     let pod_id = workload.pod_id;
     let served = {
         let (core, from, idle) = (Rc::clone(core), from.clone(), Rc::clone(&idle));
-        async move {
+        move || async move {
             // Dropped last: the socket is closed before the connection stops counting.
             let _open = open;
             connection::serve(core, from, stream, peer, idle).await;

@@ -1,6 +1,6 @@
 //! One accepted connection from its first byte to the engine that serves it.
 
-use std::{future::poll_fn, net::SocketAddr, os::fd::AsFd as _, rc::Rc, task::Poll};
+use std::{future::poll_fn, net::SocketAddr, os::fd::AsFd as _, pin::Pin, rc::Rc, task::Poll};
 
 use tokio::net::TcpStream;
 
@@ -11,7 +11,7 @@ use super::{
     detect::{self, Guess},
     http1, http2,
     inbound::Inbound,
-    io::{poll_fill, reset_on_close, set_nodelay},
+    io::{poll_fill, reset_on_close, set_nodelay, set_opaque},
     record::ConnectionLog,
     tcp,
     timer::Timer,
@@ -114,13 +114,23 @@ pub(super) async fn serve(
     let mut timer = Timer::new(opened);
     let (mut stream, mut buf) = (stream, Buf::default());
     let guess = detect(&conn, protocol, &mut stream, &mut buf, &mut timer).await;
-    // Boxed each: a connection holds the state of its own engine, not of the largest.
+    engine(guess, conn, place, stream, buf, timer).await;
+}
+
+/// What serves the connection from here on. Boxed each, and made outside of any future: a connection
+/// holds the state of its own engine and no room for another.
+fn engine(
+    guess: Guess,
+    conn: Rc<Conn>,
+    place: Place,
+    stream: TcpStream,
+    buf: Buf,
+    timer: Timer,
+) -> Pin<Box<dyn Future<Output = ()>>> {
     match guess {
-        Guess::Http1 => Box::pin(http1::serve(conn, place, stream, buf, timer)).await,
-        Guess::Http2 => Box::pin(http2::serve(conn, place, stream, buf, timer)).await,
-        Guess::Opaque | Guess::More => {
-            Box::pin(tcp::serve(conn, place, stream, buf, timer)).await;
-        }
+        Guess::Http1 => Box::pin(http1::serve(conn, place, stream, buf, timer)),
+        Guess::Http2 => Box::pin(http2::serve(conn, place, stream, buf, timer)),
+        Guess::Opaque | Guess::More => Box::pin(tcp::serve(conn, place, stream, buf, timer)),
     }
 }
 
@@ -136,7 +146,11 @@ async fn detect(
         // preface of HTTP/2.
         Some(Protocol::Http) => Guess::Http1,
         Some(Protocol::Http2 | Protocol::Grpc) => Guess::Http2,
-        Some(Protocol::Auto) => first_bytes(conn, stream, buf, timer).await,
+        Some(Protocol::Auto) => {
+            // The first byte may be an urgent one.
+            set_opaque(&*stream);
+            first_bytes(conn, stream, buf, timer).await
+        }
         Some(Protocol::Tcp) | None => Guess::Opaque,
     }
 }

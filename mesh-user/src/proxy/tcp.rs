@@ -1,22 +1,22 @@
-//! Opaque bytes in both directions, as they come: half-close stays half-close, a reset stays a
-//! reset.
+//! Opaque connections: decided once, then bytes in both directions.
 
-use std::{
-    future::poll_fn,
-    rc::Rc,
-    task::{Context, Poll},
-    time::Duration,
-};
+mod copy;
+mod lane;
+#[cfg(test)]
+mod measure;
 
-use tokio::net::TcpStream;
+use std::rc::Rc;
 
+use tokio::{io::Interest, net::TcpStream};
+
+pub(super) use self::copy::{CopyEnd, Side, copy};
 use super::{
     buffer::Buf,
     core::{Conn, Place},
     inbound,
-    io::{poll_fill, poll_write_two, reset_on_close, shut_write},
+    io::reset_on_close,
     record::ConnectionLog,
-    timer::{Timer, deadline},
+    timer::Timer,
     upstream::{Target, connect_now},
 };
 use crate::{
@@ -27,142 +27,24 @@ use crate::{
     telemetry::Spoken,
 };
 
-/// One side of a copy: its socket and what was read from it.
-#[derive(Debug)]
-pub(super) struct Side<'a> {
-    pub(super) stream: &'a mut TcpStream,
-    pub(super) buf: &'a mut Buf,
-}
-
-/// How a copy ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CopyEnd {
-    /// Both directions ended in order.
-    Closed,
-    /// The workload's side broke.
-    DownstreamReset,
-    /// The endpoint's side broke.
-    UpstreamReset,
-    /// Nothing moved for the idle time-out.
-    Idle,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Flow {
-    #[default]
-    Open,
-    /// The source has ended; its last bytes may still be under way.
-    Ending,
-    Ended,
-}
-
-/// Which side a step failed on.
-enum Broken {
-    Source,
-    Sink,
-}
-
-/// Moves bytes from `source` to `sink` until one of them blocks. Adds what it moved to `moved`.
-fn poll_flow(
-    source: &mut Side<'_>,
-    sink: &mut TcpStream,
-    flow: &mut Flow,
-    moved: &mut u64,
-    cx: &mut Context<'_>,
-) -> Result<(), Broken> {
-    while *flow != Flow::Ended {
-        if !source.buf.is_empty() {
-            match poll_write_two(sink, cx, source.buf.bytes(), &[]) {
-                Poll::Pending => return Ok(()),
-                Poll::Ready(Ok(count)) => {
-                    source.buf.consume(count);
-                    *moved += count as u64;
-                }
-                Poll::Ready(Err(_)) => return Err(Broken::Sink),
-            }
-        } else if *flow == Flow::Ending {
-            shut_write(sink);
-            *flow = Flow::Ended;
-        } else {
-            match poll_fill(source.stream, cx, source.buf) {
-                Poll::Pending => return Ok(()),
-                Poll::Ready(Ok(0)) => *flow = Flow::Ending,
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(_)) => return Err(Broken::Source),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Copies in both directions until both have ended, one side breaks, or nothing moves for `idle`
-/// (zero: no limit). A side that broke makes the other one close with a reset.
-///
-/// `bytes` counts what was delivered: to the endpoint, to the workload.
-pub(super) async fn copy(
-    mut down: Side<'_>,
-    mut up: Side<'_>,
-    timer: &mut Timer,
-    idle: Duration,
-    bytes: &mut (u64, u64),
-) -> CopyEnd {
-    let (mut forth, mut back) = (Flow::Open, Flow::Open);
-    let mut last = clock::now();
-    let mut seen = *bytes;
-    poll_fn(|cx| {
-        match poll_flow(&mut down, up.stream, &mut forth, &mut bytes.0, cx) {
-            Ok(()) => {}
-            Err(Broken::Source) => return Poll::Ready(CopyEnd::DownstreamReset),
-            Err(Broken::Sink) => return Poll::Ready(CopyEnd::UpstreamReset),
-        }
-        match poll_flow(&mut up, down.stream, &mut back, &mut bytes.1, cx) {
-            Ok(()) => {}
-            Err(Broken::Source) => return Poll::Ready(CopyEnd::UpstreamReset),
-            Err(Broken::Sink) => return Poll::Ready(CopyEnd::DownstreamReset),
-        }
-        if forth == Flow::Ended && back == Flow::Ended {
-            return Poll::Ready(CopyEnd::Closed);
-        }
-        if seen != *bytes {
-            seen = *bytes;
-            last = clock::now();
-        }
-        timer.poll(cx, deadline(last, idle)).map(|()| CopyEnd::Idle)
-    })
-    .await
-    .with_resets(down.stream, up.stream)
-}
-
-impl CopyEnd {
-    /// A reset on one side becomes a reset on the other.
-    fn with_resets(self, down: &TcpStream, up: &TcpStream) -> Self {
-        match self {
-            Self::Closed => {}
-            Self::DownstreamReset => reset_on_close(up),
-            Self::UpstreamReset => reset_on_close(down),
-            Self::Idle => {
-                reset_on_close(up);
-                reset_on_close(down);
-            }
-        }
-        self
-    }
-}
-
 /// Serves an opaque connection: decides once, connects, copies.
 pub(super) async fn serve(
     conn: Rc<Conn>,
     mut place: Place,
-    mut stream: TcpStream,
+    stream: TcpStream,
     mut buf: Buf,
     mut timer: Timer,
 ) {
+    let mut down = Down {
+        stream,
+        cut_short: true,
+    };
     let mut log = ConnectionLog::open(Rc::clone(&conn), Spoken::Tcp);
     conn.idle.set(false);
     if let Err(reject) = forward(
         &conn,
         &mut place,
-        &mut stream,
+        &mut down.stream,
         &mut buf,
         &mut timer,
         &mut log,
@@ -171,7 +53,35 @@ pub(super) async fn serve(
     {
         log.reject = Some(reject);
         // No answer is possible in a protocol that nobody knows: the reset says that it failed.
-        reset_on_close(&stream);
+        reset_on_close(&down.stream);
+    }
+    down.cut_short = false;
+}
+
+/// The client's socket. Cut short (the workload is released, a drain is over) it closes with a
+/// reset: an end would say that all was well.
+struct Down {
+    stream: TcpStream,
+    cut_short: bool,
+}
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        if self.cut_short {
+            reset_on_close(&self.stream);
+        }
+    }
+}
+
+/// Counts what a copy delivered into the record, also when it is cut short.
+struct Counted<'a> {
+    log: &'a mut ConnectionLog,
+    bytes: (u64, u64),
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        (self.log.bytes_in, self.log.bytes_out) = self.bytes;
     }
 }
 
@@ -225,7 +135,13 @@ async fn forward(
         let permit = version.breaker.request(&endpoint)?;
         let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, now)?;
         let target = Target::new(&snapshot, plan.version, &endpoint, conn, &judged);
-        match connect_now(core, &conn.workload, &target).await {
+        let connected = tokio::select! {
+            biased;
+            connected = connect_now(core, &conn.workload, &target) => connected,
+            // The client's end is no reason to give up: it may still want to listen.
+            _reset = stream.ready(Interest::ERROR) => return Err(Reject::DownstreamClosed),
+        };
+        match connected {
             Ok(upstream) => break (upstream, endpoint, permit, judged),
             Err(failed) => {
                 let Some(outcome) = failed.outcome() else {
@@ -245,7 +161,10 @@ async fn forward(
     // The connection may stay open for days.
     permit.answered();
     log.tcp_opened();
-    let mut bytes = (0, 0);
+    let mut counted = Counted {
+        log: &mut *log,
+        bytes: (0, 0),
+    };
     let end = copy(
         Side { stream, buf },
         Side {
@@ -254,13 +173,14 @@ async fn forward(
         },
         timer,
         version.idle_timeout,
-        &mut bytes,
+        &mut counted.bytes,
     )
     .await;
-    (log.bytes_in, log.bytes_out) = bytes;
+    let (_, answered) = counted.bytes;
+    drop(counted);
     record(
         &endpoint,
-        if end == CopyEnd::UpstreamReset && bytes.1 == 0 {
+        if end == CopyEnd::UpstreamReset && answered == 0 {
             Outcome::Reset
         } else {
             Outcome::Connected

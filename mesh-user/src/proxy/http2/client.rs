@@ -352,7 +352,7 @@ async fn connect(
     });
     let driven = {
         let shared = Rc::clone(&shared);
-        async move {
+        move || async move {
             let _permits = permits;
             let ended = poll_fn(|cx| {
                 let turn = std::pin::Pin::new(&mut connection).poll(cx);

@@ -123,10 +123,11 @@ impl Server {
                     let conn = &self.conn;
                     let core = &conn.core;
                     let snapshot = self.place.refresh(conn);
-                    let serving =
-                        stream::serve(Rc::clone(conn), self.place, snapshot, request, respond);
-                    self.streams
-                        .spawn_local(guarded(Rc::clone(core), "h2_stream", serving));
+                    let (conn, place) = (Rc::clone(conn), self.place);
+                    let serving = guarded(Rc::clone(core), "h2_stream", move || {
+                        stream::serve(conn, place, snapshot, request, respond)
+                    });
+                    self.streams.spawn_local(serving);
                 }
                 // The error is the peer's: h2 has told it with a GOAWAY.
                 Poll::Ready(Some(Err(error))) => {
