@@ -1,15 +1,20 @@
 //! The running agent as the admin interface and the control loop see it.
 
 use std::{
+    fs::File,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use mesh_common::reason::Reason;
+use tokio::sync::watch;
 
-use super::enrolment::Enrolments;
+use super::{
+    enrolment::Enrolments,
+    takeover::{self, KeptSocket, Offer},
+};
 use crate::{
     admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
     clock::{self, MonoNanos},
@@ -17,7 +22,7 @@ use crate::{
     kernel::{Instance, Kernel, KernelError, view::View},
     platform::file::keep_until_restart,
     policy::Snapshot,
-    proxy::Workers,
+    proxy::{Command, Workers},
     telemetry::Telemetry,
 };
 
@@ -50,7 +55,25 @@ pub(super) struct NodeAgent {
     control: Mutex<Control>,
     /// Apart from `control`, so that `mesh status` answers while a reload runs.
     report: Mutex<Reported>,
+    phase: watch::Sender<Phase>,
+    /// The admin interface's lock, for a successor.
+    admin_lock: OnceLock<File>,
 }
+
+/// Whose the instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// This agent's.
+    Ours,
+    /// A successor starts: this agent serves, and changes nothing.
+    HandingOver,
+    /// The successor's.
+    HandedOver,
+}
+
+/// Why nothing changes while a successor starts.
+const SUCCESSOR_STARTS: &str = "a successor is taking over (mesh run --takeover): ask it, or try \
+                                again when it has failed";
 
 #[derive(Debug)]
 struct Control {
@@ -59,6 +82,10 @@ struct Control {
     kernel: Kernel,
     enrolments: Enrolments,
     swept: MonoNanos,
+    /// While a successor starts, and ever after when it has taken over.
+    frozen: Option<KeptSocket>,
+    /// A configuration came meanwhile.
+    missed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +135,15 @@ fn log_events(kernel: &mut Kernel) {
     }
 }
 
+/// Lets go of namespaces that went away, where a successor writes the maps.
+fn let_go(kernel: &mut Kernel, workers: &Workers) {
+    for pod_id in kernel.let_go_of_gone() {
+        for index in 0..workers.count() {
+            workers.send(index, Command::Release { pod_id });
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere is no reason to stop controlling the node: every write below is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -136,12 +172,123 @@ impl NodeAgent {
                 kernel,
                 enrolments: Enrolments::default(),
                 swept: MonoNanos(0),
+                frozen: None,
+                missed: false,
             }),
             report: Mutex::new(Reported {
                 paused,
                 ..Reported::default()
             }),
+            phase: watch::Sender::new(Phase::Ours),
+            admin_lock: OnceLock::new(),
         }
+    }
+
+    /// The lock that a successor gets with the instance.
+    pub(super) fn set_admin_lock(&self, lock: File) {
+        // Set once, after the start.
+        let _first = self.admin_lock.set(lock);
+    }
+
+    /// Whose the instance is, and when that changes.
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// A successor starts: from here on it writes what the kernel holds.
+    pub(super) fn freeze(&self) -> Result<(Offer, (File, File)), String> {
+        let mut control = lock(&self.control);
+        if lock(&self.report).draining {
+            return Err("it is stopping: start again when it has ended".into());
+        }
+        if *self.phase.borrow() != Phase::Ours {
+            return Err("another successor is there".into());
+        }
+        if control.in_force.is_none() {
+            return Err("it has only just started: try again".into());
+        }
+        let admin_lock = self.admin_lock.get().ok_or("it has only just started")?;
+        let locks = control
+            .kernel
+            .share_lock()
+            .and_then(|lock| Ok((lock, admin_lock.try_clone()?)))
+            .map_err(|error| format!("the locks can't be shared: {error}"))?;
+        let kept = KeptSocket::keep(&self.instance)
+            .map_err(|error| format!("the admin socket can't be kept: {error}"))?;
+        control.frozen = Some(kept);
+        control.kernel.freeze();
+        self.phase.send_replace(Phase::HandingOver);
+        let offer = Offer {
+            shards: control.kernel.shard_count(),
+            metrics: self.settings.metrics,
+            live: control.enrolments.live(),
+        };
+        Ok((offer, locks))
+    }
+
+    /// The successor failed: everything is put back as it was. May come again.
+    pub(super) fn take_back(&self) {
+        let mut control = lock(&self.control);
+        let table = self.snapshot.load().kernel_table();
+        if let Err(error) = control.kernel.take_back(&table) {
+            tracing::error!(%error, "not everything is as it was before the takeover");
+        }
+        if let Some(kept) = control.frozen.take()
+            && let Err(error) = kept.put_back()
+        {
+            tracing::error!(%error, "the admin socket is lost");
+        }
+        let missed = std::mem::take(&mut control.missed);
+        drop(control);
+        self.phase.send_replace(Phase::Ours);
+        if missed {
+            // A refusal is logged and kept for `mesh status`.
+            let _refused = Agent::reload(self);
+        }
+    }
+
+    /// The successor serves: the control loop ends.
+    pub(super) fn handed_over(&self) {
+        self.phase.send_replace(Phase::HandedOver);
+    }
+
+    /// Puts the first configuration in force beside an agent that serves: its connections go on, new
+    /// ones come here workload by workload.
+    ///
+    /// # Errors
+    /// A map is full, or a workload that the other serves can't be enrolled: the other goes on.
+    pub(super) fn put_in_force_beside(
+        &self,
+        config: &Config,
+        live: &[String],
+        now: MonoNanos,
+    ) -> anyhow::Result<()> {
+        let mut control = lock(&self.control);
+        let new = Arc::new(Snapshot::compile(
+            Arc::new(config.model.clone()),
+            Some(&self.snapshot.load_full()),
+            now,
+        ));
+        let table = new.kernel_table();
+        // The other's workers know what the kernel knows; what only we know waits until no
+        // connection goes to them any more.
+        control.kernel.apply_known(&table)?;
+        self.workers.swap(Arc::clone(&new));
+        let Control {
+            kernel, enrolments, ..
+        } = &mut *control;
+        enrolments.follow(&new.model, kernel, &self.workers, now);
+        if let Some(why) = enrolments.lost(live) {
+            anyhow::bail!(why);
+        }
+        kernel.apply(&table)?;
+        kernel.complete_takeover()?;
+        self.snapshot.store(Arc::clone(&new));
+        control.in_force = Some(config.clone());
+        let mut report = lock(&self.report);
+        report.last_success = Some(SystemTime::now());
+        report.workloads = control.enrolments.status();
+        Ok(())
     }
 
     /// Puts a configuration in force as a whole.
@@ -210,6 +357,9 @@ impl NodeAgent {
         waiting: Vec<String>,
         now: MonoNanos,
     ) -> Result<u64, String> {
+        if self.is_frozen() {
+            return Err(self.refused(SUCCESSOR_STARTS.to_owned()));
+        }
         match self.put_in_force(config, now) {
             Ok(generation) => {
                 tracing::info!(generation, "snapshot in force");
@@ -218,6 +368,14 @@ impl NodeAgent {
             }
             Err(error) => Err(self.refused(error.to_string())),
         }
+    }
+
+    /// Whether a successor writes what the kernel holds. Then a configuration that came is looked at
+    /// again if it fails.
+    fn is_frozen(&self) -> bool {
+        let mut control = lock(&self.control);
+        control.missed |= control.frozen.is_some();
+        control.frozen.is_some()
     }
 
     /// A file that can't be used, as the platform said and logged: the old snapshot stays.
@@ -242,8 +400,12 @@ impl NodeAgent {
             kernel,
             enrolments,
             swept,
+            frozen,
             ..
         } = &mut *control;
+        if frozen.is_some() {
+            return let_go(kernel, &self.workers);
+        }
         self.look_at_links(now);
         log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
@@ -293,9 +455,20 @@ impl NodeAgent {
     pub(super) fn tick_draining(&self) {
         let mut control = lock(&self.control);
         let Control {
-            kernel, enrolments, ..
+            kernel,
+            enrolments,
+            frozen,
+            ..
         } = &mut *control;
+        if frozen.is_some() {
+            return let_go(kernel, &self.workers);
+        }
         enrolments.let_go_of_gone(kernel, &self.workers, clock::now());
+    }
+
+    /// Before the workers close their listeners: nothing else holds them then.
+    pub(super) fn forget_listeners(&self) {
+        lock(&self.control).kernel.forget_listeners();
     }
 
     pub(super) fn set_draining(&self) {
@@ -381,13 +554,21 @@ impl Agent for NodeAgent {
     }
 
     fn redirect(&self, on: bool) -> Result<(), String> {
-        lock(&self.control)
+        let mut control = lock(&self.control);
+        if control.frozen.is_some() {
+            return Err(SUCCESSOR_STARTS.to_owned());
+        }
+        control
             .kernel
             .set_paused(!on)
             .map_err(|error| error.to_string())?;
         lock(&self.report).paused = !on;
         tracing::info!(on, "redirect");
         Ok(())
+    }
+
+    fn hand_over(&self, successor: std::os::unix::net::UnixStream) {
+        takeover::serve(self, successor);
     }
 
     fn reload(&self) -> Result<u64, String> {

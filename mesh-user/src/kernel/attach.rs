@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -54,15 +55,36 @@ impl Drop for Made {
     }
 }
 
+/// The programs at the cgroups, and where they stand: to put them there again.
+#[derive(Debug)]
+pub(super) struct Hooks {
+    programs: Programs,
+    points: Vec<Cgroup>,
+    agent: Cgroup,
+}
+
+impl Hooks {
+    /// Puts pins and links back that a successor gave its own programs.
+    pub(super) fn again(&self, pins: &Pins, steer: &OwnedFd) -> Result<(), KernelError> {
+        self.programs.pin_again(pins, steer)?;
+        let mut made = Vec::new();
+        attach_all(pins, &self.programs, &self.points, &self.agent, &mut made)
+    }
+}
+
 /// Everything of [`Kernel::start`] that has to be undone on an error, with the instance taken.
+///
+/// `shards`: how many shards the listeners have that an agent left which lives; the count stays
+/// until ours are in their place.
 pub(super) fn start(
     options: &KernelOptions,
     mount: &Path,
-    points: &[Cgroup],
+    points: Vec<Cgroup>,
     lock: Lock,
+    shards: Option<u32>,
 ) -> Result<Kernel, KernelError> {
     let mut made = Made::default();
-    match open(options, mount, points, &mut made) {
+    match open(options, mount, points, &mut made, shards) {
         Ok(parts) => {
             made.keep = true;
             Ok(Kernel::new(options, parts, lock))
@@ -79,11 +101,13 @@ pub(super) fn start(
 fn open(
     options: &KernelOptions,
     mount: &Path,
-    points: &[Cgroup],
+    points: Vec<Cgroup>,
     made: &mut Made,
+    shards: Option<u32>,
 ) -> Result<Parts, KernelError> {
     let pins = Pins::make(&options.instance)?;
     made.pin_dirs = Some(pins.clone());
+    pins.check_versions()?;
     let mut programs = object::load(Some((&pins, &mut made.pins)))?;
     made.home = own_cgroup(mount);
     let (agent, fresh) = cgroups::enter_agent(mount, &options.instance)?;
@@ -94,14 +118,20 @@ fn open(
     ))?;
     // An operator's «redirect off» outlives a restart.
     let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
-    let config = config(options, agent.id, cookie, paused);
+    let mut config = config(options, agent.id, cookie, paused);
+    config.shards = shards.unwrap_or(config.shards);
     write_config(&mut tables, config)?;
-    attach_all(&pins, &programs, points, &agent, &mut made.pins)?;
+    attach_all(&pins, &programs, &points, &agent, &mut made.pins)?;
     Ok(Parts {
         listeners: Sockets::pinned(&pins)?,
         origins: Flows::open(&pins)?,
         steer: programs.take(STEER)?,
         log: programs.log(),
+        hooks: Hooks {
+            programs,
+            points,
+            agent,
+        },
         pins,
         tables,
         config,

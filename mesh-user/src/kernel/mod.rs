@@ -27,9 +27,11 @@ pub mod probe;
 mod ranges;
 mod records;
 mod route;
+mod shards;
 mod sockets;
 mod sys;
 mod tables;
+mod takeover;
 pub mod view;
 mod watch;
 mod workload;
@@ -59,6 +61,8 @@ use self::{
 pub use self::{
     error::{EnrolError, KernelError},
     heartbeat::Heartbeat,
+    shards::Shards,
+    takeover::Inherited,
 };
 use crate::{
     model::{Interception, Netns, kernel_table::KernelTable},
@@ -166,8 +170,11 @@ pub struct Kernel {
     pins: Pins,
     config: Config,
     tables: Tables,
-    listeners: tables::Sockets,
+    listeners: Arc<Shards>,
+    hooks: attach::Hooks,
     steer: OwnedFd,
+    /// How many listeners a workload gets of each kind.
+    shards: u16,
     installed: Installed,
     workloads: BTreeMap<u32, Workload>,
     /// What an agent before us enrolled and we have not, yet; and what we could not enrol and hold
@@ -184,7 +191,7 @@ pub struct Kernel {
     /// What the programs themselves say; only objects built with the feature `log` say anything.
     log: Option<object::ProgramLog>,
     /// Last, so that nothing of ours is left open when another agent may come.
-    _lock: pins::Lock,
+    lock: pins::Lock,
 }
 
 impl Kernel {
@@ -199,17 +206,19 @@ impl Kernel {
         let mount = cgroups::mount()?;
         let points = cgroups::attach_points(&mount, &options.attach)?;
         let lock = pins::lock(&options.instance)?;
-        attach::start(options, &mount, &points, lock)
+        attach::start(options, &mount, points, lock, None)
     }
 
     fn new(options: &KernelOptions, parts: Parts, lock: pins::Lock) -> Self {
         let mut kernel = Self {
             instance: options.instance.clone(),
+            shards: options.shards.clamp(1, SHARDS_MAX as u16),
             installed: Installed::adopt(&parts.tables),
             pins: parts.pins,
             config: parts.config,
             tables: parts.tables,
-            listeners: parts.listeners,
+            listeners: Arc::new(Shards::new(parts.listeners)),
+            hooks: parts.hooks,
             steer: parts.steer,
             workloads: BTreeMap::new(),
             adopted: BTreeMap::new(),
@@ -220,7 +229,7 @@ impl Kernel {
             watch_from: 0,
             origins: Arc::new(parts.origins),
             log: parts.log,
-            _lock: lock,
+            lock,
         };
         kernel.adopt();
         kernel
@@ -263,6 +272,17 @@ impl Kernel {
         let what = || KernelError::io(format!("{}", path.display()));
         let fd = sys::open_pin(&path).map_err(what())?;
         Heartbeat::map(fd.as_fd()).map_err(what())
+    }
+
+    /// Which worker each shard of the listeners leads to.
+    pub fn shards(&self) -> Arc<Shards> {
+        Arc::clone(&self.listeners)
+    }
+
+    /// Lets go of the listeners that are held beside the workers': before those close theirs at the
+    /// end of the agent's life.
+    pub fn forget_listeners(&self) {
+        self.listeners.forget_all();
     }
 
     /// Sockets that leave from the agent's own namespace, with the agent's mark.
@@ -320,6 +340,7 @@ struct Parts {
     listeners: tables::Sockets,
     origins: origin::Flows,
     config: Config,
+    hooks: attach::Hooks,
     steer: OwnedFd,
     log: Option<object::ProgramLog>,
 }

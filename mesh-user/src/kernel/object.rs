@@ -75,7 +75,22 @@ pub(super) struct Programs {
     log: Option<ProgramLog>,
 }
 
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").finish_non_exhaustive()
+    }
+}
+
 impl Programs {
+    /// Pins them anew in the place of whatever is pinned by their names; `steer` was taken out.
+    pub(super) fn pin_again(&self, pins: &Pins, steer: &OwnedFd) -> Result<(), KernelError> {
+        let own = self.fds.iter().map(|(name, fd)| (*name, fd));
+        for (name, fd) in own.chain([(STEER, steer)]) {
+            replace_pin(pins, name, fd, &mut Vec::new())?;
+        }
+        Ok(())
+    }
+
     /// The reader of what they say.
     pub(super) fn log(&mut self) -> Option<ProgramLog> {
         self.log.take()
