@@ -141,6 +141,8 @@ reasons! {
     BindReuse = 51, "bind_reuse", false;
     /// An outbound rule denies the datagram.
     RefuseDatagram = 52, "refuse_datagram", true;
+    /// A captured connection ended whose entry `FLOWS` had given to a newer one.
+    FlowLost = 53, "flow_lost", false;
 }
 
 /// Capacity of `COUNTERS`; room for reasons to come.

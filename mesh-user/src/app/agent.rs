@@ -466,11 +466,6 @@ impl NodeAgent {
         enrolments.let_go_of_gone(kernel, &self.workers, clock::now());
     }
 
-    /// Before the workers close their listeners: nothing else holds them then.
-    pub(super) fn forget_listeners(&self) {
-        lock(&self.control).kernel.forget_listeners();
-    }
-
     pub(super) fn set_draining(&self) {
         lock(&self.report).draining = true;
     }

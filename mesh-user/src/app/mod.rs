@@ -208,6 +208,7 @@ fn kernel_options(instance: &Instance, settings: &AgentConfig) -> KernelOptions 
         // 1 to 8 by validation.
         shards: settings.workers as u16,
         refuse_unknown: settings.unknown_netns == UnknownNetns::Refuse,
+        capacities: Vec::new(),
     }
 }
 
@@ -296,7 +297,6 @@ impl Running {
 /// Ends what the workers serve; pods that go away meanwhile are let go. How many connections were
 /// cut.
 fn drain(agent: &NodeAgent, workers: &Workers, limit: Duration) -> usize {
-    agent.forget_listeners();
     std::thread::scope(|scope| {
         let drain = scope.spawn(|| workers.drain(limit));
         while !drain.is_finished() {

@@ -108,7 +108,7 @@ fn open(
     let pins = Pins::make(&options.instance)?;
     made.pin_dirs = Some(pins.clone());
     pins.check_versions()?;
-    let mut programs = object::load(Some((&pins, &mut made.pins)))?;
+    let mut programs = object::load(Some((&pins, &mut made.pins)), &options.capacities)?;
     made.home = own_cgroup(mount);
     let (agent, fresh) = cgroups::enter_agent(mount, &options.instance)?;
     made.agent_cgroup = fresh.then(|| agent.path.clone());

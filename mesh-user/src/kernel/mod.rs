@@ -124,6 +124,9 @@ pub struct KernelOptions {
     pub shards: u16,
     /// Whether unknown network namespaces below the attach point are refused.
     pub refuse_unknown: bool,
+    /// Other capacities of maps than [`mesh_common::maps::ALL`] says, by name: for tests that fill
+    /// them. An agent has none.
+    pub capacities: Vec<(String, u32)>,
 }
 
 /// A workload that shall be enrolled.
@@ -277,12 +280,6 @@ impl Kernel {
     /// Which worker each shard of the listeners leads to.
     pub fn shards(&self) -> Arc<Shards> {
         Arc::clone(&self.listeners)
-    }
-
-    /// Lets go of the listeners that are held beside the workers': before those close theirs at the
-    /// end of the agent's life.
-    pub fn forget_listeners(&self) {
-        self.listeners.forget_all();
     }
 
     /// Sockets that leave from the agent's own namespace, with the agent's mark.

@@ -129,15 +129,21 @@ pub(super) fn present() -> Result<(), KernelError> {
 
 /// Loads the object. With pins: against the pinned maps, those that are missing are made and
 /// pinned (added to `made`), and the programs' pins are replaced. Without: for a probe, leaving
-/// nothing.
-pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs, KernelError> {
+/// nothing. `capacities`: see [`super::KernelOptions`].
+pub(super) fn load(
+    pins: Option<(&Pins, &mut Vec<PathBuf>)>,
+    capacities: &[(String, u32)],
+) -> Result<Programs, KernelError> {
     present()?;
     let mut loader = EbpfLoader::new();
     // No CO-RE relocations in the object: the kernel's own types are not needed.
     loader.btf(None);
+    for (map, entries) in capacities {
+        loader.map_max_entries(map, *entries);
+    }
     let mut made = None;
     if let Some((pins, list)) = pins {
-        pins.check_layouts()?;
+        pins.check_layouts(capacities)?;
         for spec in ALL {
             let path = pins.map(spec.name);
             if !path.exists() {

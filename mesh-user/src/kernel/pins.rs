@@ -163,11 +163,12 @@ impl Pins {
     }
 
     /// Whether every pinned map is one that this build would make.
-    pub(super) fn check_layouts(&self) -> Result<(), KernelError> {
+    pub(super) fn check_layouts(&self, capacities: &[(String, u32)]) -> Result<(), KernelError> {
         for spec in ALL {
             let path = self.map(spec.name);
+            let other = capacities.iter().find(|(map, _)| map == spec.name);
             if path.exists() {
-                check_layout(spec, &path)?;
+                check_layout(spec, other.map_or(spec.capacity, |(_, n)| *n), &path)?;
             }
         }
         Ok(())
@@ -191,7 +192,7 @@ fn is_empty(dir: &Path) -> bool {
         .all(|child| child.is_dir() && is_empty(child))
 }
 
-fn check_layout(spec: &'static Spec, path: &Path) -> Result<(), KernelError> {
+fn check_layout(spec: &'static Spec, capacity: u32, path: &Path) -> Result<(), KernelError> {
     let info = MapInfo::from_pin(path).map_err(|source| KernelError::Map {
         map: spec.name,
         source,
@@ -208,7 +209,7 @@ fn check_layout(spec: &'static Spec, path: &Path) -> Result<(), KernelError> {
         spec.kind as u32,
         spec.key as u32,
         spec.value as u32,
-        spec.capacity,
+        capacity,
         spec.flags,
     );
     if found == expected {

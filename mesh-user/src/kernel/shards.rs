@@ -1,19 +1,22 @@
 //! `LISTENERS`, and which worker each of its shards leads to.
 //!
-//! A listener of ours is held here a second time, beside the worker that serves it. So a shard whose
-//! worker stands still can be pointed to another worker's listener and back (DESIGN §10.7), and an
-//! agent whose successor failed in the middle of its start can take its connections back.
+//! Which listener belongs where is remembered here, so that a shard whose worker stands still can be
+//! pointed to another worker's listener and back (DESIGN §10.7), and an agent whose successor failed
+//! in the middle of its start can take its connections back.
 //!
-//! Held descriptors keep a namespace alive: whoever lets a workload go forgets them here.
+//! Remembered by number and cookie, not held: a listener that its worker closes must be closed, or
+//! connections would wait in it for ever, and its namespace would stay alive.
 
 use std::{
     collections::BTreeMap,
     io,
     net::TcpListener,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use mesh_common::listener::ListenerKey;
+use socket2::SockRef;
 
 use super::tables::Sockets;
 
@@ -28,13 +31,48 @@ pub struct Shards {
 #[derive(Debug, Default)]
 struct State {
     /// By workload, kind and shard.
-    held: BTreeMap<(u32, u16, u16), TcpListener>,
+    known: BTreeMap<(u32, u16, u16), Known>,
     /// Bit N: the worker of shard N stands still.
     stuck: u8,
     /// Something was inserted while a worker stood still, or could not be written.
     dirty: bool,
     /// A successor writes the map.
     frozen: bool,
+}
+
+/// A listener that a worker has.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    fd: RawFd,
+    /// The socket's cookie, which no other socket ever gets.
+    cookie: u64,
+}
+
+impl Known {
+    fn of(listener: &TcpListener) -> io::Result<Self> {
+        Ok(Self {
+            fd: listener.as_raw_fd(),
+            cookie: SockRef::from(listener).cookie()?,
+        })
+    }
+
+    /// A descriptor of it for a moment; an error when its worker has closed it.
+    fn open(self) -> io::Result<OwnedFd> {
+        #[expect(unsafe_code, reason = "duplicates a descriptor by its number")]
+        // SAFETY: takes and gives numbers only. Nobody promises that the number is still that of our
+        // listener: the cookie below tells, and a stranger's duplicate is closed again.
+        let fd = unsafe { libc::fcntl(self.fd, libc::F_DUPFD_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        #[expect(unsafe_code, reason = "takes ownership of a descriptor from the kernel")]
+        // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        match SockRef::from(&owned).cookie() {
+            Ok(cookie) if cookie == self.cookie => Ok(owned),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
 }
 
 impl Shards {
@@ -53,9 +91,9 @@ impl Shards {
     /// Puts a listener in its place.
     pub(super) fn insert(&self, key: &ListenerKey, listener: &TcpListener) -> io::Result<()> {
         let mut state = self.state();
-        let held = listener.try_clone()?;
+        let known = Known::of(listener)?;
         self.map.insert(key, listener)?;
-        state.held.insert((key.pod_id, key.kind, key.shard), held);
+        state.known.insert((key.pod_id, key.kind, key.shard), known);
         state.dirty |= state.stuck != 0;
         Ok(())
     }
@@ -63,7 +101,7 @@ impl Shards {
     /// Takes a listener away. Closed ones are gone from the map by themselves.
     pub(super) fn remove(&self, key: &ListenerKey) -> io::Result<()> {
         let mut state = self.state();
-        state.held.remove(&(key.pod_id, key.kind, key.shard));
+        state.known.remove(&(key.pod_id, key.kind, key.shard));
         if state.frozen {
             return Ok(());
         }
@@ -73,8 +111,8 @@ impl Shards {
     /// Points the shards of workers that stand still (bit N: worker N) to the others' listeners, and
     /// those of workers that turn again back to their own. Cheap when nothing changed.
     ///
-    /// Whether every shard leads to a worker that turns; `false`: they all stand still, or a write
-    /// failed. Connections that wait in the queue of a worker that stands still stay there.
+    /// Whether no shard leads to a worker that stands still; `false`: they all do, or a write failed.
+    /// A listener that a worker has closed leads nowhere, as before. Connections that wait in the queue of a worker that stands still stay there.
     pub fn repoint(&self, stuck: u8) -> bool {
         let mut state = self.state();
         if state.frozen {
@@ -85,7 +123,7 @@ impl Shards {
         }
         let changed = state.stuck | stuck;
         let mut whole = true;
-        for (pod_id, kind, shard) in state.held.keys().copied() {
+        for (pod_id, kind, shard) in state.known.keys().copied() {
             if changed & bit(shard) == 0 {
                 continue;
             }
@@ -94,11 +132,11 @@ impl Shards {
                 kind,
                 shard,
             };
-            let result = match state.target(key, stuck) {
-                Some(listener) => self.map.insert(&key, listener),
-                None => Err(io::ErrorKind::NotFound.into()),
+            let led = match state.target(key, stuck) {
+                Some(listener) => self.map.insert(&key, listener).is_ok(),
+                None => false,
             };
-            whole &= result.is_ok();
+            whole &= led || stuck & bit(shard) == 0;
         }
         state.stuck = stuck;
         state.dirty = !whole;
@@ -116,44 +154,38 @@ impl Shards {
         state.frozen = false;
         let mut result = Ok(());
         // The first shard last: the connect hooks take it as the sign that all are there.
-        for ((pod_id, kind, shard), listener) in state.held.iter().rev() {
+        for ((pod_id, kind, shard), known) in state.known.iter().rev() {
             let key = ListenerKey {
                 pod_id: *pod_id,
                 kind: *kind,
                 shard: *shard,
             };
-            result = result.and(self.map.insert(&key, listener));
+            // Closed meanwhile: its workload is gone.
+            if let Ok(listener) = known.open() {
+                result = result.and(self.map.insert(&key, listener));
+            }
         }
         state.dirty = state.stuck != 0;
         result
-    }
-
-    /// Lets all listeners go: the workers close theirs, and then they are closed.
-    pub(super) fn forget_all(&self) {
-        self.state().held.clear();
-    }
-
-    /// Lets the listeners of a workload go without touching the map.
-    pub(super) fn forget(&self, pod_id: u32) {
-        self.state().held.retain(|(pod, _, _), _| *pod != pod_id);
     }
 }
 
 impl State {
     /// Whose listener takes the connections of this place.
-    fn target(&self, key: ListenerKey, stuck: u8) -> Option<&TcpListener> {
+    fn target(&self, key: ListenerKey, stuck: u8) -> Option<OwnedFd> {
         if stuck & bit(key.shard) == 0 {
-            return self.held.get(&(key.pod_id, key.kind, key.shard));
+            let own = self.known.get(&(key.pod_id, key.kind, key.shard))?;
+            return own.open().ok();
         }
-        let turning: Vec<&TcpListener> = self
-            .held
+        let mut turning: Vec<OwnedFd> = self
+            .known
             .range((key.pod_id, key.kind, 0)..=(key.pod_id, key.kind, u16::MAX))
             .filter(|((_, _, shard), _)| stuck & bit(*shard) == 0)
-            .map(|(_, listener)| listener)
+            .filter_map(|(_, known)| known.open().ok())
             .collect();
-        turning
-            .get(usize::from(key.shard) % turning.len().max(1))
-            .copied()
+        // Spread over all that turn.
+        let chosen = usize::from(key.shard) % turning.len().max(1);
+        (chosen < turning.len()).then(|| turning.swap_remove(chosen))
     }
 }
 

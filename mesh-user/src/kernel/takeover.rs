@@ -108,7 +108,6 @@ impl Kernel {
             if let Some(workload) = self.workloads.get(pod_id) {
                 workload.sockets.close();
             }
-            self.listeners.forget(*pod_id);
         }
         gone
     }
