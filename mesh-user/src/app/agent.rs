@@ -19,7 +19,10 @@ use crate::{
     admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
     clock::{self, MonoNanos},
     config::{self, AgentConfig, Config},
-    kernel::{Instance, Kernel, KernelError, view::View},
+    kernel::{
+        Instance, Kernel, KernelError,
+        view::{REMOVED_CGROUP, View},
+    },
     platform::file::keep_until_restart,
     policy::Snapshot,
     proxy::{Command, Workers},
@@ -427,7 +430,11 @@ impl NodeAgent {
         let rows = View::open(&self.instance)
             .map(|view| view.progs())
             .unwrap_or_default();
-        let stands = |hook: &str| rows.iter().any(|row| row.program == hook);
+        // Somebody may have removed an attach point under its links, too.
+        let stands = |hook: &str| {
+            let mut links = rows.iter().filter(|row| row.program == hook).peekable();
+            links.peek().is_some() && links.all(|row| row.attached != REMOVED_CGROUP)
+        };
         let missing: Vec<_> = HOOKS.iter().copied().filter(|hook| !stands(hook)).collect();
         if !missing.is_empty() {
             tracing::error!(

@@ -143,7 +143,7 @@ pub(super) fn load(
     }
     let mut made = None;
     if let Some((pins, list)) = pins {
-        pins.check_layouts(capacities)?;
+        pins.check_layouts(Some(capacities))?;
         for spec in ALL {
             let path = pins.map(spec.name);
             if !path.exists() {

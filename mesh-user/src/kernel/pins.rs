@@ -162,13 +162,20 @@ impl Pins {
         found
     }
 
-    /// Whether every pinned map is one that this build would make.
-    pub(super) fn check_layouts(&self, capacities: &[(String, u32)]) -> Result<(), KernelError> {
+    /// Whether every pinned map is one that this build would make, with these capacities where they
+    /// are others than the table's. `None`: whatever they are, for a reader.
+    pub(super) fn check_layouts(
+        &self,
+        capacities: Option<&[(String, u32)]>,
+    ) -> Result<(), KernelError> {
         for spec in ALL {
             let path = self.map(spec.name);
-            let other = capacities.iter().find(|(map, _)| map == spec.name);
             if path.exists() {
-                check_layout(spec, other.map_or(spec.capacity, |(_, n)| *n), &path)?;
+                let capacity = capacities.map(|others| {
+                    let other = others.iter().find(|(map, _)| map == spec.name);
+                    other.map_or(spec.capacity, |(_, entries)| *entries)
+                });
+                check_layout(spec, capacity, &path)?;
             }
         }
         Ok(())
@@ -192,7 +199,7 @@ fn is_empty(dir: &Path) -> bool {
         .all(|child| child.is_dir() && is_empty(child))
 }
 
-fn check_layout(spec: &'static Spec, capacity: u32, path: &Path) -> Result<(), KernelError> {
+fn check_layout(spec: &'static Spec, capacity: Option<u32>, path: &Path) -> Result<(), KernelError> {
     let info = MapInfo::from_pin(path).map_err(|source| KernelError::Map {
         map: spec.name,
         source,
@@ -209,7 +216,7 @@ fn check_layout(spec: &'static Spec, capacity: u32, path: &Path) -> Result<(), K
         spec.kind as u32,
         spec.key as u32,
         spec.value as u32,
-        capacity,
+        capacity.unwrap_or(info.max_entries()),
         spec.flags,
     );
     if found == expected {
