@@ -138,6 +138,7 @@ fn start(
     let kernel = match &predecessor {
         None => Kernel::start(&options)?,
         Some(other) => {
+            other.waits()?;
             let lock = other.lock.try_clone().context("the instance's lock")?;
             let shards = other.offer.shards;
             Kernel::take_over(&options, Inherited { lock, shards })?
@@ -183,6 +184,7 @@ fn start(
             admin
         }
         Some(other) => {
+            other.waits()?;
             agent
                 .put_in_force_beside(config, &other.offer.live, now)
                 .context(IN_FORCE)?;
@@ -278,16 +280,17 @@ impl Running {
     /// A successor serves: takes what is half open at its listeners, lets the rest end, then goes.
     /// Nothing is written to the kernel any more.
     fn leave(mut self) {
-        self.agent.set_draining();
         let limit = self.agent.drain_limit();
         tracing::info!(limit_s = limit.as_secs_f64(), "draining, a successor serves");
-        let (workers, _heartbeat) = self.heartbeat.retire();
+        // The last probes that reach this side of the health port get the node's answer.
         self.admin.retire();
+        let (workers, _heartbeat) = self.heartbeat.retire();
         let begun = std::time::Instant::now();
         while begun.elapsed() < LINGER {
             self.agent.tick_draining();
             std::thread::sleep(DRAIN_TICK);
         }
+        self.agent.set_draining();
         let cut = drain(&self.agent, &workers, limit);
         tracing::info!(cut, "left");
         drop(self.admin);

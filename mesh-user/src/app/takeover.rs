@@ -44,7 +44,7 @@ const WORD: Duration = Duration::from_secs(5);
 
 /// How long a successor may take from the offer to `Ready`: enrolment takes milliseconds for each
 /// workload, and nothing is reloaded or enrolled meanwhile.
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Largest message in bytes: the names of 4,096 workloads.
 const MESSAGE_BYTES_MAX: u32 = 4 << 20;
@@ -204,6 +204,22 @@ impl Predecessor {
             lock: lock.into(),
             admin_lock: admin_lock.into(),
         }))
+    }
+
+    /// Whether it still waits; asked before anything of it is changed. One that died meanwhile
+    /// counts as waiting: it holds nothing any more.
+    ///
+    /// # Errors
+    /// It has given us up, after a pause of ours that was too long.
+    pub(super) fn waits(&self) -> anyhow::Result<()> {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let said = nix::sys::socket::recv(self.session.0.as_raw_fd(), &mut [0], flags);
+        if said.is_ok_and(|bytes| bytes > 0)
+            && let Ok(Some((Answer::Refused(why), _))) = self.session.receive(Some(WORD))
+        {
+            bail!("the running agent goes on: {why}");
+        }
+        Ok(())
     }
 
     /// Everything of it is ours: from here on it drains.

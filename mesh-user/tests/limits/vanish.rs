@@ -113,7 +113,7 @@ fn namespace_that_goes_in_the_middle_of_its_enrolment_leaves_nothing() {
         assert!(ip(&["-n", &name, "link", "set", "lo", "up"]));
         assert!(ip(&["-n", &name, "addr", "add", "10.91.0.1/32", "dev", "lo"]));
         // The moment is the subject.
-        let wait = Duration::from_micros(random.below(6_000));
+        let wait = Duration::from_micros(random.below(1_500));
         let result = std::thread::scope(|scope| {
             let gone = scope.spawn(|| {
                 std::thread::sleep(wait);

@@ -8,6 +8,10 @@ use std::{
 };
 
 use mesh_user::testbed::wait_until;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     assert_captured, assert_no_failure, exit_code, hooks, log, owner,
@@ -217,10 +221,10 @@ fn second_successor_is_refused_by_name() {
     let mut scene = scene::build("l-two");
     let text = scene.config_with(SPLIT);
     scene.start_with(&text).unwrap();
+    let captured = kernel_count(&scene, "captured");
     let load = scene
         .load(&scene.client, "/", &["-c", "4", "-d", "6", "--rate", "200"])
         .unwrap();
-    let captured = kernel_count(&scene, "captured");
     eventually("the load runs", || kernel_count(&scene, "captured") > captured);
     let mut rivals: Vec<_> = (0..2)
         .map(|_| scene.spawn_successor(&scene.config_path()).unwrap())
@@ -242,6 +246,50 @@ fn second_successor_is_refused_by_name() {
     assert!(!winners.is_empty(), "{}", log(scene.dir()));
     assert_no_failure("kept connections", &report(load));
     assert_captured(&scene, "afterwards");
+    scene.tear_down().unwrap();
+}
+
+/// Without it: a successor that hangs in the middle holds the running agent still for ever, or wakes
+/// up and takes half of the node.
+#[test]
+fn successor_that_hangs_is_given_up_and_does_no_harm_when_it_wakes() {
+    let mut scene = scene::build("l-hang");
+    let text = scene.config_with(SPLIT);
+    let text = text.replace("tags: {app:", "failure: closed, tags: {app:");
+    scene.start_with(&text).unwrap();
+    let (pid, before) = (owner(&scene), hooks(&scene));
+    let seen = log_length(&scene);
+    let mut successor = scene.spawn_successor(&scene.config_path()).unwrap();
+    let stop = Pid::from_raw(successor.id().try_into().unwrap());
+    let said = |words: &str| {
+        let text = std::fs::read_to_string(scene.dir().join("agent.log")).unwrap();
+        text[seen..].contains(words)
+    };
+    eventually("it was offered the instance", || said("a successor starts"));
+    kill(stop, Signal::SIGSTOP).unwrap();
+    // Meanwhile: nothing changes, everything is served, and who asks is told.
+    let output = scene.mesh(&["redirect", "off"]).unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("a successor is taking over"), "{error}");
+    let served = scene.ask(&scene.client, &["--count", "50", "--close"]).unwrap();
+    assert_eq!(served.status(200), 50, "{served:?}");
+    let given_up = wait_until(Duration::from_secs(30), || said("does not get ready"));
+    assert!(given_up, "{}", log(scene.dir()));
+    scene
+        .put_in_force(&text.replace("weight: 90}", "weight: 80}"))
+        .unwrap();
+    assert_captured(&scene, "given up");
+    kill(stop, Signal::SIGCONT).unwrap();
+    let limit = Duration::from_secs(10);
+    assert_eq!(exit_code(&mut successor, limit), Some(1), "{}", log(scene.dir()));
+    assert!(said("the running agent goes on"), "{}", log(scene.dir()));
+    eventually("the running agent has everything back", || {
+        owner(&scene) == pid && hooks(&scene) == before
+    });
+    assert_captured(&scene, "awake and gone");
+    // The next one is welcome.
+    let mut old = take_over(&mut scene);
+    assert_eq!(exit_code(&mut old, limit), Some(0));
     scene.tear_down().unwrap();
 }
 

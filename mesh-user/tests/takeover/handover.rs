@@ -344,6 +344,54 @@ fn successor_may_have_other_workers_services_and_workloads() {
     scene.tear_down().unwrap();
 }
 
+/// Without it: a probe of the health port fails in each upgrade, and the platform restarts the pod.
+#[test]
+fn health_port_answers_all_through_a_takeover() {
+    let mut scene = scene::build("l-health");
+    let port = scene
+        .bed
+        .in_node(|| std::net::TcpListener::bind("127.0.0.1:0")?.local_addr())
+        .unwrap()
+        .unwrap();
+    let text = scene.config_with(SPLIT);
+    let text = text.replace("metrics: off", &format!("metrics: {port}"));
+    scene.start_with(&text).unwrap();
+    let program = r#"
+import http.client, select
+host, port = sys.argv[1].rsplit(':', 1)
+seen, count = {}, 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    try:
+        c = http.client.HTTPConnection(host, int(port), timeout=5)
+        c.request('GET', '/readyz')
+        what = str(c.getresponse().status)
+        c.close()
+    except (OSError, http.client.HTTPException) as e:
+        what = type(e).__name__
+    seen[what] = seen.get(what, 0) + 1
+    count += 1
+    if count == 20:
+        tell('runs')
+tell(seen)
+"#;
+    // The port is the node's: a client with the node's namespace.
+    let node = mesh_user::testbed::Pod {
+        netns: scene.bed.node_netns(),
+        ..scene.client.clone()
+    };
+    let mut probe = Talker::start(&scene, &node, program, &[&port.to_string()]);
+    assert_eq!(probe.next(), "runs");
+    for _ in 0..2 {
+        let mut old = take_over(&mut scene);
+        assert_eq!(exit_code(&mut old, Duration::from_secs(10)), Some(0));
+    }
+    probe.say("enough");
+    let seen = probe.next();
+    assert_eq!(seen.as_object().expect("a map").len(), 1, "{seen}");
+    assert!(seen["200"].as_u64().is_some_and(|count| count > 50), "{seen}");
+    scene.tear_down().unwrap();
+}
+
 /// With nobody to take over from it is a start; a pod that goes away while the old one drains is let
 /// go by both.
 #[test]
