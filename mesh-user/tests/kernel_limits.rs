@@ -10,5 +10,5 @@ mod rows;
 #[path = "limits/vanish.rs"]
 mod vanish;
 
-#[allow(dead_code, reason = "the harness serves more test files than this one")]
+#[expect(dead_code, reason = "the harness serves more test files than this one")]
 mod support;

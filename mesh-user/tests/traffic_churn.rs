@@ -14,7 +14,7 @@ mod scene;
 
 use std::collections::BTreeMap;
 
-use scene::{Scene, SPLIT, json};
+use scene::{SPLIT, Scene, json};
 
 /// The tester is `failure: closed`, the client is `failure: open`.
 fn one_open_one_closed(scene: &Scene) -> String {

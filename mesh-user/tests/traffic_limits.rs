@@ -1,6 +1,5 @@
 //! An agent that runs out of file descriptors: it survives, says so, refuses by name and recovers.
 
-#[allow(unused_imports, reason = "the scene serves more test files than this one")]
 mod scene;
 
 use std::process::Command;
@@ -55,7 +54,11 @@ tell(answer(kept))
 #[test]
 fn agent_without_descriptors_refuses_by_name_and_recovers() {
     let mut scene = scene::build("l-nofile");
-    let path = scene.client.netns.to_string_lossy().replace("-client", "-late");
+    let path = scene
+        .client
+        .netns
+        .to_string_lossy()
+        .replace("-client", "-late");
     let text = format!(
         "{}  - {{name: late, netns: {path}}}\n",
         scene.config_with(SPLIT)
@@ -83,7 +86,9 @@ fn agent_without_descriptors_refuses_by_name_and_recovers() {
     });
     eventually("the enrolment names it", || {
         let log = log();
-        let mut lines = log.lines().filter(|line| line.contains("workload not enrolled"));
+        let mut lines = log
+            .lines()
+            .filter(|line| line.contains("workload not enrolled"));
         lines.any(|line| line.contains("late") && line.contains("Too many open files"))
     });
     limit(pid, 4_096);

@@ -64,6 +64,8 @@ impl Place {
             let path = fresh.clone();
             move |source| AdminError::Socket { what, path, source }
         };
+        // What a killed one with our number left.
+        let _none = fs::remove_file(&fresh);
         let (mut place, listener) = Self::bind(lock, &fresh)?;
         fs::rename(&fresh, socket).map_err(at("put in its place"))?;
         place.socket = socket.to_owned();

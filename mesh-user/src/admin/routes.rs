@@ -188,7 +188,7 @@ pub(super) async fn answer(state: &Arc<State>, side: Side, request: Request<Inco
         },
         (Side::Admin, "/takeover") => match (only(method, &[Method::POST]), successor) {
             (None, Some(successor)) => hand_over(state, &head, successor),
-            (refused, _) => refused.unwrap_or_else(|| upgrade_needed()),
+            (refused, _) => refused.unwrap_or_else(upgrade_needed),
         },
         (Side::Admin, "/logging") => match only(method, &[Method::GET, Method::PUT]) {
             Some(refused) => refused,
@@ -320,7 +320,9 @@ pub const TAKEOVER_PROTOCOL: &str = "mesh-takeover";
 fn upgrade_needed() -> Answer {
     failure(
         StatusCode::UPGRADE_REQUIRED,
-        &format!("expected `upgrade: {TAKEOVER_PROTOCOL}`: this is what `mesh run --takeover` asks"),
+        &format!(
+            "expected `upgrade: {TAKEOVER_PROTOCOL}`: this is what `mesh run --takeover` asks"
+        ),
     )
 }
 

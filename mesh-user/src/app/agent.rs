@@ -74,10 +74,6 @@ pub(super) enum Phase {
     HandedOver,
 }
 
-/// Why nothing changes while a successor starts.
-const SUCCESSOR_STARTS: &str = "a successor is taking over (mesh run --takeover): ask it, or try \
-                                again when it has failed";
-
 #[derive(Debug)]
 struct Control {
     /// The configuration in force.
@@ -85,8 +81,13 @@ struct Control {
     kernel: Kernel,
     enrolments: Enrolments,
     swept: MonoNanos,
-    /// While a successor starts, and ever after when it has taken over.
-    frozen: Option<KeptSocket>,
+    /// While a successor starts, and ever after when it has taken over: it writes what the kernel
+    /// holds.
+    frozen: bool,
+    /// While a successor starts.
+    kept: Option<KeptSocket>,
+    /// A successor that was given up lives still.
+    outlived: bool,
     /// A configuration came meanwhile.
     missed: bool,
 }
@@ -175,7 +176,9 @@ impl NodeAgent {
                 kernel,
                 enrolments: Enrolments::default(),
                 swept: MonoNanos(0),
-                frozen: None,
+                frozen: false,
+                kept: None,
+                outlived: false,
                 missed: false,
             }),
             report: Mutex::new(Reported {
@@ -204,8 +207,8 @@ impl NodeAgent {
         if lock(&self.report).draining {
             return Err("it is stopping: start again when it has ended".into());
         }
-        if *self.phase.borrow() != Phase::Ours {
-            return Err("another successor is there".into());
+        if control.frozen || control.outlived {
+            return Err("another successor is there: kill it if it hangs".into());
         }
         if control.in_force.is_none() {
             return Err("it has only just started: try again".into());
@@ -218,7 +221,8 @@ impl NodeAgent {
             .map_err(|error| format!("the locks can't be shared: {error}"))?;
         let kept = KeptSocket::keep(&self.instance)
             .map_err(|error| format!("the admin socket can't be kept: {error}"))?;
-        control.frozen = Some(kept);
+        control.kept = Some(kept);
+        control.frozen = true;
         control.kernel.freeze();
         self.phase.send_replace(Phase::HandingOver);
         let offer = Offer {
@@ -229,14 +233,17 @@ impl NodeAgent {
         Ok((offer, locks))
     }
 
-    /// The successor failed: everything is put back as it was. May come again.
-    pub(super) fn take_back(&self) {
+    /// The successor failed: everything is put back as it was. `lives`: it was given up and may write
+    /// still; this comes again when it is gone, and until then no other is let in.
+    pub(super) fn take_back(&self, lives: bool) {
         let mut control = lock(&self.control);
+        control.outlived = lives;
+        control.frozen = false;
         let table = self.snapshot.load().kernel_table();
         if let Err(error) = control.kernel.take_back(&table) {
             tracing::error!(%error, "not everything is as it was before the takeover");
         }
-        if let Some(kept) = control.frozen.take()
+        if let Some(kept) = control.kept.take()
             && let Err(error) = kept.put_back()
         {
             tracing::error!(%error, "the admin socket is lost");
@@ -252,6 +259,7 @@ impl NodeAgent {
 
     /// The successor serves: the control loop ends.
     pub(super) fn handed_over(&self) {
+        drop(lock(&self.control).kept.take());
         self.phase.send_replace(Phase::HandedOver);
     }
 
@@ -300,6 +308,11 @@ impl NodeAgent {
     /// know: the kernel forgets what goes, the workers swap, the kernel learns what comes.
     pub(super) fn put_in_force(&self, config: &Config, now: MonoNanos) -> Result<u64, KernelError> {
         let mut control = lock(&self.control);
+        if control.frozen {
+            // Looked at again if the successor fails.
+            control.missed = true;
+            return Err(KernelError::HandingOver);
+        }
         if control.in_force.as_ref() == Some(config) {
             // The watcher and `mesh reload` both saw the same change, or a bad edit was undone.
             let mut report = lock(&self.report);
@@ -360,9 +373,6 @@ impl NodeAgent {
         waiting: Vec<String>,
         now: MonoNanos,
     ) -> Result<u64, String> {
-        if self.is_frozen() {
-            return Err(self.refused(SUCCESSOR_STARTS.to_owned()));
-        }
         match self.put_in_force(config, now) {
             Ok(generation) => {
                 tracing::info!(generation, "snapshot in force");
@@ -371,14 +381,6 @@ impl NodeAgent {
             }
             Err(error) => Err(self.refused(error.to_string())),
         }
-    }
-
-    /// Whether a successor writes what the kernel holds. Then a configuration that came is looked at
-    /// again if it fails.
-    fn is_frozen(&self) -> bool {
-        let mut control = lock(&self.control);
-        control.missed |= control.frozen.is_some();
-        control.frozen.is_some()
     }
 
     /// A file that can't be used, as the platform said and logged: the old snapshot stays.
@@ -406,7 +408,7 @@ impl NodeAgent {
             frozen,
             ..
         } = &mut *control;
-        if frozen.is_some() {
+        if *frozen {
             return let_go(kernel, &self.workers);
         }
         self.look_at_links(now);
@@ -467,7 +469,7 @@ impl NodeAgent {
             frozen,
             ..
         } = &mut *control;
-        if frozen.is_some() {
+        if *frozen {
             return let_go(kernel, &self.workers);
         }
         enrolments.let_go_of_gone(kernel, &self.workers, clock::now());
@@ -557,8 +559,8 @@ impl Agent for NodeAgent {
 
     fn redirect(&self, on: bool) -> Result<(), String> {
         let mut control = lock(&self.control);
-        if control.frozen.is_some() {
-            return Err(SUCCESSOR_STARTS.to_owned());
+        if control.frozen {
+            return Err(KernelError::HandingOver.to_string());
         }
         control
             .kernel

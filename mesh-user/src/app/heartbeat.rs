@@ -114,7 +114,9 @@ fn standing_still(ticks: &[MonoNanos], now: MonoNanos) -> u8 {
 
 /// The oldest tick of those that count; of all of them when none does.
 fn tick_of(ticks: &[MonoNanos], stuck: u8) -> MonoNanos {
-    let turning = (0..u8::BITS).zip(ticks).filter(|(n, _)| stuck & (1 << n) == 0);
+    let turning = (0..u8::BITS)
+        .zip(ticks)
+        .filter(|(n, _)| stuck & (1 << n) == 0);
     let oldest = turning.map(|(_, tick)| tick.0).min();
     let oldest = oldest.or_else(|| ticks.iter().map(|tick| tick.0).min());
     MonoNanos(oldest.unwrap_or(0))

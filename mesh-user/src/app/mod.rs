@@ -281,7 +281,10 @@ impl Running {
     /// Nothing is written to the kernel any more.
     fn leave(mut self) {
         let limit = self.agent.drain_limit();
-        tracing::info!(limit_s = limit.as_secs_f64(), "draining, a successor serves");
+        tracing::info!(
+            limit_s = limit.as_secs_f64(),
+            "draining, a successor serves"
+        );
         // The last probes that reach this side of the health port get the node's answer.
         self.admin.retire();
         let (workers, _heartbeat) = self.heartbeat.retire();

@@ -146,7 +146,10 @@ impl Session {
                 #[expect(unsafe_code, reason = "takes ownership of received descriptors")]
                 // SAFETY: the kernel has just made these descriptors for this process; nobody else
                 // knows them.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                fds.extend(
+                    raw.into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
             }
         }
         Ok((message.bytes, fds))
@@ -318,11 +321,11 @@ pub(super) fn serve(agent: &NodeAgent, stream: UnixStream) {
         }
         Ok(None) => {
             tracing::warn!(pid, "the successor failed: this agent goes on");
-            agent.take_back();
+            agent.take_back(false);
         }
         Err(error) => {
             tracing::error!(pid, %error, "the successor does not get ready: this agent goes on");
-            agent.take_back();
+            agent.take_back(true);
             let why = format!("not ready within {} s", START_LIMIT.as_secs());
             let _gone = session.send(&Answer::Refused(why), &[]);
             outlive(agent, &session);
@@ -334,7 +337,7 @@ pub(super) fn serve(agent: &NodeAgent, stream: UnixStream) {
 /// when it is gone for certain. Until then no other may come.
 fn outlive(agent: &NodeAgent, session: &Session) {
     while let Ok(Some(_)) = session.receive::<Ready>(None) {}
-    agent.take_back();
+    agent.take_back(false);
 }
 
 fn agree(hello: &Hello) -> Result<(), String> {
@@ -416,7 +419,10 @@ mod tests {
             let (a, b) = UnixStream::pair().expect("sockets");
             (&a).write_all(bytes).expect("room");
             drop(a);
-            assert!(Session(b).receive::<Ready>(Some(WORD)).is_err(), "{bytes:?}");
+            assert!(
+                Session(b).receive::<Ready>(Some(WORD)).is_err(),
+                "{bytes:?}"
+            );
         }
     }
 
@@ -429,6 +435,9 @@ mod tests {
         };
         assert_eq!(agree(&hello(ABI_VERSION)), Ok(()));
         let why = agree(&hello(ABI_VERSION + 1)).expect_err("another layout");
-        assert!(why.contains("9.9.9") && why.contains("mesh cleanup"), "{why}");
+        assert!(
+            why.contains("9.9.9") && why.contains("mesh cleanup"),
+            "{why}"
+        );
     }
 }

@@ -98,6 +98,11 @@ pub enum KernelError {
         /// Our layout.
         expected: u32,
     },
+    /// A successor writes what the kernel holds.
+    #[error(
+        "a successor is taking over (mesh run --takeover): ask it, or try again when it has failed"
+    )]
+    HandingOver,
     /// The kernel refused the object.
     #[error("the kernel refused {what}: {why}")]
     Load {

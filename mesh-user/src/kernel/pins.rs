@@ -199,7 +199,11 @@ fn is_empty(dir: &Path) -> bool {
         .all(|child| child.is_dir() && is_empty(child))
 }
 
-fn check_layout(spec: &'static Spec, capacity: Option<u32>, path: &Path) -> Result<(), KernelError> {
+fn check_layout(
+    spec: &'static Spec,
+    capacity: Option<u32>,
+    path: &Path,
+) -> Result<(), KernelError> {
     let info = MapInfo::from_pin(path).map_err(|source| KernelError::Map {
         map: spec.name,
         source,

@@ -65,7 +65,10 @@ impl Known {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        #[expect(unsafe_code, reason = "takes ownership of a descriptor from the kernel")]
+        #[expect(
+            unsafe_code,
+            reason = "takes ownership of a descriptor from the kernel"
+        )]
         // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         match SockRef::from(&owned).cookie() {
@@ -115,11 +118,8 @@ impl Shards {
     /// A listener that a worker has closed leads nowhere, as before. Connections that wait in the queue of a worker that stands still stay there.
     pub fn repoint(&self, stuck: u8) -> bool {
         let mut state = self.state();
-        if state.frozen {
-            return stuck == 0;
-        }
-        if state.stuck == stuck && !state.dirty {
-            return true;
+        if state.frozen || (state.stuck == stuck && !state.dirty) {
+            return state.stuck == stuck && !state.dirty;
         }
         let changed = state.stuck | stuck;
         let mut whole = true;

@@ -165,8 +165,7 @@ impl Kernel {
     /// Removes what the successor enrolled and we did not.
     fn purge_strangers(&mut self) {
         let records = records::read(&self.instance);
-        let ours =
-            |id: &u32| self.workloads.contains_key(id) || self.adopted.contains_key(id);
+        let ours = |id: &u32| self.workloads.contains_key(id) || self.adopted.contains_key(id);
         let mut strangers: Vec<u32> = (self.tables.pod_by_netns.iter().flatten())
             .map(|(_, entry)| entry.pod_id)
             .chain((self.tables.pod_by_addr.iter().flatten()).map(|(_, entry)| entry.pod_id))

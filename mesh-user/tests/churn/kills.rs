@@ -104,7 +104,11 @@ fn kill_in(scene: &mut Scene, moment: Moment, random: &mut Random, third: &str) 
 fn agent_killed_at_any_moment_leaves_the_failure_modes_and_is_adopted() {
     let mut scene = scene::build("l-any");
     let text = one_open_one_closed(&scene);
-    let path = scene.client.netns.to_string_lossy().replace("-client", "-third");
+    let path = scene
+        .client
+        .netns
+        .to_string_lossy()
+        .replace("-client", "-third");
     let third = format!("{text}  - {{name: third, netns: {path}}}\n");
     scene.start_with(&text).unwrap();
     let (before, standing) = (hooks(&scene), at_pods_cgroup(&scene));
@@ -116,7 +120,9 @@ fn agent_killed_at_any_moment_leaves_the_failure_modes_and_is_adopted() {
         kill_in(&mut scene, moment, &mut random, &third);
         if !matches!(moment, Moment::TakeoverOld) {
             assert_failure_modes(&scene, &when);
-            scene.start_agent().unwrap_or_else(|error| panic!("{when}: {error}"));
+            scene
+                .start_agent()
+                .unwrap_or_else(|error| panic!("{when}: {error}"));
         }
         let same = wait_until(Duration::from_secs(5), || hooks(&scene) == before);
         assert!(same, "{when}: {:?}, expected {before:?}", hooks(&scene));

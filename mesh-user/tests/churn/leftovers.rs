@@ -48,7 +48,7 @@ fn tree(dir: &Path) -> Vec<PathBuf> {
 fn steers(pod: &Pod) -> usize {
     use std::os::unix::fs::MetadataExt as _;
     let inode = std::fs::metadata(&pod.netns).expect("a namespace").ino();
-    let output = std::process::Command::new("bpftool")
+    let output = Command::new("bpftool")
         .args(["-j", "link", "list"])
         .output()
         .expect("bpftool");
@@ -77,17 +77,16 @@ impl State {
             cgroup: cgroup2
                 .join(format!("mesh-agent-{}", scene.instance.name()))
                 .exists(),
-            run_dir: run_dir
-                .exists()
-                .then(|| tree(&run_dir))
-                .unwrap_or_default(),
+            run_dir: tree(&run_dir),
         }
     }
 }
 
 /// Ids of what an instance has pinned: `name#id`.
 fn pinned(scene: &Scene) -> BTreeSet<String> {
-    inventory::pinned_maps(&scene.instance).into_iter().collect()
+    inventory::pinned_maps(&scene.instance)
+        .into_iter()
+        .collect()
 }
 
 #[test]
@@ -140,7 +139,10 @@ fn cleanup_after_a_kill_at_any_of_twenty_moments_leaves_an_empty_difference() {
             !loaded.maps.iter().any(|map| own.contains(map))
         });
     }
-    assert!(changed > 5, "kills that left something to clean up: {changed}");
+    assert!(
+        changed > 5,
+        "kills that left something to clean up: {changed}"
+    );
     scene.tear_down().unwrap();
 }
 
@@ -160,7 +162,10 @@ fn pins_of_another_kernel_layout_are_refused_by_name_and_left_in_force() {
     let left = tree(&root);
     for arguments in [&["run"][..], &["run", "--takeover"]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh"));
-        command.args(arguments).arg("--config").arg(scene.config_path());
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(scene.config_path());
         command.args(["--instance", scene.instance.name()]);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let agent = scene.bed.spawn_node(command).unwrap();

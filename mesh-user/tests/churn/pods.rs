@@ -33,9 +33,10 @@ impl Batch {
     }
 
     fn remove(&self) {
-        let lines = self.0.iter().map(|name| {
-            format!("[ -e /run/netns/{name} ] && ip netns del {name}\n")
-        });
+        let lines = self
+            .0
+            .iter()
+            .map(|name| format!("[ -e /run/netns/{name} ] && ip netns del {name}\n"));
         sh(&lines.collect::<String>());
     }
 
@@ -90,11 +91,7 @@ fn five_hundred_pods_churned_leave_as_many_links_as_pods() {
     let begun = Instant::now();
     for round in 0..ROUNDS {
         let batch = Batch::make(round);
-        std::fs::write(
-            scene.config_path(),
-            format!("{text}{}", batch.workloads()),
-        )
-        .unwrap();
+        std::fs::write(scene.config_path(), format!("{text}{}", batch.workloads())).unwrap();
         live(&scene, 2 + BATCH);
         assert_eq!(steers(&scene), 2 + BATCH, "links = pods");
         assert_eq!(fills(&scene)["POD_BY_NETNS"], 2 + BATCH as u64);

@@ -16,7 +16,10 @@ use crate::scene::{self, SPLIT, Scene, eventually, kernel_count};
 /// The threads that serve, by name.
 fn worker_threads(pid: u32) -> Vec<Pid> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .flatten()
+    {
         let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
         if let Some(index) = name.trim().strip_prefix("mesh-worker-") {
             let tid = entry.file_name().to_str().unwrap().parse().unwrap();
@@ -85,10 +88,16 @@ fn shards_of_a_worker_that_stands_still_lead_to_the_others_and_back() {
             kernel_count(&scene, "direct_agent_gone"),
         );
         assert_eq!(hanging(&scene), 0);
-        assert_eq!(kernel_count(&scene, "captured") - captured, 40, "by the others");
+        assert_eq!(
+            kernel_count(&scene, "captured") - captured,
+            40,
+            "by the others"
+        );
         assert_eq!(kernel_count(&scene, "direct_agent_gone"), direct);
         drop(held);
-        eventually("its shard is its own again", || served_by(&scene, workers[index]));
+        eventually("its shard is its own again", || {
+            served_by(&scene, workers[index])
+        });
     }
     let log = std::fs::read_to_string(scene.dir().join("agent.log")).unwrap();
     assert!(log.contains("workers stand still"), "{log}");
@@ -149,7 +158,9 @@ fn successor_takes_over_from_an_agent_with_a_worker_that_stands_still() {
     let mut old = scene.replace_agent(successor).unwrap();
     assert_eq!(hanging(&scene), 0);
     drop(held);
-    let ended = wait_until(Duration::from_secs(10), || old.try_wait().unwrap().is_some());
+    let ended = wait_until(Duration::from_secs(10), || {
+        old.try_wait().unwrap().is_some()
+    });
     assert!(ended, "it ends once its worker turns");
     scene.tear_down().unwrap();
 }

@@ -110,12 +110,19 @@ fn short_connections_by_the_hundred_thousand_leave_nothing_in_small_maps() {
     mesh.eventually("every flow is closed, or counted as lost", || {
         mesh.count("flow_closed") + mesh.count("flow_lost") == served
     });
-    for never in ["flow_map_full", "bypass_state_failed", "steer_miss_open", "event_lost"] {
+    for never in [
+        "flow_map_full",
+        "bypass_state_failed",
+        "steer_miss_open",
+        "event_lost",
+    ] {
         assert_eq!(mesh.count(never), 0, "{never}");
     }
     assert!(mesh.count("steer_out") >= served);
     for map in ["FLOWS", "INTENTS"] {
-        mesh.eventually("nothing is left", || objects::entries(&mesh.instance, map) == 0);
+        mesh.eventually("nothing is left", || {
+            objects::entries(&mesh.instance, map) == 0
+        });
     }
 }
 
@@ -287,7 +294,10 @@ fn key<const N: usize>(number: u32) -> [u8; N] {
     core::array::from_fn(|at| *bytes.get(at).unwrap_or(&0))
 }
 
-fn open<const K: usize, const V: usize>(mesh: &Mesh, map: &str) -> HashMap<MapData, [u8; K], [u8; V]> {
+fn open<const K: usize, const V: usize>(
+    mesh: &Mesh,
+    map: &str,
+) -> HashMap<MapData, [u8; K], [u8; V]> {
     let data = MapData::from_pin(mesh.pin(map)).unwrap();
     let data = Map::from_map_data(data).unwrap();
     data.try_into().unwrap()

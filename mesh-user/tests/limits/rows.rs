@@ -30,21 +30,27 @@ const ROWS: &[(&str, Covered)] = &[
     ("CONFIG", Always),
     ("COUNTERS", Always),
     ("EP_STATS", Always),
-    (
-        "EVENTS",
-        By(MAPS, "event_without_room_is_lost_and_counted"),
-    ),
+    ("EVENTS", By(MAPS, "event_without_room_is_lost_and_counted")),
     (
         "FLOWS",
-        By(MAPS, "flow_that_gives_way_is_counted_and_its_connection_served"),
+        By(
+            MAPS,
+            "flow_that_gives_way_is_counted_and_its_connection_served",
+        ),
     ),
     (
         "GRANTS",
-        By(MAPS, "maps_without_a_writer_here_refuse_one_more_at_their_limit"),
+        By(
+            MAPS,
+            "maps_without_a_writer_here_refuse_one_more_at_their_limit",
+        ),
     ),
     (
         "GUARDED",
-        By(MAPS, "maps_without_a_writer_here_refuse_one_more_at_their_limit"),
+        By(
+            MAPS,
+            "maps_without_a_writer_here_refuse_one_more_at_their_limit",
+        ),
     ),
     ("HEARTBEAT", Always),
     (
@@ -56,11 +62,17 @@ const ROWS: &[(&str, Covered)] = &[
     ),
     (
         "INTENTS",
-        By(MAPS, "intents_of_failed_connects_give_way_to_those_of_good_ones"),
+        By(
+            MAPS,
+            "intents_of_failed_connects_give_way_to_those_of_good_ones",
+        ),
     ),
     (
         "IN_RULES",
-        By(MAPS, "maps_without_a_writer_here_refuse_one_more_at_their_limit"),
+        By(
+            MAPS,
+            "maps_without_a_writer_here_refuse_one_more_at_their_limit",
+        ),
     ),
     (
         "LISTENERS",
@@ -71,7 +83,10 @@ const ROWS: &[(&str, Covered)] = &[
     ),
     (
         "LOOP_FLOWS",
-        By(MAPS, "maps_without_a_writer_here_refuse_one_more_at_their_limit"),
+        By(
+            MAPS,
+            "maps_without_a_writer_here_refuse_one_more_at_their_limit",
+        ),
     ),
     (
         "OUT_RULES",

@@ -8,12 +8,7 @@ use std::{
 use mesh_user::{kernel::view::REMOVED_CGROUP, testbed::wait_until};
 use nix::mount::{MntFlags, umount2};
 
-use crate::support::{
-    Mesh,
-    agent::Agent,
-    client::connect,
-    objects, vip4,
-};
+use crate::support::{Mesh, agent::Agent, client::connect, objects, vip4};
 
 /// xorshift64: the seed is printed.
 struct Random(u64);
@@ -111,7 +106,15 @@ fn namespace_that_goes_in_the_middle_of_its_enrolment_leaves_nothing() {
         }
         assert!(ip(&["netns", "add", &name]));
         assert!(ip(&["-n", &name, "link", "set", "lo", "up"]));
-        assert!(ip(&["-n", &name, "addr", "add", "10.91.0.1/32", "dev", "lo"]));
+        assert!(ip(&[
+            "-n",
+            &name,
+            "addr",
+            "add",
+            "10.91.0.1/32",
+            "dev",
+            "lo"
+        ]));
         // The moment is the subject.
         let wait = Duration::from_micros(random.below(1_500));
         let result = std::thread::scope(|scope| {
@@ -143,7 +146,10 @@ fn namespace_that_goes_in_the_middle_of_its_enrolment_leaves_nothing() {
             mesh.view().progs()
         );
     }
-    println!("{enrolled} enrolled before it went, {} refused: {refused:?}", refused.len());
+    println!(
+        "{enrolled} enrolled before it went, {} refused: {refused:?}",
+        refused.len()
+    );
     assert!(enrolled + refused.len() > 10);
     for error in refused {
         assert!(!error.is_empty() && !error.contains("panicked"), "{error}");

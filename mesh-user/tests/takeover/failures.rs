@@ -72,9 +72,15 @@ fn failed_successor_names_why_and_the_running_agent_goes_on() {
     let port = taken.local_addr().unwrap().to_string();
     let cases = [
         (text.replace("weight: 10}", "weight: ten}"), "ten"),
-        (text.replace("attach: [", "attach: [no-such-cgroup, "), "no-such-cgroup"),
+        (
+            text.replace("attach: [", "attach: [no-such-cgroup, "),
+            "no-such-cgroup",
+        ),
         // Found out last, with everything swapped.
-        (text.replace("metrics: off", &format!("metrics: {port}")), "agent.metrics"),
+        (
+            text.replace("metrics: off", &format!("metrics: {port}")),
+            "agent.metrics",
+        ),
     ];
     for (config, word) in &cases {
         let said = fails(&scene, config);
@@ -89,11 +95,16 @@ fn failed_successor_names_why_and_the_running_agent_goes_on() {
     }
     drop(taken);
     // It changes things again, and may be followed again.
-    scene.put_in_force(&text.replace("weight: 90}", "weight: 80}")).unwrap();
+    scene
+        .put_in_force(&text.replace("weight: 90}", "weight: 80}"))
+        .unwrap();
     let report = report(load);
     // What the last failed one had accepted in its milliseconds died with it.
     let lost: u64 = report.errors.values().sum();
-    eprintln!("{lost} of {} requests lost in a takeover that failed last", report.requests);
+    eprintln!(
+        "{lost} of {} requests lost in a takeover that failed last",
+        report.requests
+    );
     assert!(lost <= 20, "{report:?}");
     let mut old = take_over(&mut scene);
     assert_eq!(exit_code(&mut old, Duration::from_secs(10)), Some(0));
@@ -104,14 +115,18 @@ fn failed_successor_names_why_and_the_running_agent_goes_on() {
 /// Speaks with the running agent as a successor would.
 fn speak(scene: &Scene, head: &str, hello: Option<&str>) -> String {
     let mut stream = UnixStream::connect(scene.instance.admin_socket()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
     write!(stream, "{head}\r\n\r\n").unwrap();
     let mut text = String::new();
     let mut bytes = [0; 4096];
     let read = stream.read(&mut bytes).unwrap();
     text.push_str(&String::from_utf8_lossy(&bytes[..read]));
     if let Some(hello) = hello {
-        stream.write_all(&(hello.len() as u32).to_be_bytes()).unwrap();
+        stream
+            .write_all(&(hello.len() as u32).to_be_bytes())
+            .unwrap();
         stream.write_all(hello.as_bytes()).unwrap();
         // Until it closes.
         let mut rest = Vec::new();
@@ -179,7 +194,9 @@ fn successor_killed_at_any_moment_leaves_the_running_agent_whole() {
         eventually("the running agent has everything back", || {
             owner(&scene) == pid
                 && hooks(&scene) == before
-                && scene.ask(&scene.client, &[]).is_ok_and(|a| a.status(200) == 1)
+                && scene
+                    .ask(&scene.client, &[])
+                    .is_ok_and(|a| a.status(200) == 1)
         });
         assert_captured(&scene, &format!("round {round}, killed after {wait:?}"));
     }
@@ -225,7 +242,9 @@ fn second_successor_is_refused_by_name() {
     let load = scene
         .load(&scene.client, "/", &["-c", "4", "-d", "6", "--rate", "200"])
         .unwrap();
-    eventually("the load runs", || kernel_count(&scene, "captured") > captured);
+    eventually("the load runs", || {
+        kernel_count(&scene, "captured") > captured
+    });
     let mut rivals: Vec<_> = (0..2)
         .map(|_| scene.spawn_successor(&scene.config_path()).unwrap())
         .collect();
@@ -271,7 +290,9 @@ fn successor_that_hangs_is_given_up_and_does_no_harm_when_it_wakes() {
     let output = scene.mesh(&["redirect", "off"]).unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("a successor is taking over"), "{error}");
-    let served = scene.ask(&scene.client, &["--count", "50", "--close"]).unwrap();
+    let served = scene
+        .ask(&scene.client, &["--count", "50", "--close"])
+        .unwrap();
     assert_eq!(served.status(200), 50, "{served:?}");
     let given_up = wait_until(Duration::from_secs(30), || said("does not get ready"));
     assert!(given_up, "{}", log(scene.dir()));
@@ -281,7 +302,12 @@ fn successor_that_hangs_is_given_up_and_does_no_harm_when_it_wakes() {
     assert_captured(&scene, "given up");
     kill(stop, Signal::SIGCONT).unwrap();
     let limit = Duration::from_secs(10);
-    assert_eq!(exit_code(&mut successor, limit), Some(1), "{}", log(scene.dir()));
+    assert_eq!(
+        exit_code(&mut successor, limit),
+        Some(1),
+        "{}",
+        log(scene.dir())
+    );
     assert!(said("the running agent goes on"), "{}", log(scene.dir()));
     eventually("the running agent has everything back", || {
         owner(&scene) == pid && hooks(&scene) == before

@@ -84,7 +84,11 @@ fn no_request_fails_at_2000_a_second_through_five_takeovers() {
     }
     let answered = fresh.requests + kept.requests;
     assert!(answered > 25 * 500, "there was a load: {answered}");
-    for miss in ["refuse_agent_gone", "steer_miss_closed", "direct_agent_gone"] {
+    for miss in [
+        "refuse_agent_gone",
+        "steer_miss_closed",
+        "direct_agent_gone",
+    ] {
         assert_eq!(kernel_count(&scene, miss), 0, "{miss}");
     }
     scene.tear_down().unwrap();
@@ -121,12 +125,7 @@ for s in streams:
 tell([everything(s).decode() for s in streams])
 "#;
     let port = TCP_PORT.to_string();
-    let mut streams = Talker::start(
-        &scene,
-        &scene.client,
-        program,
-        &[&VIP4.to_string(), &port],
-    );
+    let mut streams = Talker::start(&scene, &scene.client, program, &[&VIP4.to_string(), &port]);
     assert_eq!(streams.next(), "open");
     // One request each that outlives the takeover.
     let slow = |http2: bool| {
@@ -184,7 +183,10 @@ fn old_listener_that_is_left_open_gets_no_connection() {
     );
     let captured = kernel_count(&scene, "captured");
     let answers = scene
-        .ask(&scene.client, &["--count", "400", "--close", "--timeout-ms", "3000"])
+        .ask(
+            &scene.client,
+            &["--count", "400", "--close", "--timeout-ms", "3000"],
+        )
         .unwrap();
     kill(pid, Signal::SIGCONT).unwrap();
     assert_eq!(answers.status(200), 400, "{answers:?}");
@@ -320,7 +322,9 @@ fn successor_may_have_other_workers_services_and_workloads() {
         let mut old = scene.replace_agent(successor).expect("one ran before");
         assert_eq!(workers(&scene), count);
         assert_eq!(exit_code(&mut old, Duration::from_secs(10)), Some(0));
-        let answers = scene.ask(&scene.client, &["--count", "100", "--close"]).unwrap();
+        let answers = scene
+            .ask(&scene.client, &["--count", "100", "--close"])
+            .unwrap();
         assert_eq!(answers.status(200), 100, "{count} workers: {answers:?}");
         let to = format!("10.96.0.{}", 40 + count).parse().unwrap();
         let answers = scene.ask_at(&scene.tester, to, &[]).unwrap();
@@ -388,7 +392,10 @@ tell(seen)
     probe.say("enough");
     let seen = probe.next();
     assert_eq!(seen.as_object().expect("a map").len(), 1, "{seen}");
-    assert!(seen["200"].as_u64().is_some_and(|count| count > 50), "{seen}");
+    assert!(
+        seen["200"].as_u64().is_some_and(|count| count > 50),
+        "{seen}"
+    );
     scene.tear_down().unwrap();
 }
 
@@ -404,7 +411,8 @@ fn takeover_without_an_agent_is_a_start_and_a_pod_that_goes_is_let_go_by_both() 
     scene.replace_agent(first);
     scene::live(&scene, 2);
     assert_captured(&scene, "after a start");
-    let program = "s = dial(sys.argv[1], 7, limit=60)\ns.sendall(b'x')\ns.recv(1)\ntell('open')\ns.recv(1)\n";
+    let program =
+        "s = dial(sys.argv[1], 7, limit=60)\ns.sendall(b'x')\ns.recv(1)\ntell('open')\ns.recv(1)\n";
     let vip = VIP4.to_string();
     let streams: Vec<Talker> = [&scene.client, &scene.tester]
         .iter()
@@ -420,17 +428,29 @@ fn takeover_without_an_agent_is_a_start_and_a_pod_that_goes_is_let_go_by_both() 
         let links = scene
             .bed
             .in_node(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
-        links.unwrap().lines().filter(|line| line.contains("v")).count()
+        links
+            .unwrap()
+            .lines()
+            .filter(|line| line.contains("v"))
+            .count()
     };
     let before = veths(&scene);
     scene.bed.remove(&tester).unwrap();
     let gone = Instant::now();
     eventually("its namespace is gone", || veths(&scene) < before);
-    assert!(gone.elapsed() < Duration::from_secs(2), "{:?}", gone.elapsed());
+    assert!(
+        gone.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        gone.elapsed()
+    );
     assert!(old.try_wait().unwrap().is_none(), "it drains");
     scene.bed.remove(&client).unwrap();
     let limit = Duration::from_secs(10);
-    assert_eq!(exit_code(&mut old, limit), Some(0), "nothing is left to drain");
+    assert_eq!(
+        exit_code(&mut old, limit),
+        Some(0),
+        "nothing is left to drain"
+    );
     drop(streams);
     scene.tear_down().unwrap();
 }
