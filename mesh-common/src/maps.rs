@@ -171,7 +171,7 @@ pub const ALL: &[Spec] = &[
     },
     Spec {
         writer: "flow_ops, at connect and at close",
-        full: "the oldest entry goes: diagnostics only",
+        full: "the oldest entry goes, counted as flow_lost when its connection ends: diagnostics only",
         ..spec("FLOWS", Kind::LruHash, FlowKey::SIZE, Flow::SIZE, 131_072)
     },
     Spec {

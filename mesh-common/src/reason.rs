@@ -149,6 +149,8 @@ reasons! {
     RepairFailed = 55, "repair_failed", false;
     /// The agent's audit saw something of others that runs before ours.
     Interference = 56, "interference", false;
+    /// A captured connection ended whose entry `FLOWS` had given to a newer one.
+    FlowLost = 57, "flow_lost", false;
 }
 
 /// Capacity of `COUNTERS`; room for reasons to come.

@@ -242,12 +242,15 @@ fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
 #[inline(always)]
 fn closed(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
     let Some(intent) = ctx::ended(sk) else {
-        if let Some(key) = captured_key(snapshot, sk)
-            && maps::FLOWS.remove(&key)
+        let key = captured_key(snapshot, sk);
+        if let Some(key) = &key
+            && maps::FLOWS.remove(key)
         {
             count(Reason::FlowClosed);
         } else if maps::PROXY_FLOWS.remove(&snapshot.tuple) {
             count(Reason::ProxyFlowClosed);
+        } else if key.is_some() {
+            count(Reason::FlowLost);
         }
         return;
     };

@@ -2,10 +2,10 @@
 
 use std::{
     fs::{self, DirBuilder, File, Permissions, TryLockError},
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, Read as _},
     net::SocketAddr,
     os::unix::{
-        fs::{DirBuilderExt as _, PermissionsExt as _},
+        fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, PermissionsExt as _},
         net::UnixListener,
     },
     path::{Path, PathBuf},
@@ -22,7 +22,9 @@ use super::AdminError;
 #[derive(Debug)]
 pub(super) struct Place {
     socket: PathBuf,
-    _lock: File,
+    /// Of our own socket: a successor's stands at the same path.
+    inode: u64,
+    lock: File,
 }
 
 impl Place {
@@ -51,26 +53,58 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => other.map_err(at("replace the dead socket", socket))?,
         }
-        let listener = UnixListener::bind(socket).map_err(at("listen on", socket))?;
+        Self::bind(lock, socket)
+    }
+
+    /// Puts an own socket in the place of a predecessor's, in one step. `lock` is what it handed
+    /// over.
+    pub(super) fn take_over(lock: File, socket: &Path) -> Result<(Self, UnixListener), AdminError> {
+        let fresh = socket.with_extension(format!("{}.new", std::process::id()));
+        let at = |what| {
+            let path = fresh.clone();
+            move |source| AdminError::Socket { what, path, source }
+        };
+        // What a killed one with our number left.
+        let _none = fs::remove_file(&fresh);
+        let (mut place, listener) = Self::bind(lock, &fresh)?;
+        fs::rename(&fresh, socket).map_err(at("put in its place"))?;
+        place.socket = socket.to_owned();
+        // Only to say who: the lock is held.
+        let _unsigned = sign(&place.lock);
+        Ok((place, listener))
+    }
+
+    fn bind(lock: File, socket: &Path) -> Result<(Self, UnixListener), AdminError> {
+        let at = |what| {
+            let path = socket.to_owned();
+            move |source| AdminError::Socket { what, path, source }
+        };
+        let listener = UnixListener::bind(socket).map_err(at("listen on"))?;
         // From here on the socket is removed again when something fails.
         let place = Self {
             socket: socket.to_owned(),
-            _lock: lock,
+            inode: fs::metadata(socket).map_err(at("look at"))?.ino(),
+            lock,
         };
         // The directory kept everybody out between bind and this.
         fs::set_permissions(socket, Permissions::from_mode(0o600))
-            .map_err(at("set the mode of", socket))?;
-        listener
-            .set_nonblocking(true)
-            .map_err(at("listen on", socket))?;
+            .map_err(at("set the mode of"))?;
+        listener.set_nonblocking(true).map_err(at("listen on"))?;
         Ok((place, listener))
+    }
+
+    /// A descriptor of the lock, for a successor.
+    pub(super) fn share_lock(&self) -> io::Result<File> {
+        self.lock.try_clone()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         // The lock's file stays: removing it would let two agents lock two different files.
-        let _ = fs::remove_file(&self.socket);
+        if fs::metadata(&self.socket).is_ok_and(|now| now.ino() == self.inode) {
+            let _ = fs::remove_file(&self.socket);
+        }
     }
 }
 
@@ -80,7 +114,7 @@ fn lock(instance: &str, path: &Path) -> Result<File, AdminError> {
         path: path.to_owned(),
         source,
     };
-    let mut file = File::options()
+    let file = File::options()
         .read(true)
         .write(true)
         .create(true)
@@ -101,15 +135,23 @@ fn lock(instance: &str, path: &Path) -> Result<File, AdminError> {
         }
         Err(TryLockError::Error(error)) => return Err(at(error)),
     }
-    file.set_len(0).map_err(at)?;
-    file.rewind().map_err(at)?;
-    writeln!(file, "{}", std::process::id()).map_err(at)?;
+    sign(&file).map_err(at)?;
     Ok(file)
 }
 
+/// Writes the holder's number into the lock's file. Not through the cursor, which is shared with
+/// whom the lock is shared.
+fn sign(file: &File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
+}
+
 /// Listens on the metrics port, with SO_REUSEPORT, so that the next agent can take over without
-/// a gap.
-pub(super) fn metrics(address: SocketAddr) -> Result<std::net::TcpListener, AdminError> {
+/// a gap. `beside`: a predecessor listens there, and lets go of it when we are ready.
+pub(super) fn metrics(
+    address: SocketAddr,
+    beside: bool,
+) -> Result<std::net::TcpListener, AdminError> {
     let bind = |reuse_port: bool| -> io::Result<Socket> {
         let socket = Socket::new(
             Domain::for_address(address),
@@ -128,7 +170,9 @@ pub(super) fn metrics(address: SocketAddr) -> Result<std::net::TcpListener, Admi
     // Among sockets with SO_REUSEPORT the second bind succeeds too, and two instances would share
     // the scrapes at random. The instance's lock rules a predecessor out, so whoever answers is a
     // stranger: a first bind without the option finds out, and is gone when the second is made.
-    drop(bind(false).map_err(named)?);
+    if !beside {
+        drop(bind(false).map_err(named)?);
+    }
     let socket = bind(true).map_err(named)?;
     let listen = |socket: &Socket| {
         socket.set_nonblocking(true)?;

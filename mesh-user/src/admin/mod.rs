@@ -15,8 +15,10 @@ pub mod status;
 pub(crate) mod tests;
 
 use std::{
+    fs::File,
     io,
     net::SocketAddr,
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -25,6 +27,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use listen::Place;
+pub use routes::TAKEOVER_PROTOCOL;
 pub use status::{
     Condition, ConfigStatus, Drain, LastError, Status, WorkloadState, WorkloadStatus,
 };
@@ -70,6 +73,12 @@ pub trait Agent: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The rendered problems of the file: the old snapshot stays in force.
     fn reload(&self) -> Result<u64, String>;
+
+    /// Speaks with a successor until it has taken over, has failed or is gone. Has a thread of its
+    /// own.
+    fn hand_over(&self, successor: UnixStream) {
+        drop(successor);
+    }
 }
 
 /// What the kernel counted, for `/metrics`.
@@ -99,8 +108,9 @@ pub struct AdminOptions {
 pub struct Admin {
     metrics: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
+    retire: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
-    _place: Place,
+    place: Place,
 }
 
 /// Why the admin interface could not be started. Nothing of it is left.
@@ -163,7 +173,35 @@ impl Admin {
 
     fn start_at(run_dir: &Path, socket: &Path, options: AdminOptions) -> Result<Self, AdminError> {
         let (place, unix) = Place::take(options.instance.name(), run_dir, socket)?;
-        let tcp = options.metrics.map(listen::metrics).transpose()?;
+        let tcp = (options.metrics)
+            .map(|address| listen::metrics(address, false))
+            .transpose()?;
+        Self::serve(options, place, unix, tcp)
+    }
+
+    /// Starts in the place of a predecessor, whose lock this is and who serves metrics at
+    /// `metrics`: binds the port beside it, and its own socket over the other's, last.
+    ///
+    /// # Errors
+    /// As for [`Admin::start`]. The other's socket is where it was.
+    pub fn take_over(
+        options: AdminOptions,
+        lock: File,
+        metrics: Option<SocketAddr>,
+    ) -> Result<Self, AdminError> {
+        let tcp = (options.metrics)
+            .map(|address| listen::metrics(address, Some(address) == metrics))
+            .transpose()?;
+        let (place, unix) = Place::take_over(lock, &options.instance.admin_socket())?;
+        Self::serve(options, place, unix, tcp)
+    }
+
+    fn serve(
+        options: AdminOptions,
+        place: Place,
+        unix: UnixListener,
+        tcp: Option<std::net::TcpListener>,
+    ) -> Result<Self, AdminError> {
         let metrics = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -172,16 +210,34 @@ impl Admin {
             .build()
             .map_err(AdminError::Thread)?;
         let (stop, stopped) = oneshot::channel();
+        let (retire, retired) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("mesh-admin".into())
-            .spawn(move || runtime.block_on(server::run(options, unix, tcp, stopped)))
+            .spawn(move || runtime.block_on(server::run(options, unix, tcp, retired, stopped)))
             .map_err(AdminError::Thread)?;
         Ok(Self {
             metrics,
             stop: Some(stop),
+            retire: Some(retire),
             thread: Some(thread),
-            _place: place,
+            place,
         })
+    }
+
+    /// Leaves the metrics port to a successor. What is connected is answered.
+    pub fn retire(&mut self) {
+        if let Some(retire) = self.retire.take() {
+            // An error says that the thread ended already.
+            let _ = retire.send(());
+        }
+    }
+
+    /// A descriptor of the lock, for a successor.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn share_lock(&self) -> io::Result<File> {
+        self.place.share_lock()
     }
 
     /// Where metrics and health are served: the port that was taken when 0 was asked for.

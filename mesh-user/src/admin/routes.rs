@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -9,10 +10,14 @@ use std::{
 use bytes::Bytes;
 use http::{
     Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE},
+    header::{ALLOW, CONNECTION, CONTENT_TYPE, UPGRADE},
 };
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::{
+    body::Incoming,
+    upgrade::{self, OnUpgrade, Upgraded},
+};
+use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde_json::json;
 use tokio::{sync::Semaphore, task, time};
@@ -140,6 +145,8 @@ impl State {
 
 /// Answers one request.
 pub(super) async fn answer(state: &Arc<State>, side: Side, request: Request<Incoming>) -> Answer {
+    let mut request = request;
+    let successor = (request.uri().path() == "/takeover").then(|| upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let method = &head.method;
     let query = head.uri.query().unwrap_or("");
@@ -178,6 +185,10 @@ pub(super) async fn answer(state: &Arc<State>, side: Side, request: Request<Inco
         (Side::Admin, "/reload") => match only(method, &[Method::POST]) {
             Some(refused) => refused,
             None => reload(state).await,
+        },
+        (Side::Admin, "/takeover") => match (only(method, &[Method::POST]), successor) {
+            (None, Some(successor)) => hand_over(state, &head, successor),
+            (refused, _) => refused.unwrap_or_else(upgrade_needed),
         },
         (Side::Admin, "/logging") => match only(method, &[Method::GET, Method::PUT]) {
             Some(refused) => refused,
@@ -301,6 +312,60 @@ async fn reload(state: &Arc<State>) -> Answer {
         Err(why) => failure(StatusCode::UNPROCESSABLE_ENTITY, &why),
     })
     .await
+}
+
+/// The protocol that `/takeover` changes to: one JSON document a line, see `app::takeover`.
+pub const TAKEOVER_PROTOCOL: &str = "mesh-takeover";
+
+fn upgrade_needed() -> Answer {
+    failure(
+        StatusCode::UPGRADE_REQUIRED,
+        &format!(
+            "expected `upgrade: {TAKEOVER_PROTOCOL}`: this is what `mesh run --takeover` asks"
+        ),
+    )
+}
+
+/// Gives the connection to the agent, on a thread of its own.
+fn hand_over(state: &Arc<State>, head: &http::request::Parts, successor: OnUpgrade) -> Answer {
+    let asked = head.headers.get(UPGRADE);
+    if asked.is_none_or(|protocol| protocol != TAKEOVER_PROTOCOL) {
+        return upgrade_needed();
+    }
+    let agent = Arc::clone(&state.agent);
+    task::spawn(async move {
+        let stream = match successor.await {
+            Ok(upgraded) => plain(upgraded),
+            Err(error) => Err(io::Error::other(error)),
+        };
+        let thread = stream.and_then(|stream| {
+            std::thread::Builder::new()
+                .name("mesh-takeover".into())
+                .spawn(move || agent.hand_over(stream))
+        });
+        if let Err(error) = thread {
+            tracing::warn!(%error, "a successor is not answered");
+        }
+    });
+    let mut response = Response::new(Body::from(String::new()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, http::HeaderValue::from_static(TAKEOVER_PROTOCOL));
+    response
+}
+
+/// The socket under an upgraded connection, for blocking use.
+fn plain(upgraded: Upgraded) -> io::Result<std::os::unix::net::UnixStream> {
+    let parts = upgraded
+        .downcast::<TokioIo<tokio::net::UnixStream>>()
+        .map_err(|_| io::Error::other("not a unix socket"))?;
+    if !parts.read_buf.is_empty() {
+        return Err(io::Error::other("it spoke before it was answered"));
+    }
+    let stream = parts.io.into_inner().into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 fn log_filter() -> Answer {

@@ -44,6 +44,7 @@ pub(super) async fn run(
     options: AdminOptions,
     unix: UnixListener,
     tcp: Option<TcpListener>,
+    retired: oneshot::Receiver<()>,
     stopped: oneshot::Receiver<()>,
 ) {
     let state = Arc::new(State::new(options));
@@ -60,21 +61,32 @@ pub(super) async fn run(
         unix.accept().await.map(|(stream, _)| stream)
     });
     let metrics = async {
-        match &tcp {
-            Some(tcp) => {
-                accept_loop(state.clone(), Side::Metrics, async || {
-                    tcp.accept().await.map(|(stream, _)| stream)
-                })
-                .await;
+        if let Some(tcp) = tcp {
+            let accept = async || tcp.accept().await.map(|(stream, _)| stream);
+            tokio::select! {
+                () = accept_loop(state.clone(), Side::Metrics, accept) => {}
+                _ = retired => last_ones(&state, &tcp).await,
             }
-            None => std::future::pending().await,
+            // Closed here: a successor has the port.
         }
+        std::future::pending().await
     };
     tokio::select! {
         () = admin => {}
         () = metrics => {}
         () = retire_loop(state.clone()) => {}
         _ = stopped => {}
+    }
+}
+
+/// Takes what waits to be accepted: closing the listener would reset it.
+async fn last_ones(state: &Arc<State>, tcp: &tokio::net::TcpListener) {
+    for _ in 0..CONNECTIONS_MAX {
+        let Ok(Ok((stream, _))) = time::timeout(Duration::ZERO, tcp.accept()).await else {
+            return;
+        };
+        let state = state.clone();
+        tokio::spawn(async move { serve(state, Side::Metrics, stream).await });
     }
 }
 
@@ -115,7 +127,9 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        // Only `/takeover` asks for it.
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     // How a connection to the admin port ended is of no use to anybody.
     if time::timeout(LIFETIME, connection.as_mut()).await.is_err() {

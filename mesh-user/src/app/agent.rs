@@ -1,23 +1,33 @@
 //! The running agent as the admin interface and the control loop see it.
 
 use std::{
+    fs::File,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use mesh_common::reason::Reason;
+use tokio::sync::watch;
 
-use super::{enrolment::Enrolments, kernel_path::KernelPath};
+use super::{
+    enrolment::Enrolments,
+    kernel_path::KernelPath,
+    takeover::{self, KeptSocket, Offer},
+};
 use crate::{
     admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
     clock::{self, MonoNanos},
     config::{self, AgentConfig, Config},
-    kernel::{Instance, Kernel, KernelError, audit::Outcome, view::View},
+    kernel::{
+        Instance, Kernel, KernelError,
+        audit::Outcome,
+        view::{REMOVED_CGROUP, View},
+    },
     platform::file::keep_until_restart,
     policy::Snapshot,
-    proxy::Workers,
+    proxy::{Command, Workers},
     telemetry::Telemetry,
 };
 
@@ -50,6 +60,20 @@ pub(super) struct NodeAgent {
     control: Mutex<Control>,
     /// Apart from `control`, so that `mesh status` answers while a reload runs.
     report: Mutex<Reported>,
+    phase: watch::Sender<Phase>,
+    /// The admin interface's lock, for a successor.
+    admin_lock: OnceLock<File>,
+}
+
+/// Whose the instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// This agent's.
+    Ours,
+    /// A successor starts: this agent serves, and changes nothing.
+    HandingOver,
+    /// The successor's.
+    HandedOver,
 }
 
 #[derive(Debug)]
@@ -60,6 +84,15 @@ struct Control {
     enrolments: Enrolments,
     kernel_path: KernelPath,
     swept: MonoNanos,
+    /// While a successor starts, and ever after when it has taken over: it writes what the kernel
+    /// holds.
+    frozen: bool,
+    /// While a successor starts.
+    kept: Option<KeptSocket>,
+    /// A successor that was given up lives still.
+    outlived: bool,
+    /// A configuration came meanwhile.
+    missed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -127,6 +160,15 @@ fn audit(kernel: &mut Kernel) {
     }
 }
 
+/// Lets go of namespaces that went away, where a successor writes the maps.
+fn let_go(kernel: &mut Kernel, workers: &Workers) {
+    for pod_id in kernel.let_go_of_gone() {
+        for index in 0..workers.count() {
+            workers.send(index, Command::Release { pod_id });
+        }
+    }
+}
+
 /// Guarded workloads with a way out that is not guarded, by name.
 fn gaps(kernel: &Kernel, enrolments: &Enrolments) -> Vec<String> {
     let status = enrolments.status();
@@ -170,12 +212,130 @@ impl NodeAgent {
                 enrolments: Enrolments::default(),
                 kernel_path: KernelPath::default(),
                 swept: MonoNanos(0),
+                frozen: false,
+                kept: None,
+                outlived: false,
+                missed: false,
             }),
             report: Mutex::new(Reported {
                 paused,
                 ..Reported::default()
             }),
+            phase: watch::Sender::new(Phase::Ours),
+            admin_lock: OnceLock::new(),
         }
+    }
+
+    /// The lock that a successor gets with the instance.
+    pub(super) fn set_admin_lock(&self, lock: File) {
+        // Set once, after the start.
+        let _first = self.admin_lock.set(lock);
+    }
+
+    /// Whose the instance is, and when that changes.
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// A successor starts: from here on it writes what the kernel holds.
+    pub(super) fn freeze(&self) -> Result<(Offer, (File, File)), String> {
+        let mut control = lock(&self.control);
+        if lock(&self.report).draining {
+            return Err("it is stopping: start again when it has ended".into());
+        }
+        if control.frozen || control.outlived {
+            return Err("another successor is there: kill it if it hangs".into());
+        }
+        if control.in_force.is_none() {
+            return Err("it has only just started: try again".into());
+        }
+        let admin_lock = self.admin_lock.get().ok_or("it has only just started")?;
+        let locks = control
+            .kernel
+            .share_lock()
+            .and_then(|lock| Ok((lock, admin_lock.try_clone()?)))
+            .map_err(|error| format!("the locks can't be shared: {error}"))?;
+        let kept = KeptSocket::keep(&self.instance)
+            .map_err(|error| format!("the admin socket can't be kept: {error}"))?;
+        control.kept = Some(kept);
+        control.frozen = true;
+        control.kernel.freeze();
+        self.phase.send_replace(Phase::HandingOver);
+        let offer = Offer {
+            shards: control.kernel.shard_count(),
+            metrics: self.settings.metrics,
+            live: control.enrolments.live(),
+        };
+        Ok((offer, locks))
+    }
+
+    /// The successor failed: everything is put back as it was. `lives`: it was given up and may write
+    /// still; this comes again when it is gone, and until then no other is let in.
+    pub(super) fn take_back(&self, lives: bool) {
+        let mut control = lock(&self.control);
+        control.outlived = lives;
+        control.frozen = false;
+        let table = self.snapshot.load().kernel_table();
+        if let Err(error) = control.kernel.take_back(&table) {
+            tracing::error!(%error, "not everything is as it was before the takeover");
+        }
+        if let Some(kept) = control.kept.take()
+            && let Err(error) = kept.put_back()
+        {
+            tracing::error!(%error, "the admin socket is lost");
+        }
+        let missed = std::mem::take(&mut control.missed);
+        drop(control);
+        self.phase.send_replace(Phase::Ours);
+        if missed {
+            // A refusal is logged and kept for `mesh status`.
+            let _refused = Agent::reload(self);
+        }
+    }
+
+    /// The successor serves: the control loop ends.
+    pub(super) fn handed_over(&self) {
+        drop(lock(&self.control).kept.take());
+        self.phase.send_replace(Phase::HandedOver);
+    }
+
+    /// Puts the first configuration in force beside an agent that serves: its connections go on, new
+    /// ones come here workload by workload.
+    ///
+    /// # Errors
+    /// A map is full, or a workload that the other serves can't be enrolled: the other goes on.
+    pub(super) fn put_in_force_beside(
+        &self,
+        config: &Config,
+        live: &[String],
+        now: MonoNanos,
+    ) -> anyhow::Result<()> {
+        let mut control = lock(&self.control);
+        let new = Arc::new(Snapshot::compile(
+            Arc::new(config.model.clone()),
+            Some(&self.snapshot.load_full()),
+            now,
+        ));
+        let table = new.kernel_table();
+        // The other's workers know what the kernel knows; what only we know waits until no
+        // connection goes to them any more.
+        control.kernel.apply_known(&table)?;
+        self.workers.swap(Arc::clone(&new));
+        let Control {
+            kernel, enrolments, ..
+        } = &mut *control;
+        enrolments.follow(&new.model, kernel, &self.workers, now);
+        if let Some(why) = enrolments.lost(live) {
+            anyhow::bail!(why);
+        }
+        kernel.apply(&table)?;
+        kernel.complete_takeover()?;
+        self.snapshot.store(Arc::clone(&new));
+        control.in_force = Some(config.clone());
+        let mut report = lock(&self.report);
+        report.last_success = Some(SystemTime::now());
+        report.workloads = control.enrolments.status();
+        Ok(())
     }
 
     /// Puts a configuration in force as a whole.
@@ -184,6 +344,11 @@ impl NodeAgent {
     /// know: the kernel forgets what goes, the workers swap, the kernel learns what comes.
     pub(super) fn put_in_force(&self, config: &Config, now: MonoNanos) -> Result<u64, KernelError> {
         let mut control = lock(&self.control);
+        if control.frozen {
+            // Looked at again if the successor fails.
+            control.missed = true;
+            return Err(KernelError::HandingOver);
+        }
         if control.in_force.as_ref() == Some(config) {
             // The watcher and `mesh reload` both saw the same change, or a bad edit was undone.
             let mut report = lock(&self.report);
@@ -284,8 +449,12 @@ impl NodeAgent {
             enrolments,
             kernel_path,
             swept,
+            frozen,
             ..
         } = &mut *control;
+        if *frozen {
+            return let_go(kernel, &self.workers);
+        }
         self.look_at_links(now);
         log_events(kernel);
         enrolments.tick(kernel, &self.workers, now);
@@ -319,7 +488,11 @@ impl NodeAgent {
         let rows = View::open(&self.instance)
             .map(|view| view.progs())
             .unwrap_or_default();
-        let stands = |hook: &str| rows.iter().any(|row| row.program == hook);
+        // Somebody may have removed an attach point under its links, too.
+        let stands = |hook: &str| {
+            let mut links = rows.iter().filter(|row| row.program == hook).peekable();
+            links.peek().is_some() && links.all(|row| row.attached != REMOVED_CGROUP)
+        };
         let missing: Vec<_> = HOOKS.iter().copied().filter(|hook| !stands(hook)).collect();
         if !missing.is_empty() {
             tracing::error!(
@@ -347,8 +520,14 @@ impl NodeAgent {
     pub(super) fn tick_draining(&self) {
         let mut control = lock(&self.control);
         let Control {
-            kernel, enrolments, ..
+            kernel,
+            enrolments,
+            frozen,
+            ..
         } = &mut *control;
+        if *frozen {
+            return let_go(kernel, &self.workers);
+        }
         enrolments.let_go_of_gone(kernel, &self.workers, clock::now());
     }
 
@@ -451,13 +630,21 @@ impl Agent for NodeAgent {
     }
 
     fn redirect(&self, on: bool) -> Result<(), String> {
-        lock(&self.control)
+        let mut control = lock(&self.control);
+        if control.frozen {
+            return Err(KernelError::HandingOver.to_string());
+        }
+        control
             .kernel
             .set_paused(!on)
             .map_err(|error| error.to_string())?;
         lock(&self.report).paused = !on;
         tracing::info!(on, "redirect");
         Ok(())
+    }
+
+    fn hand_over(&self, successor: std::os::unix::net::UnixStream) {
+        takeover::serve(self, successor);
     }
 
     fn reload(&self) -> Result<u64, String> {

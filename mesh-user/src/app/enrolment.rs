@@ -169,6 +169,21 @@ impl Enrolments {
         }
     }
 
+    /// Workloads that are captured.
+    pub(super) fn live(&self) -> Vec<String> {
+        let live = self.slots.iter().filter(|(_, slot)| slot.pod_id.is_some());
+        live.map(|(key, _)| key.to_string()).collect()
+    }
+
+    /// Why a workload of these is not captured here although it is wanted; `None`: all are.
+    pub(super) fn lost(&self, live: &[String]) -> Option<String> {
+        live.iter().find_map(|key| {
+            let slot = self.slots.get(key.as_str())?;
+            let why = slot.error.as_deref().filter(|_| slot.pod_id.is_none())?;
+            Some(format!("workload {key} can't be taken over: {why}"))
+        })
+    }
+
     /// How each workload stands.
     pub(super) fn status(&self) -> Vec<WorkloadStatus> {
         self.slots

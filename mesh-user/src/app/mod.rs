@@ -13,18 +13,23 @@ mod agent;
 mod enrolment;
 mod heartbeat;
 mod kernel_path;
+mod takeover;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::{agent::NodeAgent, heartbeat::HeartbeatThread};
+use self::{
+    agent::{NodeAgent, Phase},
+    heartbeat::HeartbeatThread,
+    takeover::Predecessor,
+};
 use crate::{
     admin::{Admin, AdminOptions},
     clock,
     config::{AgentConfig, Config, UnknownNetns},
-    kernel::{Instance, Kernel, KernelOptions, cleanup},
+    kernel::{Inherited, Instance, Kernel, KernelOptions, cleanup},
     platform::file::{FileEvent, FileSource},
     policy::Snapshot,
     proxy::{Workers, WorkersOptions},
@@ -44,9 +49,16 @@ pub struct RunOptions {
     pub config: PathBuf,
     /// The instance.
     pub instance: Instance,
+    /// Take over from the running agent of this instance, if there is one.
+    pub takeover: bool,
 }
 
-/// Runs the agent until SIGTERM or SIGINT, then drains.
+/// How long an agent that has handed over still accepts. A client whose SYN came before, and whose
+/// next packet got lost, sends it again after a second (RFC 6298 §2.1): its handshake ends at the
+/// listener where it began.
+const LINGER: Duration = Duration::from_millis(1_500);
+
+/// Runs the agent until SIGTERM or SIGINT, or until a successor has taken over; then drains.
 ///
 /// Programs, links and maps stay pinned at the end: the kernel goes on by each workload's failure
 /// mode until the next start adopts them, or `mesh cleanup` removes them.
@@ -61,6 +73,14 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("{}", error.render(false)))?;
     let telemetry = Telemetry::new(&config.agent.access_log)
         .context("the access log can't be written (agent.access-log.path)")?;
+    // After everything that can be found out alone: from here on the running agent waits for us.
+    let predecessor = match options.takeover {
+        true => Predecessor::ask(&options.instance)?,
+        false => None,
+    };
+    if options.takeover && predecessor.is_none() {
+        tracing::info!("no agent to take over from: an ordinary start");
+    }
     // Whether anything of this instance was there before: a failed start must not remove it.
     let adopting = !crate::kernel::inventory::pins(&options.instance).is_empty();
     let started = start(
@@ -68,6 +88,7 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
         config_path,
         &config,
         Arc::clone(&telemetry),
+        predecessor,
     );
     let running = match started {
         Ok(running) => running,
@@ -84,9 +105,19 @@ pub fn run(options: RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("can't make the control runtime")?;
-    runtime.block_on(control(&running.agent, source, &telemetry))?;
-    running.stop();
+    match runtime.block_on(control(&running.agent, source, &telemetry))? {
+        Ended::Asked => running.stop(),
+        Ended::HandedOver => running.leave(),
+    }
     Ok(())
+}
+
+/// Why the control loop ended.
+enum Ended {
+    /// By a signal.
+    Asked,
+    /// A successor serves.
+    HandedOver,
 }
 
 /// A started agent.
@@ -101,9 +132,19 @@ fn start(
     config_path: PathBuf,
     config: &Config,
     telemetry: Arc<Telemetry>,
+    predecessor: Option<Predecessor>,
 ) -> anyhow::Result<Running> {
     let settings = &config.agent;
-    let kernel = Kernel::start(&kernel_options(instance, settings))?;
+    let options = kernel_options(instance, settings);
+    let kernel = match &predecessor {
+        None => Kernel::start(&options)?,
+        Some(other) => {
+            other.waits()?;
+            let lock = other.lock.try_clone().context("the instance's lock")?;
+            let shards = other.offer.shards;
+            Kernel::take_over(&options, Inherited { lock, shards })?
+        }
+    };
     let now = clock::now();
     let workers = Workers::start(
         WorkersOptions {
@@ -119,7 +160,8 @@ fn start(
     )
     .context("can't start the workers")?;
     let workers = Arc::new(workers);
-    let heartbeat = HeartbeatThread::start(kernel.heartbeat()?, Arc::clone(&workers))?;
+    let heartbeat =
+        HeartbeatThread::start(kernel.heartbeat()?, kernel.shards(), Arc::clone(&workers))?;
     let agent = Arc::new(NodeAgent::new(
         instance.clone(),
         config_path,
@@ -128,16 +170,33 @@ fn start(
         workers,
         Arc::clone(&telemetry),
     ));
-    let admin = Admin::start(AdminOptions {
+    let options = AdminOptions {
         instance: instance.clone(),
         metrics: settings.metrics,
         agent: Arc::clone(&agent) as Arc<dyn crate::admin::Agent>,
         telemetry,
-    })?;
-    agent.tick(now);
-    agent
-        .put_in_force(config, now)
-        .context("can't put the configuration in force")?;
+    };
+    const IN_FORCE: &str = "can't put the configuration in force";
+    let admin = match predecessor {
+        None => {
+            let admin = Admin::start(options)?;
+            agent.tick(now);
+            agent.put_in_force(config, now).context(IN_FORCE)?;
+            admin
+        }
+        Some(other) => {
+            other.waits()?;
+            agent
+                .put_in_force_beside(config, &other.offer.live, now)
+                .context(IN_FORCE)?;
+            agent.tick(now);
+            let lock = other.admin_lock.try_clone().context("the admin lock")?;
+            let admin = Admin::take_over(options, lock, other.offer.metrics)?;
+            other.finish()?;
+            admin
+        }
+    };
+    agent.set_admin_lock(admin.share_lock().context("the admin lock")?);
     Ok(Running {
         agent,
         admin,
@@ -153,15 +212,17 @@ fn kernel_options(instance: &Instance, settings: &AgentConfig) -> KernelOptions 
         shards: settings.workers as u16,
         refuse_unknown: settings.unknown_netns == UnknownNetns::Refuse,
         kubelet_cgroup: settings.kubelet_cgroup.clone(),
+        capacities: Vec::new(),
     }
 }
 
-/// The control loop: file events, signals, ticks. Returns when asked to stop.
+/// The control loop: file events, signals, ticks. Returns when asked to stop, or when a successor
+/// serves. While one starts a signal waits: it ends this agent when the successor has failed.
 async fn control(
     agent: &NodeAgent,
     source: FileSource,
     telemetry: &Telemetry,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Ended> {
     let mut terminate = signal(SignalKind::terminate()).context("can't watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("can't watch SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("can't watch SIGHUP")?;
@@ -170,10 +231,19 @@ async fn control(
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut watching = true;
+    let mut phase = agent.phase();
+    let mut asked = false;
     loop {
+        match *phase.borrow_and_update() {
+            Phase::HandedOver => return Ok(Ended::HandedOver),
+            Phase::Ours if asked => return Ok(Ended::Asked),
+            Phase::Ours | Phase::HandingOver => {}
+        }
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => asked = true,
+            _ = interrupt.recv() => asked = true,
+            // Its sender lives as long as the agent.
+            _ = phase.changed() => {}
             _ = hangup.recv() => {
                 telemetry.reopen_access_log();
                 // A refusal is logged and kept for `mesh status` by the reload itself.
@@ -204,15 +274,43 @@ impl Running {
         // A heartbeat of 0 is stale: the connect hook stops capturing before a listener closes,
         // so that no connection is left in a listener's queue.
         let workers = self.heartbeat.stop();
-        let cut = std::thread::scope(|scope| {
-            let drain = scope.spawn(|| workers.drain(limit));
-            while !drain.is_finished() {
-                self.agent.tick_draining();
-                std::thread::sleep(DRAIN_TICK);
-            }
-            drain.join().unwrap_or(0)
-        });
+        let cut = drain(&self.agent, &workers, limit);
         tracing::info!(cut, "stopped");
         drop(self.admin);
     }
+
+    /// A successor serves: takes what is half open at its listeners, lets the rest end, then goes.
+    /// Nothing is written to the kernel any more.
+    fn leave(mut self) {
+        let limit = self.agent.drain_limit();
+        tracing::info!(
+            limit_s = limit.as_secs_f64(),
+            "draining, a successor serves"
+        );
+        // The last probes that reach this side of the health port get the node's answer.
+        self.admin.retire();
+        let (workers, _heartbeat) = self.heartbeat.retire();
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < LINGER {
+            self.agent.tick_draining();
+            std::thread::sleep(DRAIN_TICK);
+        }
+        self.agent.set_draining();
+        let cut = drain(&self.agent, &workers, limit);
+        tracing::info!(cut, "left");
+        drop(self.admin);
+    }
+}
+
+/// Ends what the workers serve; pods that go away meanwhile are let go. How many connections were
+/// cut.
+fn drain(agent: &NodeAgent, workers: &Workers, limit: Duration) -> usize {
+    std::thread::scope(|scope| {
+        let drain = scope.spawn(|| workers.drain(limit));
+        while !drain.is_finished() {
+            agent.tick_draining();
+            std::thread::sleep(DRAIN_TICK);
+        }
+        drain.join().unwrap_or(0)
+    })
 }

@@ -105,6 +105,12 @@ pub(super) struct RunArgs {
     /// The configuration file; watched, taken over when it changes.
     #[arg(long, value_name = "FILE")]
     pub(super) config: PathBuf,
+    /// Take over from the running agent of this instance, without a gap; with none, just start.
+    ///
+    /// The running one serves until this one is ready, then ends what it has and exits. When this one
+    /// fails, the running one goes on. Both must have the same kernel layout (`mesh version`).
+    #[arg(long)]
+    pub(super) takeover: bool,
     /// What is logged: a level, or targets with levels.
     #[arg(
         long,

@@ -210,7 +210,11 @@ fn run_agent(instance: Instance, args: RunArgs) -> anyhow::Result<Exit> {
     logging::init(&args.log, args.log_format.into())?;
     let config = std::path::absolute(&args.config)
         .with_context(|| format!("--config {}", args.config.display()))?;
-    app::run(app::RunOptions { config, instance })?;
+    app::run(app::RunOptions {
+        config,
+        instance,
+        takeover: args.takeover,
+    })?;
     Ok(Exit::Done)
 }
 

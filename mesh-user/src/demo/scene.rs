@@ -361,6 +361,27 @@ impl Scene {
         Ok(())
     }
 
+    /// Starts an agent that takes over from the running one (`mesh run --takeover`), with the
+    /// configuration at `config`, and waits for nothing.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn spawn_successor(&self, config: &Path) -> anyhow::Result<Child> {
+        let mut command = Command::new(&self.binary);
+        command.args(["run", "--takeover", "--config"]).arg(config);
+        command.args(["--instance", self.instance.name()]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(self.log("agent")?);
+        self.bed.spawn_node(command)
+    }
+
+    /// The agent is this process from now on; the one before, if there is one.
+    pub fn replace_agent(&mut self, agent: Child) -> Option<Child> {
+        self.agent.replace(agent)
+    }
+
     /// Starts the agent and waits until it is ready and both clients are captured.
     ///
     /// # Errors

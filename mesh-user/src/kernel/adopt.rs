@@ -155,6 +155,18 @@ impl Kernel {
         self.drop_adopted(&over);
     }
 
+    /// Removes adopted workloads that the model does not name, without the grace of a start.
+    pub(super) fn drop_unwanted(&mut self) {
+        let Some(wanted) = &self.wanted else { return };
+        let over: Vec<u32> = self
+            .adopted
+            .iter()
+            .filter(|(_, record)| !wanted.contains(record.key.as_str()))
+            .map(|(id, _)| *id)
+            .collect();
+        self.drop_adopted(&over);
+    }
+
     /// Removes what is adopted or held under this name in another namespace: the workload lives
     /// here now.
     pub(super) fn expire_elsewhere(&mut self, key: &str, cookie: u64) {
@@ -179,7 +191,7 @@ impl Kernel {
     }
 
     /// Removes every trace of a workload that nobody manages.
-    fn purge(&mut self, pod_id: u32, record: Option<&Record>) {
+    pub(super) fn purge(&mut self, pod_id: u32, record: Option<&Record>) {
         let cookies: Vec<u64> = self
             .tables
             .pod_by_netns

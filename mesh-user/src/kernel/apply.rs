@@ -171,6 +171,11 @@ impl Installed {
         &self.fresh
     }
 
+    /// Whether a service stands at this address and port.
+    pub(super) fn knows(&self, key: &(Addr, u16)) -> bool {
+        self.services.contains_key(key)
+    }
+
     /// Writes the difference between what stands and the table. After an error of a write the next
     /// call starts from what the maps hold then.
     pub(super) fn apply(

@@ -61,14 +61,18 @@ impl Drop for Made {
 }
 
 /// Everything of [`Kernel::start`] that has to be undone on an error, with the instance taken.
+///
+/// `shards`: how many shards the listeners have that an agent left which lives; the count stays
+/// until ours are in their place.
 pub(super) fn start(
     options: &KernelOptions,
     mount: &Path,
     points: Vec<Cgroup>,
     lock: Lock,
+    shards: Option<u32>,
 ) -> Result<Kernel, KernelError> {
     let mut made = Made::default();
-    match open(options, mount, points, &mut made) {
+    match open(options, mount, points, &mut made, shards) {
         Ok(parts) => {
             made.keep = true;
             Ok(Kernel::new(options, parts, lock))
@@ -87,10 +91,12 @@ fn open(
     mount: &Path,
     points: Vec<Cgroup>,
     made: &mut Made,
+    shards: Option<u32>,
 ) -> Result<Parts, KernelError> {
     let pins = Pins::make(&options.instance)?;
     made.pin_dirs = Some(pins.clone());
-    let mut programs = object::load(Some((&pins, &mut made.pins)))?;
+    pins.check_versions()?;
+    let mut programs = object::load(Some((&pins, &mut made.pins)), &options.capacities)?;
     made.home = own_cgroup(mount);
     let (agent, fresh) = cgroups::enter_agent(mount, &options.instance)?;
     made.agent_cgroup = fresh.then(|| agent.path.clone());
@@ -98,7 +104,8 @@ fn open(
     let cookie = cookie::own().map_err(KernelError::io("network namespace cookie"))?;
     // An operator's «redirect off» outlives a restart.
     let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
-    let config = config(options, agent.id, cookie, paused);
+    let mut config = config(options, agent.id, cookie, paused);
+    config.shards = shards.unwrap_or(config.shards);
     write_config(&mut tables, config)?;
     let named = options.kubelet_cgroup.as_deref();
     let kubelet = Kubelet::start(&pins, mount, named, programs.take(PROBE_OPS)?)?;
@@ -125,7 +132,7 @@ fn open(
 
 /// Attaches every cgroup hook that is always needed at every point, `flow_ops` at the agent's cgroup too, and removes
 /// links of points that are not named any more.
-fn attach_all(
+pub(super) fn attach_all(
     pins: &Pins,
     programs: &Programs,
     points: &[Cgroup],

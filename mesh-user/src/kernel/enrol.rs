@@ -62,7 +62,7 @@ impl Kernel {
             held: adopted.as_ref().is_some_and(|record| record.held),
         };
         let steering = self.steering();
-        let (mark, shards) = (self.config.agent_mark, self.config.shards as u16);
+        let (mark, shards) = (self.config.agent_mark, self.shards);
         let marked = wanted.interception.marks() || wanted.inbound.captures();
         let prepared = match prepare(&netns, &identity, steering, marked, mark, shards) {
             Ok(prepared) => prepared,

@@ -82,6 +82,27 @@ pub enum KernelError {
         /// What this build needs.
         expected: String,
     },
+    /// An agent with another kernel layout left its programs in force.
+    #[error(
+        "instance {instance} has pins of kernel layout {found} ({links} links) and this build \
+         makes v{expected}: both would run at every hook. Stop the agent that made them, run \
+         mesh cleanup --instance {instance}, then start again"
+    )]
+    PredecessorAbi {
+        /// The instance.
+        instance: String,
+        /// Name of the other version's directory.
+        found: String,
+        /// How many links are pinned there.
+        links: usize,
+        /// Our layout.
+        expected: u32,
+    },
+    /// A successor writes what the kernel holds.
+    #[error(
+        "a successor is taking over (mesh run --takeover): ask it, or try again when it has failed"
+    )]
+    HandingOver,
     /// The kernel refused the object.
     #[error("the kernel refused {what}: {why}")]
     Load {

@@ -50,6 +50,10 @@ pub(super) struct Guarding {
 }
 
 impl Guard {
+    pub(super) const fn program(&self) -> &OwnedFd {
+        &self.program
+    }
+
     pub(super) fn new(program: OwnedFd) -> Self {
         Self {
             program,

@@ -25,7 +25,7 @@ pub struct Heartbeat {
 // SAFETY: the mapping belongs to this value alone and is not bound to a thread.
 unsafe impl Send for Heartbeat {}
 #[expect(unsafe_code, reason = "holds a pointer into a mapping")]
-// SAFETY: the only access is an atomic store.
+// SAFETY: the only accesses are atomic stores.
 unsafe impl Sync for Heartbeat {}
 
 impl Heartbeat {
@@ -39,13 +39,23 @@ impl Heartbeat {
         Ok(Self { word: base.cast() })
     }
 
-    /// Writes the tick of the oldest worker.
+    /// Writes the tick of the oldest worker, unless a later one stands there: during a takeover two
+    /// agents beat, and the one that turns is the one that counts.
     pub fn beat(&self, tick: MonoNanos) {
+        self.word().fetch_max(tick.0, Ordering::Relaxed);
+    }
+
+    /// Makes the heartbeat stale: from the next connect on the failure mode is in force.
+    pub fn end(&self) {
+        self.word().store(0, Ordering::Relaxed);
+    }
+
+    fn word(&self) -> &AtomicU64 {
         #[expect(unsafe_code, reason = "memory of the mapping")]
         // SAFETY: the mapping lives as long as `self`, starts on a page, and is written through
         // atomics only.
         let word = unsafe { self.word.as_ref() };
-        word.store(tick.0, Ordering::Relaxed);
+        word
     }
 }
 

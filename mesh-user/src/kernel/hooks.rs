@@ -4,10 +4,10 @@
 //! Links that an agent before us left are kept at a start while they may be needed: the rules that
 //! they enforce are in the maps already.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, os::fd::OwnedFd, path::PathBuf};
 
 use super::{
-    attach::attach,
+    attach::{attach, attach_all},
     cgroups::Cgroup,
     error::KernelError,
     object::{DATAGRAM_HOOKS, LOOPBACK_HOOKS, ORIGINAL_DST, Programs},
@@ -35,6 +35,18 @@ impl Hooks {
             points,
             agent,
         }
+    }
+
+    /// Puts pins and links back that a successor gave its own programs.
+    pub(super) fn again(
+        &self,
+        pins: &Pins,
+        taken: &[(&'static str, &OwnedFd)],
+        loopback: bool,
+    ) -> Result<(), KernelError> {
+        self.programs.pin_again(pins, taken)?;
+        let (points, made) = (&self.points, &mut Vec::new());
+        attach_all(pins, &self.programs, points, &self.agent, loopback, made).map(drop)
     }
 
     /// Outbound rules for datagrams are in force, or there are none.

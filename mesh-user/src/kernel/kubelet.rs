@@ -56,6 +56,10 @@ pub(super) fn usual(mount: &Path) -> Option<PathBuf> {
 }
 
 impl Kubelet {
+    pub(super) const fn program(&self) -> &OwnedFd {
+        &self.program
+    }
+
     /// Attaches at the cgroup that is named, or at the one that is found.
     ///
     /// # Errors

@@ -38,10 +38,12 @@ pub mod probe;
 mod ranges;
 mod records;
 mod route;
+mod shards;
 mod sockets;
 pub mod survey;
 mod sys;
 mod tables;
+mod takeover;
 pub mod view;
 mod watch;
 mod workload;
@@ -72,6 +74,8 @@ use self::{
 pub use self::{
     error::{EnrolError, KernelError},
     heartbeat::Heartbeat,
+    shards::Shards,
+    takeover::Inherited,
 };
 use crate::{
     model::{Interception, Netns, inbound::InboundPorts, kernel_table::KernelTable},
@@ -136,6 +140,9 @@ pub struct KernelOptions {
     /// The kubelet's own cgroup, below the cgroup2 mount or absolute. None: the usual names are
     /// looked for.
     pub kubelet_cgroup: Option<PathBuf>,
+    /// Other capacities of maps than [`mesh_common::maps::ALL`] says, by name: for tests that fill
+    /// them. An agent has none.
+    pub capacities: Vec<(String, u32)>,
 }
 
 /// A workload that shall be enrolled.
@@ -186,11 +193,13 @@ pub struct Kernel {
     pins: Pins,
     config: Config,
     tables: Tables,
-    listeners: tables::Sockets,
+    listeners: Arc<Shards>,
     steer: OwnedFd,
     guard: Guard,
     audit: Audit,
     kubelet: kubelet::Kubelet,
+    /// How many listeners a workload gets of each kind.
+    shards: u16,
     installed: Installed,
     feedback: Feedback,
     workloads: BTreeMap<u32, Workload>,
@@ -209,7 +218,7 @@ pub struct Kernel {
     /// What the programs themselves say; only objects built with the feature `log` say anything.
     log: Option<object::ProgramLog>,
     /// Last, so that nothing of ours is left open when another agent may come.
-    _lock: pins::Lock,
+    lock: pins::Lock,
 }
 
 impl Kernel {
@@ -224,18 +233,19 @@ impl Kernel {
         let mount = cgroups::mount()?;
         let points = cgroups::attach_points(&mount, &options.attach)?;
         let lock = pins::lock(&options.instance)?;
-        attach::start(options, &mount, points, lock)
+        attach::start(options, &mount, points, lock, None)
     }
 
     fn new(options: &KernelOptions, parts: Parts, lock: pins::Lock) -> Self {
         let mut kernel = Self {
             instance: options.instance.clone(),
             feedback: Feedback::new(parts.counters),
+            shards: options.shards.clamp(1, SHARDS_MAX as u16),
             installed: Installed::adopt(&parts.tables, &options.instance),
             pins: parts.pins,
             config: parts.config,
             tables: parts.tables,
-            listeners: parts.listeners,
+            listeners: Arc::new(Shards::new(parts.listeners)),
             steer: parts.steer,
             guard: Guard::new(parts.guard),
             audit: Audit::of(parts.standing),
@@ -250,7 +260,7 @@ impl Kernel {
             origins: Arc::new(parts.origins),
             hooks: parts.hooks,
             log: parts.log,
-            _lock: lock,
+            lock,
         };
         kernel.adopt();
         kernel
@@ -302,6 +312,11 @@ impl Kernel {
         let what = || KernelError::io(format!("{}", path.display()));
         let fd = sys::open_pin(&path).map_err(what())?;
         Heartbeat::map(fd.as_fd()).map_err(what())
+    }
+
+    /// Which worker each shard of the listeners leads to.
+    pub fn shards(&self) -> Arc<Shards> {
+        Arc::clone(&self.listeners)
     }
 
     /// Sockets that leave from the agent's own namespace, with the agent's mark.

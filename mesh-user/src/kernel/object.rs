@@ -115,7 +115,27 @@ pub(super) struct Programs {
     log: Option<ProgramLog>,
 }
 
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").finish_non_exhaustive()
+    }
+}
+
 impl Programs {
+    /// Pins them anew in the place of whatever is pinned by their names, with those that were taken
+    /// out.
+    pub(super) fn pin_again(
+        &self,
+        pins: &Pins,
+        taken: &[(&'static str, &OwnedFd)],
+    ) -> Result<(), KernelError> {
+        let own = self.fds.iter().map(|(name, fd)| (*name, fd));
+        for (name, fd) in own.chain(taken.iter().copied()) {
+            replace_pin(pins, name, fd, &mut Vec::new())?;
+        }
+        Ok(())
+    }
+
     /// The reader of what they say.
     pub(super) fn log(&mut self) -> Option<ProgramLog> {
         self.log.take()
@@ -164,14 +184,20 @@ pub(super) fn present() -> Result<(), KernelError> {
 
 /// Loads the object. With pins: against the pinned maps, those that are missing are made and
 /// pinned (added to `made`), and the programs' pins are replaced. Without: for a probe, leaving
-/// nothing.
-pub(super) fn load(pins: Option<(&Pins, &mut Vec<PathBuf>)>) -> Result<Programs, KernelError> {
+/// nothing. `capacities`: see [`super::KernelOptions`].
+pub(super) fn load(
+    pins: Option<(&Pins, &mut Vec<PathBuf>)>,
+    capacities: &[(String, u32)],
+) -> Result<Programs, KernelError> {
     present()?;
     let features = Features::probe();
     let mut loader = loader(features, Role::Workloads);
+    for (map, entries) in capacities {
+        loader.map_max_entries(map, *entries);
+    }
     let (mut made, mut agents) = (None, None);
     if let Some((pins, list)) = pins {
-        pins.check_layouts()?;
+        pins.check_layouts(Some(capacities))?;
         for spec in ALL {
             let path = pins.map(spec.name);
             if !path.exists() {

@@ -8,9 +8,9 @@
 //! ```
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::MetadataExt as _,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -19,7 +19,6 @@ use mesh_common::{
     abi::ABI_VERSION,
     maps::{ALL, Spec},
 };
-use nix::fcntl::{Flock, FlockArg};
 
 use super::{Instance, error::KernelError, mounts};
 
@@ -70,6 +69,26 @@ impl Pins {
             fs::create_dir_all(&dir).map_err(|source| KernelError::PinsRefused { dir, source })?;
         }
         Ok(pins)
+    }
+
+    /// Whether an agent with another kernel layout left programs in force. They can't be taken
+    /// over (their maps are laid out differently), and beside them every hook would run twice.
+    pub(super) fn check_versions(&self) -> Result<(), KernelError> {
+        for root in children(Some(&self.instance)) {
+            let other = Self {
+                instance: self.instance.clone(),
+                root,
+            };
+            if other.root != self.root && !is_empty(&other.root) {
+                return Err(KernelError::PredecessorAbi {
+                    instance: name_of(&self.instance),
+                    found: name_of(&other.root),
+                    links: other.all_links().len(),
+                    expected: ABI_VERSION,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Why nothing of this ABI is pinned.
@@ -143,12 +162,20 @@ impl Pins {
         found
     }
 
-    /// Whether every pinned map is one that this build would make.
-    pub(super) fn check_layouts(&self) -> Result<(), KernelError> {
+    /// Whether every pinned map is one that this build would make, with these capacities where they
+    /// are others than the table's. `None`: whatever they are, for a reader.
+    pub(super) fn check_layouts(
+        &self,
+        capacities: Option<&[(String, u32)]>,
+    ) -> Result<(), KernelError> {
         for spec in ALL {
             let path = self.map(spec.name);
             if path.exists() {
-                check_layout(spec, &path)?;
+                let capacity = capacities.map(|others| {
+                    let other = others.iter().find(|(map, _)| map == spec.name);
+                    other.map_or(spec.capacity, |(_, entries)| *entries)
+                });
+                check_layout(spec, capacity, &path)?;
             }
         }
         Ok(())
@@ -160,7 +187,23 @@ fn children(dir: Option<&Path>) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
-fn check_layout(spec: &'static Spec, path: &Path) -> Result<(), KernelError> {
+fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// Whether there is no pin in it: a start that was killed early leaves empty directories.
+fn is_empty(dir: &Path) -> bool {
+    children(Some(dir))
+        .iter()
+        .all(|child| child.is_dir() && is_empty(child))
+}
+
+fn check_layout(
+    spec: &'static Spec,
+    capacity: Option<u32>,
+    path: &Path,
+) -> Result<(), KernelError> {
     let info = MapInfo::from_pin(path).map_err(|source| KernelError::Map {
         map: spec.name,
         source,
@@ -177,7 +220,7 @@ fn check_layout(spec: &'static Spec, path: &Path) -> Result<(), KernelError> {
         spec.kind as u32,
         spec.key as u32,
         spec.value as u32,
-        spec.capacity,
+        capacity.unwrap_or(info.max_entries()),
         spec.flags,
     );
     if found == expected {
@@ -196,16 +239,41 @@ fn layout(kind: u32, key: u32, value: u32, entries: u32, flags: u32) -> String {
 }
 
 /// Held as long as the agent lives; the kernel drops it when the process dies, however it dies.
+///
+/// The lock belongs to the open file, not to the process: a successor that was handed a descriptor
+/// of it holds it too, and nobody else gets in between the two. So it is given back by closing,
+/// never by an explicit unlock.
 #[derive(Debug)]
 pub(super) struct Lock {
-    /// Kept for its drop.
-    _file: Flock<File>,
+    file: File,
     path: PathBuf,
     /// Nobody had left the file before us.
     fresh: bool,
 }
 
 impl Lock {
+    /// The lock that a predecessor handed over.
+    pub(super) fn handed_over(instance: &Instance, file: File) -> Self {
+        Self {
+            file,
+            path: instance.run_dir().join("lock"),
+            fresh: false,
+        }
+    }
+
+    /// A descriptor of the lock, for a successor.
+    pub(super) fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Writes the holder's number: only to say who.
+    pub(super) fn sign(&self) -> io::Result<()> {
+        let pid = std::process::id().to_string();
+        // Not the cursor: it is shared with whom the lock is shared.
+        self.file.set_len(0)?;
+        self.file.write_all_at(pid.as_bytes(), 0)
+    }
+
     /// Whether nobody had left the file before us.
     pub(super) fn fresh(&self) -> bool {
         self.fresh
@@ -236,20 +304,18 @@ pub(super) fn lock(instance: &Instance) -> Result<Lock, KernelError> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             other => other.map_err(at())?,
         };
-        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => file,
-            Err((file, _)) => return Err(held(instance, file)),
-        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(held(instance, file)),
+            Err(TryLockError::Error(error)) => return Err(at()(error)),
+        }
         // A cleanup may have removed the file between the two: then nobody else would see our lock.
         let ours = file.metadata().map_err(at())?.ino();
         if fs::metadata(&path).is_ok_and(|now| now.ino() == ours) {
-            file.set_len(0).map_err(at())?;
-            write!(file, "{}", std::process::id()).map_err(at())?;
-            return Ok(Lock {
-                _file: file,
-                path,
-                fresh,
-            });
+            let path = path.clone();
+            let lock = Lock { file, path, fresh };
+            lock.sign().map_err(at())?;
+            return Ok(lock);
         }
     }
     Err(held_by(instance, "?".to_owned()))

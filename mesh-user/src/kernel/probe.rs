@@ -328,7 +328,7 @@ fn netns_cookie() -> Check {
 
 /// The object itself, loaded and thrown away: the verifier's word on the real programs.
 fn ebpf_object() -> Check {
-    let found = object::load(None).map(|_| "every program loads".to_owned());
+    let found = object::load(None, &[]).map(|_| "every program loads".to_owned());
     let remedy = match &found {
         Err(KernelError::NotBuilt) => "cargo xtask build-ebpf, then build mesh again",
         _ => {

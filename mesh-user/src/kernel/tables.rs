@@ -143,7 +143,7 @@ impl Sockets {
         sys::sockhash_insert(&self.0, key, socket)
     }
 
-    pub(super) fn remove(&self, key: &ListenerKey) -> io::Result<()> {
+    pub(super) fn delete(&self, key: &ListenerKey) -> io::Result<()> {
         sys::map_delete(&self.0, key)
     }
 

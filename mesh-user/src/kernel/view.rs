@@ -63,7 +63,7 @@ impl View {
         if !pins.root.exists() {
             return Err(pins.missing());
         }
-        pins.check_layouts()?;
+        pins.check_layouts(None)?;
         let tables = Readable::open(&pins)?;
         let names = records::read(instance)
             .into_iter()
@@ -470,9 +470,13 @@ fn kind(program: &str) -> &'static str {
     }
 }
 
+/// What [`ProgRow::attached`] says of a link whose cgroup was removed under it: it does nothing any
+/// more.
+pub const REMOVED_CGROUP: &str = "removed cgroup";
+
 fn attached(target: LinkTarget, cgroups: &HashMap<u64, String>) -> String {
     match target {
-        LinkTarget::Cgroup(0) => "removed cgroup".to_owned(),
+        LinkTarget::Cgroup(0) => REMOVED_CGROUP.to_owned(),
         LinkTarget::Cgroup(id) => cgroups
             .get(&id)
             .cloned()

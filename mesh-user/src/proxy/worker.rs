@@ -200,6 +200,12 @@ impl Workers {
         MonoNanos(ticks.min().unwrap_or(0))
     }
 
+    /// The time of each worker's last turn, in their order, CLOCK_MONOTONIC.
+    pub fn ticks(&self) -> impl Iterator<Item = MonoNanos> {
+        let ticks = self.shared.ticks.iter();
+        ticks.map(|tick| MonoNanos(tick.load(Ordering::Relaxed)))
+    }
+
     /// Stops accepting, lets requests in flight end (HTTP/1.1 answers get `connection: close`,
     /// HTTP/2 a GOAWAY), then cuts the rest after `limit`. Idle HTTP/1 connections are open for
     /// another second. Returns how many were cut.

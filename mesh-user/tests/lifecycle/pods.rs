@@ -80,6 +80,7 @@ fn namespaces_that_stand(scene: &Scene) -> usize {
     String::from_utf8_lossy(&output.stdout).lines().count()
 }
 
+/// Pitfall 19: a namespace that our descriptors keep alive.
 #[test]
 fn deleted_pod_with_live_connections_is_really_gone_in_two_seconds() {
     let mut scene = start("t-gone", SPLIT);

@@ -502,6 +502,17 @@ struct State {
     datagrams: Vec<Rule>,
 }
 
+/// Other capacities of maps, as `NAME=ENTRIES,...`: see [`Agent::spawn_by`] with `env`.
+pub(crate) const CAPACITIES: &str = "MESH_TEST_CAPACITIES";
+
+fn capacities() -> Vec<(String, u32)> {
+    let text = std::env::var(CAPACITIES).unwrap_or_default();
+    let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
+    pairs
+        .map(|(map, entries)| (map.to_owned(), entries.parse().expect("a number")))
+        .collect()
+}
+
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
@@ -529,6 +540,7 @@ impl State {
                 shards,
                 refuse_unknown,
                 kubelet_cgroup: None,
+                capacities: capacities(),
             };
             let kernel = Kernel::start(&options).map_err(text)?;
             let heartbeat = kernel.heartbeat().map_err(text)?;
