@@ -1,6 +1,7 @@
 //! The decisions.
 
 pub mod connect;
+pub mod shield;
 pub mod steer;
 
 use mesh_common::service::ServiceEntry;
