@@ -125,6 +125,17 @@ pub struct Source {
 }
 plain!(Source, 32, [u64, u64, u64, u64]);
 
+/// Whose bucket an address has: IPv4 by address, IPv6 by /64, which is what one host is given
+/// (RFC 6177 §1) and can fill with addresses at will.
+#[inline(always)]
+pub const fn bucket_of(source: &Addr) -> Addr {
+    if source.is_v4() {
+        return *source;
+    }
+    let w = source.v6_be();
+    Addr::from_v6_be([w[0], w[1], 0, 0])
+}
+
 /// Frames and their bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -27,6 +27,7 @@ pub mod probe;
 mod ranges;
 mod records;
 mod route;
+pub mod shield;
 mod sockets;
 mod sys;
 mod tables;

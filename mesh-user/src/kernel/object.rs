@@ -190,7 +190,7 @@ fn load_one(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelErro
 }
 
 /// An error with its causes; a verifier log is cut to its end, where the reason stands.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -160,7 +160,8 @@ fn children(dir: Option<&Path>) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
-fn check_layout(spec: &'static Spec, path: &Path) -> Result<(), KernelError> {
+/// Whether a pinned map is the one of the table.
+pub(super) fn check_layout(spec: &'static Spec, path: &Path) -> Result<(), KernelError> {
     let info = MapInfo::from_pin(path).map_err(|source| KernelError::Map {
         map: spec.name,
         source,

@@ -42,7 +42,7 @@ impl Netlink {
     }
 
     /// Sends a request and collects the answers up to the acknowledgement or the end of the dump.
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         request: RouteNetlinkMessage,
         flags: u16,

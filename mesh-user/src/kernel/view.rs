@@ -422,6 +422,7 @@ fn attached(target: LinkTarget, cgroups: &HashMap<u64, String>) -> String {
             .unwrap_or_else(|| format!("cgroup {id}")),
         LinkTarget::Netns(0) => "deleted netns".to_owned(),
         LinkTarget::Netns(inode) => format!("netns {inode}"),
+        LinkTarget::Interface(index) => format!("interface {index}"),
         LinkTarget::Other => "?".to_owned(),
     }
 }

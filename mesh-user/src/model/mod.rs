@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 pub mod kernel_table;
+pub mod shield;
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
 /// set selects every endpoint.

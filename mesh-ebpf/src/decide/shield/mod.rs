@@ -16,7 +16,7 @@ use mesh_common::{
     abi::ABI_VERSION,
     addr::Addr,
     flow::Tuple,
-    shield::{Entry, Reason, Settings},
+    shield::{Entry, Reason, Settings, bucket_of},
 };
 
 use parse::{Frame, Network, NoNetwork, Transport};
@@ -129,7 +129,7 @@ fn tcp<W: World>(
     if !flags::opens(flags) || !limited {
         return Reason::Pass;
     }
-    let Some(source) = world.source(&key(&network.source)) else {
+    let Some(source) = world.source(&bucket_of(&network.source)) else {
         return Reason::PassNoRoom;
     };
     let now = world.now();
@@ -184,17 +184,6 @@ fn buckets<W: World>(
 /// A SYN of the same four-tuple within this time is the same connection, sent again: the six that
 /// Linux sends follow the first after 1, 3, 7, 15, 31 and 63 s (`tcp_syn_retries`, RFC 6298 §5).
 pub const SYN_AGAIN_NS: u64 = 64_000_000_000;
-
-/// Whose bucket it is: IPv4 by address, IPv6 by /64, which is what one host is given (RFC 6177
-/// §1) and can fill with addresses at will.
-#[inline(always)]
-pub const fn key(source: &Addr) -> Addr {
-    if source.is_v4() {
-        return *source;
-    }
-    let w = source.v6_be();
-    Addr::from_v6_be([w[0], w[1], 0, 0])
-}
 
 /// What a bucket of one number does with one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
