@@ -284,14 +284,15 @@ pub const MAPS: &[Spec] = &[
     },
     Spec {
         flags: NO_PREALLOC,
-        // A list is replaced by adding the new entries first, so both fit.
+        // A list is replaced by adding the new entries first, so both fit, with an operator's
+        // entries and the one that keeps IPv6's rules from IPv4.
         full: "lists above 1,000,000 prefixes are refused by name, the old ones stay",
         ..map(
             "SHIELD_PREFIXES",
             Kind::LpmTrie,
             Prefix::SIZE,
             Entry::SIZE,
-            2 * PREFIXES_MAX as u32 + 2,
+            2 * (PREFIXES_MAX as u32 + MANUAL_MAX + 1),
         )
     },
     Spec {

@@ -2,7 +2,13 @@
 //!
 //! Everything it makes is named `mb-shield-...`; nothing of the machine's own namespace is touched.
 
+#[path = "shield/bed.rs"]
+mod bed;
+#[path = "shield/foreign.rs"]
+mod foreign;
 #[path = "shield/frames.rs"]
 mod frames;
+#[path = "shield/interfaces.rs"]
+mod interfaces;
 #[path = "shield/runs.rs"]
 mod runs;

@@ -185,8 +185,13 @@ impl Attacher<'_> {
             return Ok(how);
         }
         self.remove_xdp(interface.index);
+        // Not every driver gives them back by itself.
+        let back = match offloads::turn_on(&interface.name, &lost) {
+            Ok(()) => "they are on again".to_owned(),
+            Err(error) => format!("turn them on again with ethtool -K ({error})"),
+        };
         Err(format!(
-            "native XDP turned offloads off: {}",
+            "native XDP turned offloads off: {}; {back}",
             lost.join(", ")
         ))
     }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fs, io};
 
+use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
@@ -30,7 +31,7 @@ impl Interface {
         question
             .attributes
             .push(LinkAttribute::IfName(name.to_owned()));
-        match netlink.ask(RouteNetlinkMessage::GetLink(question), 0) {
+        match netlink.ask(RouteNetlinkMessage::GetLink(question), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
                 RouteNetlinkMessage::NewLink(message) => Some(Self::read(name, message)),
                 _ => None,

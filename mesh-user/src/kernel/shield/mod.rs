@@ -235,10 +235,9 @@ impl Shield {
         manual.chain(allow).chain(deny).chain(files)
     }
 
-    /// Brings the trie to what is said.
+    /// Brings the trie to what is said. An operator's entries have room beside full lists.
     fn relist(&mut self) -> Result<(), KernelError> {
         let total = self.files.iter().map(|file| file.nets.len()).sum::<usize>()
-            + self.manual.len()
             + self.wanted.allow.len()
             + self.wanted.deny.len();
         if total > PREFIXES_MAX {

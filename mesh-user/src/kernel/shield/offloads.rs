@@ -10,6 +10,7 @@ const ETHTOOL: libc::Ioctl = 0x8946;
 const GET_SET_INFO: u32 = 0x37;
 const GET_STRINGS: u32 = 0x1b;
 const GET_FEATURES: u32 = 0x3a;
+const SET_FEATURES: u32 = 0x3b;
 /// `ETH_SS_FEATURES`.
 const FEATURES: u32 = 4;
 /// Most features that are read: the kernel has some 60, in words of 32.
@@ -48,8 +49,55 @@ struct Features {
     blocks: [Block; WORDS_MAX],
 }
 
-/// Names of the features that are on. Nothing where the driver doesn't say.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Change {
+    valid: u32,
+    requested: u32,
+}
+
+#[repr(C)]
+struct Changes {
+    command: u32,
+    size: u32,
+    blocks: [Change; WORDS_MAX],
+}
+
+/// Names of the features that are on.
 pub(super) fn active(interface: &str) -> io::Result<BTreeSet<String>> {
+    let names = names(interface)?;
+    let mut features = Features {
+        command: GET_FEATURES,
+        size: names.len().div_ceil(32) as u32,
+        blocks: [Block::default(); WORDS_MAX],
+    };
+    ask(interface, &mut features)?;
+    let on = |bit: &usize| features.blocks[bit / 32].active >> (bit % 32) & 1 == 1;
+    let bits = (0..names.len()).filter(on);
+    Ok(bits.map(|bit| names[bit].clone()).collect())
+}
+
+/// Turns features on.
+pub(super) fn turn_on(interface: &str, features: &[&str]) -> io::Result<()> {
+    let names = names(interface)?;
+    let mut changes = Changes {
+        command: SET_FEATURES,
+        size: names.len().div_ceil(32) as u32,
+        blocks: [Change::default(); WORDS_MAX],
+    };
+    for (bit, _) in names
+        .iter()
+        .enumerate()
+        .filter(|(_, name)| features.contains(&name.as_str()))
+    {
+        changes.blocks[bit / 32].valid |= 1 << (bit % 32);
+        changes.blocks[bit / 32].requested |= 1 << (bit % 32);
+    }
+    ask(interface, &mut changes)
+}
+
+/// The features' names, by bit.
+fn names(interface: &str) -> io::Result<Vec<String>> {
     let mut info = SetInfo {
         command: GET_SET_INFO,
         _reserved: 0,
@@ -65,19 +113,11 @@ pub(super) fn active(interface: &str) -> io::Result<BTreeSet<String>> {
         data: [0; WORDS_MAX * 32 * NAME],
     });
     ask(interface, &mut *strings)?;
-    let mut features = Features {
-        command: GET_FEATURES,
-        size: count.div_ceil(32) as u32,
-        blocks: [Block::default(); WORDS_MAX],
-    };
-    ask(interface, &mut features)?;
-    let on = |bit: usize| features.blocks[bit / 32].active >> (bit % 32) & 1 == 1;
-    let name = |bit: usize| {
-        let bytes = &strings.data[bit * NAME..(bit + 1) * NAME];
+    let name = |bytes: &[u8]| {
         let text = CStr::from_bytes_until_nul(bytes).unwrap_or_default();
         text.to_string_lossy().into_owned()
     };
-    Ok((0..count).filter(|bit| on(*bit)).map(name).collect())
+    Ok(strings.data.chunks(NAME).take(count).map(name).collect())
 }
 
 /// One question to the driver: `T` begins with its command, and has room for all that the command
@@ -123,5 +163,33 @@ mod tests {
         let active = active("lo").expect("ethtool");
         assert!(active.contains("highdma"), "{active:?}");
         assert!(super::active("no-such-interface").is_err());
+    }
+
+    /// In a namespace of its own, which goes with the thread.
+    #[test]
+    fn offloads_that_were_turned_off_are_turned_on_again() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+            let before = active("lo").expect("ethtool");
+            let feature = "tx-tcp-segmentation";
+            assert!(before.contains(feature), "{before:?}");
+            let names = names("lo").expect("ethtool");
+            let bit = names
+                .iter()
+                .position(|name| name == feature)
+                .expect("there");
+            let mut off = Changes {
+                command: SET_FEATURES,
+                size: names.len().div_ceil(32) as u32,
+                blocks: [Change::default(); WORDS_MAX],
+            };
+            off.blocks[bit / 32].valid = 1 << (bit % 32);
+            ask("lo", &mut off).expect("off");
+            assert!(!active("lo").expect("ethtool").contains(feature));
+            turn_on("lo", &[feature]).expect("on");
+            assert_eq!(active("lo").expect("ethtool"), before);
+        })
+        .join()
+        .expect("no panic");
     }
 }
