@@ -12,13 +12,14 @@
 mod agent;
 mod enrolment;
 mod heartbeat;
+mod shield;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::{agent::NodeAgent, heartbeat::HeartbeatThread};
+use self::{agent::NodeAgent, heartbeat::HeartbeatThread, shield::Shielding};
 use crate::{
     admin::{Admin, AdminOptions},
     clock,
@@ -126,6 +127,7 @@ fn start(
         kernel,
         workers,
         Arc::clone(&telemetry),
+        Shielding::start(instance.clone()).context("can't start the shield's thread")?,
     ));
     let admin = Admin::start(AdminOptions {
         instance: instance.clone(),
@@ -137,6 +139,7 @@ fn start(
     agent
         .put_in_force(config, now)
         .context("can't put the configuration in force")?;
+    agent.follow_shield(config);
     Ok(Running {
         agent,
         admin,

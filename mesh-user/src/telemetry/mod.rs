@@ -13,6 +13,7 @@ pub mod logging;
 pub mod metrics;
 mod process;
 mod series;
+mod shield;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ use std::{
 
 pub use docs::markdown;
 pub use expose::{BREAKERS_MAX, Breaker, Scrape};
+pub use shield::ShieldSample;
 pub use series::{GONE_KEPT, SERIES_MAX};
 
 use crate::{

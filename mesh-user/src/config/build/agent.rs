@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use super::{Reader, reader};
+use super::{Reader, reader, shield};
 use crate::config::{AccessLog, AgentConfig, Limits, LogFilter, LogFormat, UnknownNetns};
 
 pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
@@ -28,6 +28,7 @@ pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
         access_log: access_log(agent.object("access-log")),
         limits: limits(agent.object("limits")),
         drain: agent.duration("drain").unwrap_or(default.drain),
+        shield: shield::shield(root),
     }
 }
 

@@ -15,11 +15,13 @@ mod agent;
 mod policy;
 mod rule;
 mod service;
+mod shield;
 
 pub(crate) use agent::AGENT;
 pub(crate) use policy::POLICY;
 pub(crate) use rule::RULE;
 pub(crate) use service::{OUTBOUND, SERVICE, WORKLOAD};
+pub(crate) use shield::{DENY as SHIELD_DENY, SHIELD};
 
 /// `apiVersion` of this language.
 pub(crate) const API_VERSION: &str = "mesh/v1alpha1";
@@ -135,6 +137,12 @@ pub(crate) static ROOT: Object = Object {
             Shape::list(&OUTBOUND_ITEM, 16_384),
             Absent::Means("none"),
             "Exceptions that the kernel decides before any service is looked up.",
+        ),
+        field(
+            "shield",
+            Shape::Object(&SHIELD),
+            Absent::Means("there is no shield"),
+            "What is dropped at this node's interfaces.",
         ),
     ],
     groups: &[],

@@ -36,7 +36,8 @@ impl Rules {
         self.names.get(number as usize).map_or("", String::as_str)
     }
 
-    /// Gives numbers to names that have none. Nothing is freed yet: entries may still say them.
+    /// Gives numbers to names that have none. Nothing is freed where there is room: entries may
+    /// still say the old ones.
     pub(super) fn want(
         &mut self,
         tables: &mut Tables,
@@ -44,6 +45,14 @@ impl Rules {
     ) -> Result<(), KernelError> {
         if wanted.len() > RULES_MAX as usize {
             return Err(full(wanted.len()));
+        }
+        let new = wanted
+            .iter()
+            .filter(|name| !self.numbers.contains_key(&*fitting(name)));
+        if self.numbers.len() + new.count() > RULES_MAX as usize {
+            // Old and new together have no room: for a moment, what the old ones still drop counts
+            // for the new.
+            self.free(tables, wanted)?;
         }
         let mut free = 0;
         for name in wanted {
@@ -55,7 +64,6 @@ impl Rules {
                 free += 1;
             }
             if free >= self.names.len() {
-                // What is not wanted any more takes the room until the entries are gone.
                 return Err(full(self.numbers.len() + 1));
             }
             tables.name_rule(free as u32, &name)?;
