@@ -1,7 +1,7 @@
 //! The shield in the whole agent: configuration, list files, command line, death and restart.
 
 #[path = "shield/bed.rs"]
-#[allow(dead_code, reason = "each test file uses its own part")]
+#[expect(dead_code, reason = "each test file uses its own part")]
 mod bed;
 
 use std::{

@@ -39,7 +39,14 @@ pub(super) fn net(prefix: &Prefix) -> Net {
 }
 
 /// What must stand in the trie, sorted. Of equal ranges an allowed one wins, then the first.
-pub(super) fn compile(mut lines: Vec<Line>) -> Vec<Line> {
+pub(super) fn compile(lines: Vec<Line>) -> Vec<Line> {
+    let mut lines = without_shadowed(lines);
+    end_of_v6(&mut lines);
+    lines
+}
+
+/// The same for a part: ranges inside one that no other allowed range holds.
+pub(super) fn without_shadowed(mut lines: Vec<Line>) -> Vec<Line> {
     // Stable: the first of equals stays the first.
     lines.sort_by_key(|line| (line.net, line.entry.is_deny()));
     lines.dedup_by_key(|line| line.net);
@@ -54,8 +61,19 @@ pub(super) fn compile(mut lines: Vec<Line>) -> Vec<Line> {
         }
         line.entry.is_allow() || !covered
     });
-    end_of_v6(&mut lines);
     lines
+}
+
+/// Where the lines inside a range stand, of its own family alone: `None` for a range of IPv6 that
+/// has all of IPv4's numbers inside, and for all of IPv4.
+pub(super) fn inside(lines: &[Line], net: Net) -> Option<std::ops::Range<usize>> {
+    let over = net.address() <= Net::V4.address() && net.last() >= Net::V4.last();
+    if over {
+        return None;
+    }
+    let start = lines.partition_point(|line| line.net < net);
+    let end = lines.partition_point(|line| line.net.address() <= net.last());
+    Some(start..end.max(start))
 }
 
 /// IPv4 stands inside IPv6's numbers: without a rule for all of IPv4, one for `::/0` would be
@@ -92,7 +110,8 @@ pub(super) fn difference(old: &[Line], new: &[Line]) -> Difference {
                 if was.entry != is.entry {
                     out.set.push(**is);
                 }
-                (old.next(), new.next());
+                old.next();
+                new.next();
             }
             (Some(was), is) if is.is_none_or(|is| was.net < is.net) => {
                 out.gone.push(**was);
@@ -232,6 +251,29 @@ mod tests {
             let compiled = compile(lines.clone());
             let found = longest(&compiled, address).filter(|line| line.entry.rule().is_some());
             prop_assert_eq!(found.map(|line| line.entry.is_deny()), expected);
+        }
+
+        /// Without it: an entry that is added alone leaves another trie than all entries together.
+        #[test]
+        fn part_that_is_compiled_alone_is_that_part_of_the_whole(
+            lines in proptest::collection::vec(line(), 0..40),
+            one in line(),
+        ) {
+            let net = one.net;
+            let whole = compile(lines.iter().copied().chain([one]).collect());
+            let part = lines.iter().copied().chain([one]);
+            let mut part = without_shadowed(part.filter(|line| net.holds(line.net)).collect());
+            let covered = lines
+                .iter()
+                .any(|line| line.entry.is_allow() && line.net != net && line.net.holds(net));
+            if covered {
+                part.retain(|line| line.entry.is_allow());
+            }
+            let Some(place) = inside(&whole, net) else {
+                // All of IPv4 stands inside: everything is compiled then.
+                return Ok(());
+            };
+            prop_assert_eq!(&whole[place], &part[..]);
         }
 
         /// Without it: a list that was replaced is not the new one.

@@ -67,6 +67,9 @@ impl Origin {
     }
 }
 
+/// Rules by number: where from, allowed or denied, how many ranges.
+type Described = HashMap<u32, (Origin, bool, usize)>;
+
 /// One thing that was asked for.
 struct Said<'a> {
     net: Net,
@@ -98,8 +101,8 @@ pub struct Shield {
     programs: Programs,
     tables: Tables,
     rules: Rules,
-    /// What the rules of entries are: where from, allowed or denied, how many ranges.
-    described: HashMap<u32, (Origin, bool, usize)>,
+    /// What the rules of entries are.
+    described: Described,
     /// What stands in the trie; none: a write failed half-way, it must be read.
     installed: Option<Vec<Line>>,
     manual: BTreeMap<Net, Manual>,
@@ -267,8 +270,8 @@ impl Shield {
     }
 
     /// The trie's new content, and what each rule in it is.
-    fn lines(&self) -> (Vec<Line>, HashMap<u32, (Origin, bool, usize)>) {
-        let mut described: HashMap<u32, (Origin, bool, usize)> = HashMap::new();
+    fn lines(&self) -> (Vec<Line>, Described) {
+        let mut described = Described::new();
         let mut lines = Vec::new();
         let mut last: Option<(String, u32)> = None;
         for said in self.said() {
@@ -285,16 +288,9 @@ impl Shield {
             };
             described
                 .entry(number)
-                .or_insert((said.origin, said.allow, 0))
+                .or_insert((said.origin.clone(), said.allow, 0))
                 .2 += 1;
-            lines.push(Line {
-                net: said.net,
-                entry: if said.allow {
-                    Entry::allow(number)
-                } else {
-                    Entry::deny(number)
-                },
-            });
+            lines.push(line(&said, number));
         }
         (lists::compile(lines), described)
     }
@@ -346,7 +342,9 @@ impl Shield {
             return Err(ManualError::Unknown(net));
         }
         self.manual.remove(&net);
-        Ok(self.keep_manual(net, None)?)
+        self.keep_manual(net, None)?;
+        let rule = rule_name(Origin::Manual, allow, net);
+        Ok(self.forget_manual(&rule)?)
     }
 
     fn keep_manual(&mut self, net: Net, entry: Option<Manual>) -> Result<(), KernelError> {
@@ -356,7 +354,56 @@ impl Shield {
             None => self.tables.manual.remove(&key),
         };
         done.map_err(tables::failed("SHIELD_MANUAL"))?;
-        self.relist()
+        if let Some(entry) = entry {
+            let allow = entry.entry.is_allow();
+            // What the range said before, if anything, is said no more.
+            self.forget_manual(&rule_name(Origin::Manual, !allow, net))?;
+            let rule = rule_name(Origin::Manual, allow, net);
+            self.rules.want_one(&mut self.tables, &rule)?;
+            if let Some(number) = self.rules.number(&rule) {
+                self.described.insert(number, (Origin::Manual, allow, 1));
+            }
+        }
+        self.relist_inside(net)
+    }
+
+    fn forget_manual(&mut self, rule: &str) -> Result<(), KernelError> {
+        if let Some(number) = self.rules.number(rule) {
+            self.described.remove(&number);
+        }
+        self.rules.free_one(&mut self.tables, rule)
+    }
+
+    /// Brings the trie to what is said of one range and of what is inside: an operator under attack
+    /// does not wait for a million others.
+    fn relist_inside(&mut self, net: Net) -> Result<(), KernelError> {
+        let installed = self.installed.take();
+        let place = installed
+            .as_deref()
+            .and_then(|lines| lists::inside(lines, net));
+        let (Some(mut installed), Some(place)) = (installed, place) else {
+            return self.relist();
+        };
+        let mut covered = false;
+        let mut new = Vec::new();
+        for said in self.said() {
+            if net.holds(said.net)
+                && let Some(number) = self.rules.number(&said.rule)
+            {
+                new.push(line(&said, number));
+            } else if said.allow && said.net.holds(net) {
+                covered = true;
+            }
+        }
+        let mut new = lists::without_shadowed(new);
+        if covered {
+            new.retain(|line| line.entry.is_allow());
+        }
+        self.tables
+            .change(lists::difference(&installed[place.clone()], &new))?;
+        installed.splice(place, new);
+        self.installed = Some(installed);
+        Ok(())
     }
 
     /// Lets go of entries whose time is over, and looks after the interfaces: one that was made
@@ -371,17 +418,12 @@ impl Shield {
             .filter(|(_, manual)| manual.expires_ns != 0 && manual.expires_ns <= now.0)
             .map(|(net, _)| *net)
             .collect();
-        for net in &over {
-            self.manual.remove(net);
-            let key = lists::prefix(*net);
-            self.tables
-                .manual
-                .remove(&key)
-                .map_err(tables::failed("SHIELD_MANUAL"))?;
-            tracing::info!(%net, "the time of a shield entry is over");
-        }
-        if !over.is_empty() {
-            self.relist()?;
+        for net in over {
+            if let Some(manual) = self.manual.remove(&net) {
+                self.keep_manual(net, None)?;
+                self.forget_manual(&rule_name(Origin::Manual, manual.entry.is_allow(), net))?;
+                tracing::info!(%net, "the time of a shield entry is over");
+            }
         }
         self.attach(false)
     }
@@ -448,6 +490,17 @@ impl Shield {
         }
         self.stands = stands;
         Ok(())
+    }
+}
+
+fn line(said: &Said<'_>, number: u32) -> Line {
+    Line {
+        net: said.net,
+        entry: if said.allow {
+            Entry::allow(number)
+        } else {
+            Entry::deny(number)
+        },
     }
 }
 

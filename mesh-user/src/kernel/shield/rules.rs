@@ -73,6 +73,29 @@ impl Rules {
         Ok(())
     }
 
+    /// Gives a number to one name.
+    pub(super) fn want_one(&mut self, tables: &mut Tables, name: &str) -> Result<(), KernelError> {
+        let name = fitting(name);
+        if self.numbers.contains_key(&*name) {
+            return Ok(());
+        }
+        let free = self.names.iter().position(String::is_empty);
+        let free = free.ok_or_else(|| full(self.numbers.len() + 1))?;
+        tables.name_rule(free as u32, &name)?;
+        self.names[free] = name.to_string();
+        self.numbers.insert(name.into_owned(), free as u32);
+        Ok(())
+    }
+
+    /// Frees the number of one name, once no entry says it.
+    pub(super) fn free_one(&mut self, tables: &mut Tables, name: &str) -> Result<(), KernelError> {
+        if let Some(number) = self.numbers.remove(&*fitting(name)) {
+            self.names[number as usize].clear();
+            tables.name_rule(number, "")?;
+        }
+        Ok(())
+    }
+
     /// Frees the numbers of names that nobody wants, once no entry says them.
     pub(super) fn free(
         &mut self,
