@@ -1,17 +1,23 @@
-//! Embeds the eBPF object when it has been built.
+//! Embeds the eBPF objects when they have been built.
 //!
-//! `cargo xtask build-ebpf` leaves it at `target/bpf/mesh.o` of the workspace root; the variable
-//! `MESH_BPF_OBJECT` names another file. Without either the crate builds all the same, and
-//! starting the kernel side says what to run.
+//! `cargo xtask build-ebpf` leaves them at `target/bpf/mesh.o` and `target/bpf/shield.o` of the
+//! workspace root; the variables `MESH_BPF_OBJECT` and `MESH_BPF_SHIELD_OBJECT` name other files.
+//! Without either the crate builds all the same, and starting the kernel side says what to run.
 
 use std::{env, fs, path::PathBuf};
 
 fn main() {
-    println!("cargo:rustc-check-cfg=cfg(mesh_bpf_object)");
-    println!("cargo:rerun-if-env-changed=MESH_BPF_OBJECT");
+    embed("MESH_BPF_OBJECT", "mesh.o", "mesh_bpf_object");
+    embed("MESH_BPF_SHIELD_OBJECT", "shield.o", "mesh_bpf_shield_object");
+}
+
+/// One object: `VARIABLE_FILE` says where it is and `cfg` that it is there.
+fn embed(variable: &str, name: &str, cfg: &str) {
+    println!("cargo:rustc-check-cfg=cfg({cfg})");
+    println!("cargo:rerun-if-env-changed={variable}");
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let object = env::var_os("MESH_BPF_OBJECT")
-        .map_or_else(|| manifest.join("../target/bpf/mesh.o"), PathBuf::from);
+    let object = env::var_os(variable)
+        .map_or_else(|| manifest.join("../target/bpf").join(name), PathBuf::from);
     // The folder is watched, not the file: cargo takes a missing file for a changed one and would
     // build the crate anew each time. So the folder must be there before the object is.
     let folder = object
@@ -22,12 +28,12 @@ fn main() {
     println!("cargo:rerun-if-changed={}", folder.display());
     let Ok(object) = fs::canonicalize(&object) else {
         assert!(
-            env::var_os("MESH_BPF_OBJECT").is_none(),
-            "MESH_BPF_OBJECT names {}, which is not there",
+            env::var_os(variable).is_none(),
+            "{variable} names {}, which is not there",
             object.display()
         );
         return;
     };
-    println!("cargo:rustc-cfg=mesh_bpf_object");
-    println!("cargo:rustc-env=MESH_BPF_OBJECT_FILE={}", object.display());
+    println!("cargo:rustc-cfg={cfg}");
+    println!("cargo:rustc-env={variable}_FILE={}", object.display());
 }

@@ -17,3 +17,4 @@ pub mod plain;
 pub mod pod;
 pub mod reason;
 pub mod service;
+pub mod shield;

@@ -291,10 +291,15 @@ pub const ALL: &[Spec] = &[
 
 /// The map of that name.
 pub const fn get(name: &str) -> &'static Spec {
+    find(ALL, name)
+}
+
+/// The map of that name in one of the tables.
+pub(crate) const fn find(table: &'static [Spec], name: &str) -> &'static Spec {
     let mut i = 0;
-    while i < ALL.len() {
-        if same(ALL[i].name, name) {
-            return &ALL[i];
+    while i < table.len() {
+        if same(table[i].name, name) {
+            return &table[i];
         }
         i += 1;
     }

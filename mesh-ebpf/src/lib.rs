@@ -6,4 +6,7 @@
 //! tested, and nothing is looked up that the decision does not need.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod decide;

@@ -1,6 +1,7 @@
-//! Builds the eBPF programs into `target/bpf/mesh.o`, which `mesh-user` embeds.
+//! Builds the eBPF programs into `target/bpf/mesh.o` and `target/bpf/shield.o`, which `mesh-user`
+//! embeds: one object for each binary of `mesh-ebpf`.
 //!
-//! The object is replaced only when its content changed, and by rename: cargo rebuilds what embeds
+//! An object is replaced only when its content changed, and by rename: cargo rebuilds what embeds
 //! it only then, and a concurrent reader never sees half of it.
 
 use std::{
@@ -41,8 +42,8 @@ impl Args {
 /// are what rustc passes on to bpf-linker.
 const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Ctarget-cpu=v3";
 
-/// Builds; returns the object's path.
-pub(crate) fn run(args: &Args) -> Result<PathBuf> {
+/// Builds; returns the objects' paths.
+pub(crate) fn run(args: &Args) -> Result<Vec<PathBuf>> {
     if args.release && args.features.iter().any(|feature| feature == "log") {
         bail!("--release refuses the feature log: release objects speak through counters");
     }
@@ -53,7 +54,13 @@ pub(crate) fn run(args: &Args) -> Result<PathBuf> {
         toolchain.version
     );
     let built = compile(args, &toolchain, &linker)?;
-    let mut bytes = fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
+    built.iter().map(|object| finish(args, object)).collect()
+}
+
+/// Puts one built object where `mesh-user` looks for it, under the name of its binary.
+fn finish(args: &Args, built: &Path) -> Result<PathBuf> {
+    let name = built.file_stem().context("a binary without a name")?;
+    let mut bytes = fs::read(built).with_context(|| format!("can't read {}", built.display()))?;
     if args.release {
         bytes = object::without_dwarf(&bytes)?;
     }
@@ -61,7 +68,10 @@ pub(crate) fn run(args: &Args) -> Result<PathBuf> {
     if programs.is_empty() {
         bail!("{} holds no program", built.display());
     }
-    let target = run::root().join("target/bpf/mesh.o");
+    let target = run::root()
+        .join("target/bpf")
+        .join(name)
+        .with_extension("o");
     let changed = replace(&target, &bytes)?;
     report(&target, bytes.len(), changed, &programs);
     Ok(target)
@@ -80,7 +90,7 @@ fn tools() -> Result<(Toolchain, PathBuf)> {
     Ok((toolchain, linker))
 }
 
-fn compile(args: &Args, toolchain: &Toolchain, linker: &Path) -> Result<PathBuf> {
+fn compile(args: &Args, toolchain: &Toolchain, linker: &Path) -> Result<Vec<PathBuf>> {
     let mut cargo = cargo(toolchain, "build");
     cargo
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
@@ -93,14 +103,11 @@ fn compile(args: &Args, toolchain: &Toolchain, linker: &Path) -> Result<PathBuf>
     if !ok {
         bail!("the eBPF programs do not build");
     }
-    match executables.as_slice() {
-        [one] => Ok(one.clone()),
-        [] => bail!("mesh-ebpf has no binary: nothing to load into the kernel"),
-        many => bail!(
-            "mesh-ebpf has {} binaries, and mesh embeds one object",
-            many.len()
-        ),
+    if executables.is_empty() {
+        bail!("mesh-ebpf has no binary: nothing to load into the kernel");
     }
+    executables.sort();
+    Ok(executables)
 }
 
 /// Checks the programs for the kernel's target; a warning is an error.

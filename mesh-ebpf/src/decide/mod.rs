@@ -4,6 +4,7 @@ pub mod connect;
 pub mod datagram;
 pub mod guard;
 pub mod mark;
+pub mod shield;
 pub mod steer;
 
 use mesh_common::service::ServiceEntry;

@@ -10,6 +10,7 @@ pub mod explain;
 mod listen;
 mod routes;
 mod server;
+mod shield;
 pub mod status;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -28,6 +29,7 @@ use tokio::sync::oneshot;
 
 use listen::Place;
 pub use routes::TAKEOVER_PROTOCOL;
+pub use shield::ShieldAsk;
 pub use status::{
     Condition, ConfigStatus, Drain, LastError, Status, WorkloadState, WorkloadStatus,
 };
@@ -38,7 +40,7 @@ use crate::{
         view::{MapRow, StatRow},
     },
     policy::Snapshot,
-    telemetry::Telemetry,
+    telemetry::{ShieldSample, Telemetry},
 };
 
 /// What the admin interface needs of a running agent. Calls come from the admin thread, never
@@ -66,6 +68,20 @@ pub trait Agent: Send + Sync + std::fmt::Debug {
     /// What stands still.
     fn live(&self) -> Result<(), String> {
         Ok(())
+    }
+
+    /// Answers a question about the shield, or changes it.
+    ///
+    /// # Errors
+    /// It is not configured, or what was asked for is not possible, by name.
+    fn shield(&self, ask: &ShieldAsk) -> Result<serde_json::Value, String> {
+        let _ = ask;
+        Err("this agent has no shield".to_owned())
+    }
+
+    /// What the shield counted; none: there is none.
+    fn shield_sample(&self) -> Option<ShieldSample> {
+        None
     }
 
     /// Reads the configuration again now; returns the generation in force.

@@ -27,6 +27,7 @@ use super::{
     body::{self, Body},
     document,
     explain::{self, Question},
+    shield::ShieldAsk,
 };
 use crate::{
     clock::{self, MonoNanos},
@@ -137,6 +138,7 @@ impl State {
                 .collect(),
             ..Scrape::default()
         };
+        scrape.shield = self.agent.shield_sample();
         scrape.breakers(&self.agent.snapshot());
         scrape.generation = status.generation;
         scrape
@@ -179,6 +181,13 @@ pub(super) async fn answer(state: &Arc<State>, side: Side, request: Request<Inco
             None if method == Method::GET => redirect_state(state),
             None => match read(body).await {
                 Ok(body) => redirect(state, &body).await,
+                Err(refused) => refused,
+            },
+        },
+        (Side::Admin, "/shield") => match only(method, &[Method::POST]) {
+            Some(refused) => refused,
+            None => match read(body).await {
+                Ok(body) => blocking(state, move |state| shield(state, &body)).await,
                 Err(refused) => refused,
             },
         },
@@ -304,6 +313,17 @@ async fn redirect(state: &Arc<State>, body: &[u8]) -> Answer {
         Err(why) => failure(StatusCode::INTERNAL_SERVER_ERROR, &why),
     })
     .await
+}
+
+fn shield(state: &State, body: &[u8]) -> Answer {
+    let ask: ShieldAsk = match serde_json::from_slice(body) {
+        Ok(ask) => ask,
+        Err(error) => return failure(StatusCode::BAD_REQUEST, &format!("the question: {error}")),
+    };
+    match state.agent.shield(&ask) {
+        Ok(document) => json_answer(Ok(document)),
+        Err(why) => failure(StatusCode::UNPROCESSABLE_ENTITY, &why),
+    }
 }
 
 async fn reload(state: &Arc<State>) -> Answer {

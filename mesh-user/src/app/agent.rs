@@ -14,10 +14,13 @@ use tokio::sync::watch;
 use super::{
     enrolment::Enrolments,
     kernel_path::KernelPath,
+    shield::Shielding,
     takeover::{self, KeptSocket, Offer},
 };
 use crate::{
-    admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
+    admin::{
+        Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, ShieldAsk, Status,
+    },
     clock::{self, MonoNanos},
     config::{self, AgentConfig, Config},
     kernel::{
@@ -28,7 +31,7 @@ use crate::{
     platform::file::keep_until_restart,
     policy::Snapshot,
     proxy::{Command, Workers},
-    telemetry::Telemetry,
+    telemetry::{ShieldSample, Telemetry},
 };
 
 /// Hooks without which nothing is captured.
@@ -58,6 +61,7 @@ pub(super) struct NodeAgent {
     snapshot: ArcSwap<Snapshot>,
     /// Control work only: no worker ever takes this lock.
     control: Mutex<Control>,
+    shield: Shielding,
     /// Apart from `control`, so that `mesh status` answers while a reload runs.
     report: Mutex<Reported>,
     phase: watch::Sender<Phase>,
@@ -196,6 +200,7 @@ impl NodeAgent {
         kernel: Kernel,
         workers: Arc<Workers>,
         telemetry: Arc<Telemetry>,
+        shield: Shielding,
     ) -> Self {
         let paused = kernel.paused();
         Self {
@@ -217,6 +222,7 @@ impl NodeAgent {
                 outlived: false,
                 missed: false,
             }),
+            shield,
             report: Mutex::new(Reported {
                 paused,
                 ..Reported::default()
@@ -419,11 +425,17 @@ impl NodeAgent {
         match self.put_in_force(config, now) {
             Ok(generation) => {
                 tracing::info!(generation, "snapshot in force");
+                self.follow_shield(config);
                 lock(&self.report).restart_needed = waiting;
                 Ok(generation)
             }
             Err(error) => Err(self.refused(error.to_string())),
         }
+    }
+
+    /// Brings the shield to what a configuration in force says of it.
+    pub(super) fn follow_shield(&self, config: &Config) {
+        self.shield.follow(config.agent.shield.as_ref());
     }
 
     /// A file that can't be used, as the platform said and logged: the old snapshot stays.
@@ -627,6 +639,14 @@ impl Agent for NodeAgent {
                 KernelSample::default()
             }
         }
+    }
+
+    fn shield(&self, ask: &ShieldAsk) -> Result<serde_json::Value, String> {
+        self.shield.ask(ask)
+    }
+
+    fn shield_sample(&self) -> Option<ShieldSample> {
+        self.shield.sample()
     }
 
     fn redirect(&self, on: bool) -> Result<(), String> {

@@ -13,6 +13,7 @@ mod agent;
 mod enrolment;
 mod heartbeat;
 mod kernel_path;
+mod shield;
 mod takeover;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -23,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::{
     agent::{NodeAgent, Phase},
     heartbeat::HeartbeatThread,
+    shield::Shielding,
     takeover::Predecessor,
 };
 use crate::{
@@ -169,6 +171,7 @@ fn start(
         kernel,
         workers,
         Arc::clone(&telemetry),
+        Shielding::start(instance.clone()).context("can't start the shield's thread")?,
     ));
     let options = AdminOptions {
         instance: instance.clone(),
@@ -197,6 +200,7 @@ fn start(
         }
     };
     agent.set_admin_lock(admin.share_lock().context("the admin lock")?);
+    agent.follow_shield(config);
     Ok(Running {
         agent,
         admin,

@@ -1,12 +1,12 @@
 //! The command line as clap reads it; help texts are the documentation (`docs/CLI.md`).
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::output::Format;
-use crate::{kernel::Instance, telemetry::logging::LogStyle};
+use crate::{kernel::Instance, model::shield::Net, telemetry::logging::LogStyle};
 
 /// Transparent service mesh for one node: eBPF captures, one proxy decides, nothing is injected.
 ///
@@ -74,6 +74,13 @@ pub(super) enum Verb {
         /// on or off.
         #[arg(value_enum)]
         state: Switch,
+    },
+    /// What is dropped at the node's interfaces: look at it, change it during an attack.
+    Shield {
+        #[command(subcommand)]
+        what: ShieldVerb,
+        #[command(flatten)]
+        output: GlobalOutputArgs,
     },
     /// Have the agent read its configuration file again now.
     Reload,
@@ -218,6 +225,53 @@ pub(super) enum ListVerb {
     List,
 }
 
+/// `mesh shield ...`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum ShieldVerb {
+    /// Where it stands, why not elsewhere, and what it did with frames, by reason.
+    Status,
+    /// Rules with what they dropped or let pass, where they come from and when they end.
+    List,
+    /// Sources with the most SYNs dropped, then passed (with a rate configured).
+    Top {
+        /// Most rows.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: usize,
+    },
+    /// Say what happens to an address, and which entries name it.
+    Check {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Drop every frame from a range, at once. Kept apart from the lists of the configuration; an
+    /// agent's restart keeps it.
+    Deny {
+        /// A range, or one address.
+        cidr: Net,
+        /// End it after this time: 10m, 1h30m.
+        #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+        duration: Option<Duration>,
+    },
+    /// Take an entry of `deny` back.
+    Undeny {
+        /// The range as it was given.
+        cidr: Net,
+    },
+    /// Let every frame from a range pass, whatever else is said.
+    Allow {
+        /// A range, or one address.
+        cidr: Net,
+        /// End it after this time: 10m, 1h30m.
+        #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+        duration: Option<Duration>,
+    },
+    /// Take an entry of `allow` back.
+    Unallow {
+        /// The range as it was given.
+        cidr: Net,
+    },
+}
+
 /// `mesh config ...`.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum ConfigVerb {
@@ -341,6 +395,12 @@ fn parse_target(text: &str) -> Result<Target, String> {
         }),
         _ => Err(format!("port {port:?}: expected 1 to 65535")),
     }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    crate::config::duration(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "expected a duration such as 30s, 10m or 1h30m".to_owned())
 }
 
 fn parse_method(text: &str) -> Result<String, String> {

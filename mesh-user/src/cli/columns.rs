@@ -163,6 +163,43 @@ columns! {
         "FROM" left |row| cell(&row["from"]),
         "WHY" wide |row| cell(&row["reason"]),
     ];
+    /// Interfaces in `mesh shield status`.
+    SHIELD_INTERFACES = [
+        "INTERFACE" left |row| cell(&row["interface"]),
+        "ATTACHED" left |row| cell(&row["attached"]),
+        "WHY" left |row| cell(&row["why"]),
+    ];
+    /// Counters in `mesh shield status`.
+    SHIELD_COUNTS = [
+        "REASON" left |row| cell(&row["reason"]),
+        "DROPS" left |row| cell(&row["drops"]),
+        "PACKETS" right |row| cell(&row["packets"]),
+        "BYTES" right |row| cell(&row["bytes"]),
+    ];
+    /// `mesh shield list`.
+    SHIELD_RULES = [
+        "RULE" left |row| cell(&row["rule"]),
+        "ACTION" left |row| cell(&row["action"]),
+        "ORIGIN" left |row| cell(&row["origin"]),
+        "RANGES" right |row| cell(&row["prefixes"]),
+        "PACKETS" right |row| cell(&row["packets"]),
+        "BYTES" right |row| cell(&row["bytes"]),
+        "ENDS-IN" right |row| row["expires_s"].as_f64().map_or_else(|| "-".into(), age),
+    ];
+    /// `mesh shield top`.
+    SHIELD_SOURCES = [
+        "SOURCE" left |row| cell(&row["source"]),
+        "SYN-DROPPED" right |row| cell(&row["dropped"]),
+        "SYN-PASSED" right |row| cell(&row["passed"]),
+    ];
+    /// Entries in `mesh shield check`.
+    SHIELD_HOLDERS = [
+        "RANGE" left |row| cell(&row["cidr"]),
+        "ACTION" left |row| cell(&row["action"]),
+        "RULE" left |row| cell(&row["rule"]),
+        "ORIGIN" left |row| cell(&row["origin"]),
+        "DECIDES" left |row| cell(&row["decides"]),
+    ];
     /// Workloads in `mesh status`.
     WORKLOADS = [
         "WORKLOAD" left |row| cell(&row["key"]),

@@ -14,6 +14,7 @@ mod control;
 mod docs;
 mod explain;
 mod output;
+mod shield;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -189,6 +190,7 @@ fn dispatch(cli: Cli, io: &mut Io<'_>) -> anyhow::Result<Exit> {
         }
         Verb::Apply(args) => control::apply(&agent, &args, io),
         Verb::Redirect { state } => control::redirect(&agent, state, io),
+        Verb::Shield { what, output } => shield::shield(&agent, what, output.into(), io),
         Verb::Reload => control::reload(&agent, io),
         Verb::Logging { filter } => control::logging(&agent, filter, io),
         Verb::Cleanup(args) => control::cleanup(&instance, args, io),

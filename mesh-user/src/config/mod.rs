@@ -19,7 +19,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::model::Model;
+use crate::model::{Model, shield::Shield};
 
 mod build;
 mod check;
@@ -48,6 +48,7 @@ pub use schema::schema;
 use collect::Collector;
 use path::Trail;
 use source::{Source, Span};
+pub(crate) use units::duration;
 
 /// Reads and checks a configuration file.
 ///
@@ -238,6 +239,8 @@ pub struct AgentConfig {
     pub kubelet_cgroup: Option<PathBuf>,
     /// How long a stop waits for requests in flight.
     pub drain: Duration,
+    /// The shield of this node's interfaces; none: nothing of it is loaded.
+    pub shield: Option<Shield>,
 }
 
 /// What happens to a network namespace that is not enrolled, below the attach point.
@@ -365,6 +368,7 @@ impl Default for AgentConfig {
             },
             limits: Limits::default(),
             drain: Duration::from_secs(30),
+            shield: None,
         }
     }
 }

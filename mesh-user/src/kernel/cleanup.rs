@@ -20,6 +20,7 @@ use super::{
     pins::{self, Lock, Pins},
     records,
     route::Steering,
+    shield,
     sys::{self, LinkTarget},
     workload,
 };
@@ -34,7 +35,7 @@ pub struct Report {
 }
 
 impl Report {
-    fn note(&mut self, what: String, result: io::Result<()>) {
+    pub(super) fn note(&mut self, what: String, result: io::Result<()>) {
         match result {
             Ok(()) => self.removed.push(what),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -84,6 +85,7 @@ pub fn cleanup(instance: &Instance, dry_run: bool, force: bool) -> Report {
         }
         // Links first: nothing is captured from here on.
         remove_links(pins, dry_run, &mut report);
+        shield::clean(instance, pins, dry_run, &mut report);
     }
     for place in &namespaces {
         undo_namespace(place, dry_run, &mut report);

@@ -84,7 +84,7 @@ impl Guard {
 
 /// Whether our pinned link stands at the interface.
 fn stands(pins: &Pins, interface: u32) -> bool {
-    target(pins, interface) == Some(LinkTarget::Tcx(interface))
+    target(pins, interface) == Some(LinkTarget::Interface(interface))
 }
 
 fn target(pins: &Pins, interface: u32) -> Option<LinkTarget> {

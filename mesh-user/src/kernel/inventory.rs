@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use mesh_common::maps;
+use mesh_common::{maps, shield};
 
 use super::{Instance, mounts};
 
@@ -18,6 +18,9 @@ pub const PROGRAMS: &[&str] = &[
     "probe_ops",
     "steer",
 ];
+
+/// Those of the shield.
+const SHIELD_PROGRAMS: [&str; 3] = [shield::XDP, shield::XDP_FRAGS, shield::TC];
 
 /// Programs and maps that carry our names, as `name#id`, whatever instance they belong to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,14 +41,15 @@ pub fn loaded_objects() -> io::Result<Objects> {
         // ENOENT: gone since its id was read.
         let Ok(program) = program else { continue };
         let name = program.name_as_str().unwrap_or_default().to_owned();
-        if PROGRAMS.contains(&name.as_str()) {
+        if PROGRAMS.contains(&name.as_str()) || SHIELD_PROGRAMS.contains(&name.as_str()) {
             objects.programs.push(format!("{name}#{}", program.id()));
         }
     }
     for map in aya::maps::loaded_maps() {
         let Ok(map) = map else { continue };
         let name = map.name_as_str().unwrap_or_default().to_owned();
-        if maps::ALL.iter().any(|spec| spec.name == name) {
+        let mut ours = maps::ALL.iter().chain(shield::MAPS);
+        if ours.any(|spec| spec.name == name) {
             objects.maps.push(format!("{name}#{}", map.id()));
         }
     }

@@ -39,6 +39,7 @@ mod ranges;
 mod records;
 mod route;
 mod shards;
+pub mod shield;
 mod sockets;
 pub mod survey;
 mod sys;

@@ -199,7 +199,8 @@ fn is_empty(dir: &Path) -> bool {
         .all(|child| child.is_dir() && is_empty(child))
 }
 
-fn check_layout(
+/// Whether a pinned map is the one of the table; `capacity`: another one than there.
+pub(super) fn check_layout(
     spec: &'static Spec,
     capacity: Option<u32>,
     path: &Path,

@@ -15,6 +15,9 @@ use std::{
 
 use mesh_common::plain::Plain;
 
+pub(super) mod batch;
+pub(super) mod device;
+
 /// `enum bpf_cmd`.
 #[derive(Clone, Copy)]
 #[repr(i32)]
@@ -29,6 +32,9 @@ enum Command {
     ObjGet = 7,
     ObjInfo = 15,
     ProgQuery = 16,
+    MapLookupBatch = 24,
+    MapUpdateBatch = 26,
+    MapDeleteBatch = 27,
     LinkCreate = 28,
     LinkUpdate = 29,
 }
@@ -91,6 +97,7 @@ pub(super) enum AttachType {
     GetSockname6 = 32,
     SockRelease = 34,
     SkLookup = 36,
+    Xdp = 37,
     TcxIngress = 46,
 }
 
@@ -229,14 +236,15 @@ pub(super) enum LinkTarget {
     Cgroup(u64),
     /// A network namespace by its inode; 0: it is gone.
     Netns(u32),
-    /// An interface by its index; 0: it is gone.
-    Tcx(u32),
+    /// A network interface by its number; 0: it is gone.
+    Interface(u32),
     /// Something that we never make.
     Other,
 }
 
 const LINK_CGROUP: u32 = 3;
 const LINK_NETNS: u32 = 5;
+const LINK_XDP: u32 = 6;
 const LINK_TCX: u32 = 11;
 
 /// Describes a link.
@@ -255,7 +263,7 @@ pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     let target = match info.kind {
         LINK_CGROUP => LinkTarget::Cgroup(info.union_a),
         LINK_NETNS => LinkTarget::Netns(info.union_a as u32),
-        LINK_TCX => LinkTarget::Tcx(info.union_a as u32),
+        LINK_XDP | LINK_TCX => LinkTarget::Interface(info.union_a as u32),
         _ => LinkTarget::Other,
     };
     Ok(LinkInfo {

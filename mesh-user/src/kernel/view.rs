@@ -483,8 +483,8 @@ fn attached(target: LinkTarget, cgroups: &HashMap<u64, String>) -> String {
             .unwrap_or_else(|| format!("cgroup {id}")),
         LinkTarget::Netns(0) => "deleted netns".to_owned(),
         LinkTarget::Netns(inode) => format!("netns {inode}"),
-        LinkTarget::Tcx(0) => "deleted interface".to_owned(),
-        LinkTarget::Tcx(index) => format!("interface {index}"),
+        LinkTarget::Interface(0) => "deleted interface".to_owned(),
+        LinkTarget::Interface(index) => format!("interface {index}"),
         LinkTarget::Other => "?".to_owned(),
     }
 }

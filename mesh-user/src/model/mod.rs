@@ -10,6 +10,7 @@ use serde::Serialize;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
+pub mod shield;
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
 /// set selects every endpoint.

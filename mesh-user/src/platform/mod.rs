@@ -20,6 +20,7 @@ use crate::{
 };
 
 pub mod file;
+pub mod lists;
 
 /// One platform.
 pub trait Platform: Send + 'static {

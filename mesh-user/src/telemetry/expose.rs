@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 
 use super::{
-    Spoken, Telemetry,
+    ShieldSample, Spoken, Telemetry,
     kernel::{EVENTS, KernelCounts, Labels},
     local::{plain_numbers, plain_sums, request_numbers, tcp_numbers},
     metrics::{self, BYTE_BOUNDS, DURATION_BOUNDS_US, Kind, Metric},
@@ -44,6 +44,8 @@ pub struct Scrape {
     pub kernel: Vec<(String, u64)>,
     /// Maps: name, entries where they can be counted, capacity.
     pub maps: Vec<(String, Option<u64>, u64)>,
+    /// The shield; none: there is none.
+    pub shield: Option<ShieldSample>,
 }
 
 /// The breaker of one version.
@@ -283,7 +285,10 @@ impl Scrape {
             self.workloads.iter().map(|(state, n)| (&**state, *n)),
         )?;
         self.encode_breakers(to)?;
-        self.encode_kernel(to)
+        self.encode_kernel(to)?;
+        self.shield
+            .as_ref()
+            .map_or(Ok(()), |shield| shield.encode(to))
     }
 
     fn encode_breakers(&self, to: &mut Writer<'_>) -> fmt::Result {
@@ -349,7 +354,7 @@ fn kernel_metric(reason: &str) -> Option<&'static Metric> {
 }
 
 /// Writes metrics as the table describes them.
-struct Writer<'a> {
+pub(super) struct Writer<'a> {
     encoder: DescriptorEncoder<'a>,
 }
 
@@ -365,7 +370,7 @@ impl Writer<'_> {
     }
 
     /// Rows with one value for each label.
-    fn values<L: AsRef<[S]>, S: AsRef<str>>(
+    pub(super) fn values<L: AsRef<[S]>, S: AsRef<str>>(
         &mut self,
         metric: &Metric,
         rows: impl IntoIterator<Item = (L, f64)>,
@@ -386,7 +391,7 @@ impl Writer<'_> {
     }
 
     /// Rows with one label.
-    fn named<'n>(
+    pub(super) fn named<'n>(
         &mut self,
         metric: &Metric,
         rows: impl IntoIterator<Item = (&'n str, u64)>,
@@ -397,7 +402,7 @@ impl Writer<'_> {
         )
     }
 
-    fn single(&mut self, metric: &Metric, value: u64) -> fmt::Result {
+    pub(super) fn single(&mut self, metric: &Metric, value: u64) -> fmt::Result {
         self.values(metric, [(&[] as &[&str], value as f64)])
     }
 

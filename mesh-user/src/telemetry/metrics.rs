@@ -158,6 +158,17 @@ metrics! {
     /// Capacity of a BPF map.
     BPF_CAPACITY = Gauge "mesh_bpf_map_capacity" &["map"];
 
+    /// Frames at the node's interfaces, by what the shield did with them.
+    SHIELD_PACKETS = Counter "mesh_shield_packets_total" &["reason"];
+    /// Their bytes.
+    SHIELD_BYTES = Counter "mesh_shield_bytes_total" &["reason"];
+    /// Frames that a rule of the shield's configuration decided.
+    SHIELD_RULE_PACKETS = Counter "mesh_shield_rule_packets_total" &["rule"];
+    /// Address ranges in the shield's lists.
+    SHIELD_PREFIXES = Gauge "mesh_shield_prefixes" &[];
+    /// Always 1; how the shield stands on an interface is a label (`none`: it does not).
+    SHIELD_ATTACHED = Gauge "mesh_shield_attached" &["interface", "how"];
+
     /// Always 1; the version is a label.
     BUILD_INFO = Gauge "mesh_build_info" &["version", "arch"];
     /// CPU time of the agent, user and system, in seconds.

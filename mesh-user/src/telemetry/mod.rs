@@ -14,6 +14,7 @@ pub mod logging;
 pub mod metrics;
 mod process;
 mod series;
+mod shield;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use std::{
 pub use docs::markdown;
 pub use expose::{BREAKERS_MAX, Breaker, Scrape};
 pub use kernel::KernelCounts;
+pub use shield::ShieldSample;
 pub use series::{GONE_KEPT, SERIES_MAX};
 
 use crate::{

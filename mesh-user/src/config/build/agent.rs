@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use super::{Reader, reader};
+use super::{Reader, reader, shield};
 use crate::config::{AccessLog, AgentConfig, Limits, LogFilter, LogFormat, UnknownNetns};
 
 pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
@@ -29,6 +29,7 @@ pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
         limits: limits(agent.object("limits")),
         kubelet_cgroup: agent.text("kubelet-cgroup").map(PathBuf::from),
         drain: agent.duration("drain").unwrap_or(default.drain),
+        shield: shield::shield(root),
     }
 }
 

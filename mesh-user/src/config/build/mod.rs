@@ -14,6 +14,7 @@ mod policies;
 mod reader;
 mod rules;
 mod services;
+mod shield;
 
 use reader::Reader;
 

@@ -10,7 +10,23 @@ pub(crate) fn agent(agent: &AgentConfig) -> Vec<Finding> {
     let mut out = Findings(Vec::new());
     attach(agent, &mut out);
     limits(agent, &mut out);
+    interfaces(agent, &mut out);
     out.sorted()
+}
+
+/// Linux: IFNAMSIZ counts the final NUL.
+const INTERFACE_BYTES_MAX: usize = 15;
+
+fn interfaces(agent: &AgentConfig, out: &mut Findings) {
+    let names = agent.shield.iter().flat_map(|shield| &shield.interfaces);
+    for (i, name) in names.enumerate() {
+        if name.len() > INTERFACE_BYTES_MAX {
+            let path = FieldPath::default().key("shield").key("interfaces").at(i);
+            let message = format!("`{name}` is too long for an interface");
+            let expected = "a name of at most 15 characters, as `ip link` shows it, or auto";
+            out.error(Code::BadValue, path, message, expected);
+        }
+    }
 }
 
 fn attach(agent: &AgentConfig, out: &mut Findings) {

@@ -16,12 +16,14 @@ mod inbound;
 mod policy;
 mod rule;
 mod service;
+mod shield;
 
 pub(crate) use agent::AGENT;
 pub(crate) use inbound::INBOUND;
 pub(crate) use policy::POLICY;
 pub(crate) use rule::RULE;
 pub(crate) use service::{OUTBOUND, SERVICE, WORKLOAD};
+pub(crate) use shield::{DENY as SHIELD_DENY, SHIELD};
 
 /// `apiVersion` of this language.
 pub(crate) const API_VERSION: &str = "mesh/v1alpha1";
@@ -145,6 +147,12 @@ pub(crate) static ROOT: Object = Object {
             Absent::Means("what comes in goes to the application untouched"),
             "What happens to connections that come to the workloads of this node. In this order: \
              of a workload and a port the first rule that covers both decides, alone.",
+        ),
+        field(
+            "shield",
+            Shape::Object(&SHIELD),
+            Absent::Means("there is no shield"),
+            "What is dropped at this node's interfaces.",
         ),
     ],
     groups: &[],

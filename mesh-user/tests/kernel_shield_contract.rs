@@ -1,0 +1,81 @@
+//! The shield's object against its table, and against the kernel of this machine.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use aya::{EbpfLoader, programs::Program};
+use aya_obj::Object;
+use mesh_common::shield::{MAPS, TC, XDP, XDP_FRAGS};
+
+fn object() -> Vec<u8> {
+    let path = std::env::var_os("MESH_BPF_SHIELD_OBJECT").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/shield.o"),
+        PathBuf::from,
+    );
+    std::fs::read(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}: run cargo xtask build-ebpf", path.display()))
+}
+
+fn layout(kind: u32, key: u32, value: u32, entries: u32, flags: u32) -> String {
+    format!("type {kind} key {key} value {value} entries {entries} flags {flags:#x}")
+}
+
+/// Without it: user space and programs read each other's maps with different eyes.
+#[test]
+fn every_map_of_the_shield_is_the_one_in_the_table_and_no_other() {
+    let bytes = object();
+    let object = Object::parse(&bytes).expect("an eBPF object");
+    let found: BTreeMap<&str, String> = object
+        .maps
+        .iter()
+        .map(|(name, map)| {
+            let (kind, key, value) = (map.map_type(), map.key_size(), map.value_size());
+            let text = layout(kind, key, value, map.max_entries(), map.map_flags());
+            (name.as_str(), text)
+        })
+        .collect();
+    let expected: BTreeMap<&str, String> = MAPS
+        .iter()
+        .map(|spec| {
+            let (key, value) = (spec.key as u32, spec.value as u32);
+            (
+                spec.name,
+                layout(spec.kind as u32, key, value, spec.capacity, spec.flags),
+            )
+        })
+        .collect();
+    assert_eq!(found, expected);
+}
+
+/// Verified instructions on Linux 6.18, plus a tenth: growth beyond is looked at. Most of them are
+/// the walk over IPv6 extension headers. The kernel's limit is a million.
+const CEILINGS: [(&str, u32); 3] = [(XDP, 42_000), (XDP_FRAGS, 30_000), (TC, 5_600)];
+
+/// Without it: a change makes a program so costly to verify that the next kernel refuses it.
+#[test]
+fn shield_programs_load_within_their_instruction_budget() {
+    let bytes = object();
+    let mut object = EbpfLoader::new()
+        .btf(None)
+        .load(&bytes)
+        .expect("maps and relocations");
+    let mut over = Vec::new();
+    for (name, ceiling) in CEILINGS {
+        let program = object
+            .program_mut(name)
+            .unwrap_or_else(|| panic!("no program {name}"));
+        match program {
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            other => panic!("{name} is a {:?}", other.prog_type()),
+        }
+        .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        let info = program.info().expect("loaded");
+        let count = info.verified_instruction_count().expect("Linux 5.16 tells");
+        println!("{name}: {count} verified instructions, ceiling {ceiling}");
+        if count > ceiling {
+            over.push((name, count, ceiling));
+        }
+    }
+    assert!(over.is_empty(), "over their budget: {over:?}");
+    assert_eq!(object.programs().count(), CEILINGS.len());
+}
