@@ -368,6 +368,41 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "one policy",
     ),
     (
+        "inbound: [{name: x, ports: [80]}, {name: »x}]",
+        "duplicate inbound[1].name",
+        "unique",
+    ),
+    (
+        "inbound: [{action: »pass, allow: {cidr: 10.0.0.0/8}}]",
+        "needs-capture inbound[0].action",
+        "action: capture",
+    ),
+    (
+        "inbound: [{action: »deny, breaker: {max-requests: 1}}]",
+        "needs-capture inbound[0].action",
+        "action: capture",
+    ),
+    (
+        "inbound: [{deny: {source: »{}}}]",
+        "empty-source inbound[0].deny[0].source",
+        "workload",
+    ),
+    (
+        "inbound: [{allow: [»{}]}]",
+        "missing-field inbound[0].allow[0]",
+        "at least one of",
+    ),
+    (
+        "inbound: [{breaker: »{}}]",
+        "missing-field inbound[0].breaker",
+        "at least one of",
+    ),
+    (
+        "inbound: [{rate-limit: {rate: 1/s, key: [source.workload, »path]}}]",
+        "bad-key inbound[0].rate-limit[0].key[1]",
+        "source.workload",
+    ),
+    (
         "policies: [{service: a, breaker: {ejection: {base: 10s, max: »5s}}}]",
         "limit-conflict policies[0].breaker.ejection.max",
         "at least",

@@ -199,7 +199,7 @@ fn is_empty(dir: &Path) -> bool {
         .all(|child| child.is_dir() && is_empty(child))
 }
 
-/// Whether a pinned map is the one of the table; `capacity`: another one than there.
+/// Whether a pinned map is the one of the table. `capacity`: of how many entries; `None`: any.
 pub(super) fn check_layout(
     spec: &'static Spec,
     capacity: Option<u32>,

@@ -108,7 +108,7 @@ pub(super) fn load(place: &Place) -> Result<Programs, KernelError> {
     for spec in MAPS {
         let path = place.map(spec.name);
         if path.exists() {
-            check_layout(spec, None, &path)?;
+            check_layout(spec, Some(spec.capacity), &path)?;
         }
         loader.map_pin_path(spec.name, path);
     }
