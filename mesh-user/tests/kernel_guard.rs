@@ -7,6 +7,8 @@
 mod audit;
 #[path = "guard/exits.rs"]
 mod exits;
+#[path = "guard/frames.rs"]
+mod frames;
 #[path = "guard/grants.rs"]
 mod grants;
 #[expect(dead_code, reason = "each test file uses its part")]

@@ -113,3 +113,73 @@ pub(crate) fn fill_listeners(
         bpf(MAP_UPDATE, &attr).unwrap_or_else(|error| panic!("{key:?}: {error}"));
     }
 }
+
+/// Somebody else's tc program: leaves every packet to the next.
+pub(crate) struct Classifier {
+    program: OwnedFd,
+    _link: Option<OwnedFd>,
+    pin: Option<std::path::PathBuf>,
+}
+
+impl Classifier {
+    const SCHED_CLS: u64 = 3;
+    const TCX_INGRESS: u64 = 46;
+    const BEFORE: u64 = 1 << 3;
+    const OBJ_PIN: i32 = 6;
+
+    fn load() -> OwnedFd {
+        // r0 = -1 (TCX_NEXT, TC_ACT_UNSPEC); exit
+        let program = [0xffff_ffff_0000_00b7_u64, 0x95];
+        let license = c"GPL";
+        let mut attr = [0_u64; 9];
+        attr[0] = pair(Self::SCHED_CLS, program.len() as u64);
+        attr[1] = program.as_ptr() as u64;
+        attr[2] = license.as_ptr() as u64;
+        own(bpf(PROG_LOAD, &attr).expect("a program of two instructions"))
+    }
+
+    /// By a tcx link at an interface of the calling thread's namespace, before or after all others.
+    pub(crate) fn tcx(interface: u32, before: bool) -> Self {
+        let program = Self::load();
+        let flags = if before { Self::BEFORE } else { 0 };
+        let attr = [
+            pair(raw(&program), u64::from(interface)),
+            pair(Self::TCX_INGRESS, flags),
+        ];
+        let link = own(bpf(LINK_CREATE, &attr).expect("a link"));
+        Self {
+            program,
+            _link: Some(link),
+            pin: None,
+        }
+    }
+
+    /// Pinned, for the tc command.
+    pub(crate) fn pinned(pin: &Path) -> Self {
+        let program = Self::load();
+        let path = std::ffi::CString::new(pin.to_str().expect("text")).expect("no zero in it");
+        let attr = [path.as_ptr() as u64, raw(&program)];
+        bpf(Self::OBJ_PIN, &attr).expect("a pin");
+        Self {
+            program,
+            _link: None,
+            pin: Some(pin.to_owned()),
+        }
+    }
+
+    /// How often it ran; counted while BPF statistics are on.
+    pub(crate) fn runs(&self) -> u64 {
+        let path = format!("/proc/self/fdinfo/{}", self.program.as_raw_fd());
+        let text = std::fs::read_to_string(path).expect("fdinfo");
+        let line = text.lines().find_map(|line| line.strip_prefix("run_cnt:"));
+        line.expect("Linux 5.1").trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Classifier {
+    fn drop(&mut self) {
+        if let Some(pin) = &self.pin {
+            let _ = std::fs::remove_file(pin);
+        }
+    }
+}
