@@ -20,7 +20,7 @@ use mesh_common::{
 
 use super::{Snapshot, VersionIx, snapshot::PortPlan};
 use crate::model::{
-    Model, OutboundAction,
+    Model, OutboundAction, Transport,
     kernel_table::{KernelTable, Path, ServiceName},
 };
 
@@ -179,7 +179,8 @@ pub(super) fn build(snapshot: &Snapshot, previous: Option<&Numbers>) -> (KernelT
     let mut table = KernelTable {
         backends: vec![FREE; backends],
         slots: vec![0; slots.unwrap_or(0)],
-        outbound: outbound(&snapshot.model),
+        outbound: outbound(&snapshot.model, Transport::tcp),
+        outbound_udp: outbound(&snapshot.model, Transport::udp),
         ..KernelTable::default()
     };
     for (port, list) in snapshot.ports.iter().zip(&lists) {
@@ -372,9 +373,9 @@ fn ranges(
     given
 }
 
-fn outbound(model: &Model) -> Vec<(Addr, u8, u16, u32)> {
+fn outbound(model: &Model, about: fn(Transport) -> bool) -> Vec<(Addr, u8, u16, u32)> {
     let mut rules = Vec::new();
-    for rule in &model.outbound {
+    for rule in model.outbound.iter().filter(|rule| about(rule.protocol)) {
         // IPv4 stands as v4-mapped: its prefix is 96 bits longer.
         let longer = if rule.cidr.network().is_ipv4() { 96 } else { 0 };
         let network = Addr::from_ip(rule.cidr.network());
