@@ -65,18 +65,18 @@ fn object_has_no_log_map() {
 /// Most of the connect hooks' is the search for an endpoint, four times over; what follows the
 /// decision is walked a few times only (docs/decisions/0009). The kernel's limit is a million.
 const CEILINGS: [(&str, u32); 13] = [
-    ("bind4", 70),
-    ("bind6", 75),
+    ("bind4", 66),
+    ("bind6", 70),
     ("connect4", 9_800),
     ("connect6", 15_300),
     ("flow_ops", 1_080),
-    ("getpeername4", 190),
-    ("getpeername6", 240),
-    ("getsockname4", 260),
-    ("getsockname6", 340),
-    ("original_dst", 110),
-    ("sendmsg4", 400),
-    ("sendmsg6", 500),
+    ("getpeername4", 86),
+    ("getpeername6", 182),
+    ("getsockname4", 121),
+    ("getsockname6", 468),
+    ("original_dst", 130),
+    ("sendmsg4", 314),
+    ("sendmsg6", 578),
     ("steer", 730),
 ];
 
