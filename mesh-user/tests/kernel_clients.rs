@@ -21,5 +21,4 @@ mod process;
 mod startup;
 #[path = "clients/styles.rs"]
 mod styles;
-#[expect(dead_code, reason = "each test file uses its own part")]
 mod support;

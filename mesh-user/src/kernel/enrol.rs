@@ -179,6 +179,7 @@ impl Kernel {
         for ip in &prepared.addresses {
             self.claim(pod_id, *ip)?;
         }
+        self.check_listeners(pod_id, prepared)?;
         // The first shard last: the connect hooks take it as the sign that all are there.
         let kinds = [
             (KIND_IN, &prepared.inbound),
@@ -232,6 +233,19 @@ impl Kernel {
             self.put_guard(pod_id)?;
         }
         Ok(sockets)
+    }
+
+    /// The kernel takes a listener of any namespace into the map, and `steer` may give it
+    /// connections: they are reset without a word.
+    fn check_listeners(&self, pod_id: u32, prepared: &Prepared) -> Result<(), EnrolError> {
+        let workload = self
+            .workloads
+            .get(&pod_id)
+            .ok_or(EnrolError::Unknown(pod_id))?;
+        prepared
+            .listeners
+            .iter()
+            .try_for_each(|listener| workload::check_listener(listener, &workload.identity))
     }
 
     /// The probe needs a heartbeat that `steer` takes for fresh, also before the first worker has

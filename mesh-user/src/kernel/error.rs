@@ -254,6 +254,11 @@ pub enum EnrolError {
         /// Which way out, and what it is.
         why: String,
     },
+    /// A listener that would be given the workload's connections is not inside its namespace.
+    #[error(
+        "a listener for {0} stands in another network namespace: connections given to it would be reset"
+    )]
+    ForeignListener(String),
     /// No such workload.
     #[error("no workload has number {0}")]
     Unknown(u32),

@@ -135,9 +135,9 @@ pub(super) fn set_sysctls() -> io::Result<Option<String>> {
 /// Puts back what [`set_sysctls`] found. In the calling thread's namespace.
 pub(super) fn restore_sysctls(before: &str) -> io::Result<()> {
     for word in before.split_ascii_whitespace() {
-        if let Some((name, value)) = word.split_once('=')
-            && SYSCTLS.iter().any(|(known, ..)| *known == name)
-        {
+        // A value alone is the first one's: what builds before this one recorded.
+        let (name, value) = word.split_once('=').unwrap_or((SYSCTLS[0].0, word));
+        if SYSCTLS.iter().any(|(known, ..)| *known == name) {
             fs::write(sysctl(name), value)?;
         }
     }

@@ -2,8 +2,8 @@
 //! otherwise; and whose an address of this node is.
 //!
 //! By the descriptor, not by the tuple in `LOOP_FLOWS`: that entry goes with the application's
-//! socket, which may be closed before we accept. And by the map, not by `SO_ORIGINAL_DST`: both are
-//! one system call, the map's is the cheaper one (docs/decisions/0041), and needs no hook.
+//! socket, which may be closed before we accept. And by the map, not by `SO_ORIGINAL_DST`: either is
+//! one system call, and the map needs no hook (docs/decisions/0041).
 
 use std::{
     collections::HashMap,

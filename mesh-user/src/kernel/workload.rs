@@ -311,6 +311,19 @@ fn accept_one(
     }
 }
 
+/// Refuses a listener that is not inside the namespace.
+pub(super) fn check_listener(listener: impl AsFd, identity: &Identity) -> Result<(), EnrolError> {
+    let cookie =
+        sockets::netns_cookie(listener).map_err(EnrolError::io("namespace of a listener"))?;
+    if cookie == identity.cookie {
+        Ok(())
+    } else {
+        Err(EnrolError::ForeignListener(
+            identity.path.display().to_string(),
+        ))
+    }
+}
+
 /// A dual-stack socket shows IPv4 as v4-mapped.
 pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
@@ -326,4 +339,24 @@ pub(super) fn listener_key(pod_id: u32, kind: u16, shard: u16) -> ListenerKey {
 
 pub(super) fn map_addr(ip: &IpAddr) -> Addr {
     Addr::from_ip(*ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Netns;
+
+    /// Pitfall 2. Without it: a listener of another namespace is given the workload's connections,
+    /// and each of them is reset.
+    #[test]
+    fn listener_of_another_namespace_is_refused() {
+        let own = Netns::Path("/proc/thread-self/ns/net".into());
+        let (_, identity) = netns::open(&own).expect("needs root: it enters the namespace");
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(check_listener(&listener, &identity).is_ok());
+        let mut other = identity;
+        other.cookie += 1;
+        let error = check_listener(&listener, &other).unwrap_err();
+        assert!(matches!(error, EnrolError::ForeignListener(_)), "{error}");
+    }
 }

@@ -566,18 +566,45 @@ pub struct OutboundRule {
     pub cidr: IpNet,
     /// Ports; empty: every port.
     pub ports: Vec<u16>,
+    /// Which protocol's.
+    pub protocol: Transport,
     /// What happens.
     pub action: OutboundAction,
 }
 
+/// Which connections or datagrams an outbound rule is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP, and what is built on it.
+    Udp,
+    /// Both.
+    Any,
+}
+
+impl Transport {
+    /// Whether it is about TCP.
+    pub fn tcp(self) -> bool {
+        self != Self::Udp
+    }
+
+    /// Whether it is about UDP.
+    pub fn udp(self) -> bool {
+        self != Self::Tcp
+    }
+}
+
 impl Model {
-    /// The outbound rule that decides for a destination: the longest range; of equal ranges the one
+    /// The outbound rule that decides for a TCP destination: the longest range; of equal ranges the one
     /// that names the port. What the kernel's hook does, for people.
     pub fn outbound_rule(&self, ip: IpAddr, port: u16) -> Option<&OutboundRule> {
         let ip = ip.to_canonical();
         self.outbound
             .iter()
-            .filter(|rule| rule.cidr.contains(&ip))
+            .filter(|rule| rule.protocol.tcp() && rule.cidr.contains(&ip))
             .filter(|rule| rule.ports.is_empty() || rule.ports.contains(&port))
             .max_by_key(|rule| (rule.cidr.prefix_len(), !rule.ports.is_empty()))
     }
@@ -589,7 +616,7 @@ impl Model {
 pub enum OutboundAction {
     /// It is left alone, even if it is a service's.
     Pass,
-    /// It is refused in the kernel with ECONNREFUSED.
+    /// It is refused in the kernel with ECONNREFUSED, at connect or for each datagram.
     Deny,
 }
 

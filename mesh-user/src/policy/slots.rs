@@ -29,7 +29,7 @@ use super::{
     snapshot::{EndpointState, PortPlan, VersionPlan},
 };
 use crate::model::{
-    Model, OutboundAction, kernel_path,
+    Model, OutboundAction, Transport, kernel_path,
     kernel_table::{KernelTable, KernelVersion, Path, ServiceName},
 };
 
@@ -119,7 +119,8 @@ pub(super) fn table(snapshot: &Snapshot, numbers: &Numbers) -> KernelTable {
     let versions = snapshot.versions.iter();
     let mut table = KernelTable {
         versions: versions.map(|version| named(snapshot, version)).collect(),
-        outbound: outbound(&snapshot.model),
+        outbound: outbound(&snapshot.model, Transport::tcp),
+        outbound_udp: outbound(&snapshot.model, Transport::udp),
         ..KernelTable::default()
     };
     for port in snapshot.service_ports() {
@@ -383,9 +384,9 @@ fn reachable(part: &Part, v4: bool) -> Vec<(u32, u32)> {
     }
 }
 
-fn outbound(model: &Model) -> Vec<(Addr, u8, u16, u32)> {
+fn outbound(model: &Model, about: fn(Transport) -> bool) -> Vec<(Addr, u8, u16, u32)> {
     let mut rules = Vec::new();
-    for rule in &model.outbound {
+    for rule in model.outbound.iter().filter(|rule| about(rule.protocol)) {
         // IPv4 stands as v4-mapped: its prefix is 96 bits longer.
         let longer = if rule.cidr.network().is_ipv4() { 96 } else { 0 };
         let network = Addr::from_ip(rule.cidr.network());

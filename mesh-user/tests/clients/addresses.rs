@@ -14,7 +14,11 @@ use super::{
     process::{Client, FAMILIES, Family, Job},
     styles::Style,
 };
-use crate::support::{Mesh, agent::Mode, vip4};
+use crate::support::{
+    Mesh,
+    agent::{Agent, Mode},
+    vip4,
+};
 
 /// Without it: pods are told apart by something that two of them can have.
 #[test]
@@ -219,4 +223,53 @@ fn in_group(pid: u32, group: &Path) -> bool {
     let name = group.file_name().and_then(|name| name.to_str());
     let line = text.lines().find(|line| line.contains("net_cls"));
     line.is_some_and(|line| line.ends_with(name.expect("a name")))
+}
+
+/// Ids of the programs that run for sockets of a cgroup, its ancestors' included.
+fn effective(cgroup: &Path, attach: &str) -> Vec<u64> {
+    let output = Command::new("bpftool")
+        .args(["-j", "cgroup", "show"])
+        .arg(cgroup)
+        .arg("effective")
+        .output()
+        .expect("bpftool");
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let rows = rows.as_array().cloned().unwrap_or_default();
+    rows.iter()
+        .filter(|row| row["attach_type"] == attach)
+        .filter_map(|row| row["id"].as_u64())
+        .collect()
+}
+
+/// Pitfall 12: an agent whose own view of the hierarchy begins at its own cgroup, as in a container.
+/// Without it: it attaches somewhere below, and no pod is captured.
+#[test]
+fn agent_in_a_cgroup_namespace_of_its_own_attaches_where_the_pods_are() {
+    let mut mesh = Mesh::without_agent("cgns");
+    let agent = Agent::spawn_by(&mesh.bed, &["unshare", "--cgroup", "--"]);
+    let points = [mesh.bed.pods_cgroup()];
+    agent
+        .start(&mesh.instance, &points, 2, false)
+        .expect("the agent starts");
+    let view = std::fs::read_to_string(format!("/proc/{}/cgroup", agent.pid()));
+    assert!(view.is_ok(), "it lives");
+    mesh.agent = Some(agent);
+    mesh.agent().echo(true);
+    mesh.proxied();
+    let (pod, id) = mesh.live_pod("a", false);
+    let ours = mesh.view().progs();
+    let ours: Vec<u64> = ours
+        .iter()
+        .filter(|row| row.program == "connect4")
+        .map(|row| row.prog_id.into())
+        .collect();
+    assert_eq!(ours.len(), 1);
+    let found = effective(&pod.cgroup, "cgroup_inet4_connect");
+    assert!(found.contains(&ours[0]), "{found:?} lacks {ours:?}");
+    let mut client = Client::start(&mesh.bed, &pod);
+    for family in FAMILIES {
+        let job = job(&pod, family, Style::Blocking);
+        assert_eq!(client.run(&job).data, format!("proxy {} ping", job.to));
+    }
+    assert!(mesh.agent().accepts().iter().all(|it| it.pod_id == id));
 }

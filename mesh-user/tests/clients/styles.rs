@@ -90,7 +90,7 @@ fn attempt(job: &Job) -> io::Result<Seen> {
         Style::Multipath => {
             let protocol = Some(Protocol::MPTCP);
             let socket = Socket::new(domain(job.family), Type::STREAM, protocol)?;
-            socket.connect(&address)?;
+            connect(&socket, &address)?;
             return talk(socket);
         }
         Style::Inherited => return inherited(job),
@@ -113,7 +113,7 @@ fn attempt(job: &Job) -> io::Result<Seen> {
         Style::FastOpenConnect => {
             let on = 1_i32.to_ne_bytes();
             options::set(&socket, libc::SOL_TCP, libc::TCP_FASTOPEN_CONNECT, &on)?;
-            socket.connect(&address)?;
+            connect(&socket, &address)?;
         }
         Style::Ring => ring(&socket, &address, io_uring::IoUring::builder().build(8)?)?,
         Style::PolledRing => {
@@ -126,30 +126,30 @@ fn attempt(job: &Job) -> io::Result<Seen> {
             bound(&socket, &address, job, any(job.family), job.port)?;
         }
         Style::Dissolved => {
-            socket.connect(&address)?;
+            connect(&socket, &address)?;
             dissolve(&socket)?;
-            socket.connect(&address)?;
+            connect(&socket, &address)?;
         }
         Style::AfterRefusal => {
             let closed = job.refused.ok_or_else(|| io::Error::other("no address"))?;
-            let refused = socket.connect(&target(job.family, closed));
+            let refused = connect(&socket, &target(job.family, closed));
             let errno = refused.err().and_then(|error| error.raw_os_error());
             assert_eq!(errno, Some(libc::ECONNREFUSED));
-            socket.connect(&address)?;
+            connect(&socket, &address)?;
         }
         Style::Duplicated => {
             let copy = socket.try_clone()?;
-            copy.connect(&address)?;
+            connect(&copy, &address)?;
         }
         Style::OtherCgroup => {
             let home = own_cgroup()?;
             std::fs::write(job.path.join("cgroup.procs"), "0")?;
-            let connected = socket.connect(&address);
+            let connected = connect(&socket, &address);
             std::fs::write(home, "0")?;
             connected?;
         }
         Style::FireAndForget => {
-            socket.connect(&address)?;
+            connect(&socket, &address)?;
             (&socket).write_all(b"ping")?;
             return Ok(Seen::default());
         }
@@ -166,13 +166,13 @@ fn attempt(job: &Job) -> io::Result<Seen> {
             return hold(socket);
         }
         Style::Hold => {
-            socket.connect(&address)?;
+            connect(&socket, &address)?;
             return hold(socket);
         }
         Style::Serve => return serve(socket, job),
         Style::Many => return many(job),
         Style::First => return first(job),
-        _ => socket.connect(&address)?,
+        _ => connect(&socket, &address)?,
     }
     talk(socket)
 }
@@ -248,7 +248,7 @@ fn many(job: &Job) -> io::Result<Seen> {
     let address = target(job.family, job.to);
     for number in 0..job.port {
         let socket = fresh(job.family)?;
-        let connected = socket.connect(&address);
+        let connected = connect(&socket, &address);
         connected.map_err(|error| numbered(&error, number))?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         let mut byte = [0];
@@ -274,7 +274,7 @@ fn first(job: &Job) -> io::Result<Seen> {
     let mut refused = 0;
     loop {
         let socket = fresh(job.family)?;
-        match socket.connect(&address) {
+        match connect(&socket, &address) {
             Ok(()) => {
                 let seen = talk(socket)?;
                 let note = format!("{refused}");
@@ -293,7 +293,15 @@ fn first(job: &Job) -> io::Result<Seen> {
 
 fn bound(socket: &Socket, address: &SockAddr, job: &Job, ip: IpAddr, port: u16) -> io::Result<()> {
     socket.bind(&target(job.family, SocketAddr::new(ip, port)))?;
-    socket.connect(address)
+    connect(socket, address)
+}
+
+/// A blocking connect. The end of a ring may interrupt it; it goes on by itself then (connect(2)).
+fn connect(socket: &Socket, address: &SockAddr) -> io::Result<()> {
+    match socket.connect(address) {
+        Err(error) if error.raw_os_error() == Some(libc::EINTR) => established(socket),
+        other => other,
+    }
 }
 
 fn non_blocking(socket: &Socket, address: &SockAddr) -> io::Result<()> {
@@ -303,14 +311,20 @@ fn non_blocking(socket: &Socket, address: &SockAddr) -> io::Result<()> {
         Err(error) => return Err(error),
         Ok(()) => return Err(io::Error::other("connected at once")),
     }
+    established(socket)?;
+    socket.set_nonblocking(false)
+}
+
+/// Waits for a connect that goes on by itself.
+fn established(socket: &Socket) -> io::Result<()> {
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
     if poll(&mut fds, PollTimeout::from(3_000_u16))? == 0 {
         return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
     }
-    if let Some(error) = socket.take_error()? {
-        return Err(error);
+    match socket.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(()),
     }
-    socket.set_nonblocking(false)
 }
 
 fn ring(socket: &Socket, address: &SockAddr, mut ring: io_uring::IoUring) -> io::Result<()> {
@@ -385,7 +399,7 @@ fn passed(job: &Job) -> io::Result<Seen> {
     tell(&Seen::default());
     let (stream, _) = listener.accept()?;
     let socket = Socket::from(receive(&stream)?);
-    socket.connect(&target(job.family, job.to))?;
+    connect(&socket, &target(job.family, job.to))?;
     talk(socket)
 }
 

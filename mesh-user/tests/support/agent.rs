@@ -207,6 +207,9 @@ pub(crate) struct Accept {
     /// Cookie of the accepted socket's network namespace.
     #[serde(default)]
     pub(crate) netns: u64,
+    /// Whether an option can be asked for with 64 KiB of room.
+    #[serde(default)]
+    pub(crate) roomy: bool,
 }
 
 /// The driver's side.
@@ -821,6 +824,7 @@ impl Loop {
                     asked,
                     original: options::original_dst(&stream),
                     netns: options::netns_cookie(&stream),
+                    roomy: options::get::<65_536>(&stream, libc::SOL_TCP, libc::TCP_INFO).is_ok(),
                 });
                 let to = looped.unwrap_or(local);
                 std::thread::spawn(move || this.serve(stream, to, &stop));

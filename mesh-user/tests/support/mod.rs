@@ -1,5 +1,7 @@
 //! A test bed with an agent process on its node.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 pub(crate) mod agent;
 pub(crate) mod client;
 pub(crate) mod foreign;

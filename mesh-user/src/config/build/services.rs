@@ -12,7 +12,7 @@ use crate::{
     config::text,
     model::{
         DialFrom, Endpoint, Failure, Inbound, Interception, Mode, Netns, OutboundAction,
-        OutboundRule, PathChoice, Port, Protocol, SecondPass, Service, Workload,
+        OutboundRule, PathChoice, Port, Protocol, SecondPass, Service, Transport, Workload,
     },
 };
 
@@ -148,6 +148,11 @@ pub(super) fn outbound(from: Reader<'_>) -> OutboundRule {
             .iter()
             .map(|node| reader::int(node).unwrap_or(0))
             .collect(),
+        protocol: match from.text("protocol") {
+            Some("udp") => Transport::Udp,
+            Some("any") => Transport::Any,
+            _ => Transport::Tcp,
+        },
         action: match from.text("action") {
             Some("deny") => OutboundAction::Deny,
             _ => OutboundAction::Pass,

@@ -375,27 +375,38 @@ fn outbound(rules: &[OutboundRule], out: &mut Findings) {
         } else {
             &rule.ports
         };
+        let (tcp, udp) = (rule.protocol.tcp(), rule.protocol.udp());
+        let protocols = || [(tcp, "tcp"), (udp, "udp")].into_iter();
         for port in ports {
-            if let Some(first) = seen.insert((rule.cidr, *port), i) {
-                let message = match port {
-                    0 => format!("`{}` is decided by outbound[{first}] too", rule.cidr),
-                    port => format!(
-                        "port {port} of `{}` is decided by outbound[{first}] too",
-                        rule.cidr
-                    ),
-                };
-                let path = FieldPath::item("outbound", i).key("cidr");
-                out.error(
-                    Code::Duplicate,
-                    path,
-                    message,
-                    "one decision for each range and port",
-                );
-            }
+            let held = protocols()
+                .filter(|(about, _)| *about)
+                .fold(None, |held, (_, protocol)| {
+                    seen.insert((rule.cidr, *port, protocol), i).or(held)
+                });
+            let Some(first) = held else {
+                continue;
+            };
+            let message = match port {
+                0 => format!("`{}` is decided by outbound[{first}] too", rule.cidr),
+                port => format!(
+                    "port {port} of `{}` is decided by outbound[{first}] too",
+                    rule.cidr
+                ),
+            };
+            let path = FieldPath::item("outbound", i).key("cidr");
+            out.error(
+                Code::Duplicate,
+                path,
+                message,
+                "one decision for each range, port and protocol",
+            );
         }
     }
     if seen.len() > OUT_RULES_MAX {
-        let message = format!("there are {} pairs of range and port", seen.len());
+        let message = format!(
+            "there are {} combinations of range, port and protocol",
+            seen.len()
+        );
         let expected = format!("at most {OUT_RULES_MAX}, what the kernel's map holds");
         out.error(
             Code::BadCount,

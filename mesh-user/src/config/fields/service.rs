@@ -338,6 +338,22 @@ pub(crate) static OUTBOUND: Object = Object {
             Absent::Means("every port"),
             "Destination ports.",
         ),
+        field(
+            "protocol",
+            Shape::Choice(&[
+                ("tcp", "connections; datagrams pass"),
+                (
+                    "udp",
+                    "datagrams, QUIC and DNS among them: one for port 53 goes before one for every port",
+                ),
+                ("any", "both"),
+            ]),
+            Absent::Default(
+                "tcp",
+                "a rule for a range must not take name resolution away",
+            ),
+            "What it is about.",
+        ),
         needed(
             "action",
             Shape::Choice(&[

@@ -381,11 +381,13 @@ fn outbound_rules_are_prefixes_over_128_bits() {
             OutboundRule {
                 cidr: "10.0.0.0/8".parse().unwrap(),
                 ports: vec![80, 443],
+                protocol: Transport::Tcp,
                 action: OutboundAction::Deny,
             },
             OutboundRule {
                 cidr: "fd00::/16".parse().unwrap(),
                 ports: Vec::new(),
+                protocol: Transport::Any,
                 action: OutboundAction::Pass,
             },
         ],
@@ -393,14 +395,18 @@ fn outbound_rules_are_prefixes_over_128_bits() {
     };
     let v4 = Addr::from_ip("10.0.0.0".parse().unwrap());
     let v6 = Addr::from_ip("fd00::".parse().unwrap());
+    let snapshot = compile(model);
+    let table = snapshot.kernel_table();
     assert_eq!(
-        compile(model).kernel_table().outbound,
+        table.outbound,
         [
             (v4, 104, 80, maps::OUT_DENY),
             (v4, 104, 443, maps::OUT_DENY),
             (v6, 16, 0, maps::OUT_PASS)
         ]
     );
+    assert_eq!(table.outbound_udp, [(v6, 16, 0, maps::OUT_PASS)]);
+    assert!(!table.denies_datagrams());
 }
 
 #[test]
@@ -453,13 +459,26 @@ fn outbound_look_ups_find_the_longest_range_of_the_right_family() {
             }
             let ports = [vec![], vec![443], vec![443, 80]][rng.below(3) as usize].clone();
             let action = [OutboundAction::Pass, OutboundAction::Deny][rng.below(2) as usize];
+            let protocol =
+                [Transport::Tcp, Transport::Udp, Transport::Any][rng.below(3) as usize];
             model.outbound.push(OutboundRule {
                 cidr: network.parse().unwrap(),
                 ports,
+                protocol,
                 action,
             });
         }
-        let table = outbound(&model);
+        // What is about UDP, read as if it were about TCP.
+        let mut datagrams = model.clone();
+        datagrams.outbound.retain(|rule| rule.protocol.udp());
+        for rule in &mut datagrams.outbound {
+            rule.protocol = Transport::Tcp;
+        }
+        assert_eq!(
+            outbound(&model, Transport::udp),
+            outbound(&datagrams, Transport::tcp)
+        );
+        let table = outbound(&model, Transport::tcp);
         for ip in asked {
             let ip: std::net::IpAddr = ip.parse().unwrap();
             for port in [443, 80, 22] {
