@@ -7,16 +7,22 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_common::reason::Reason;
+use mesh_common::reason::{Event, Reason};
 
 use super::enrolment::Enrolments;
 use crate::{
-    admin::{Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status},
+    admin::{
+        Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, Status,
+        events::{EventRow, Events, seconds_ago},
+    },
     clock::{self, MonoNanos},
     config::{self, AgentConfig, Config},
-    kernel::{Instance, Kernel, KernelError, view::View},
+    kernel::{Instance, Kernel, KernelError, foreign::ForeignHook, view::View},
     platform::file::keep_until_restart,
-    policy::Snapshot,
+    policy::{
+        Snapshot,
+        ejection::{Change, What},
+    },
     proxy::Workers,
     telemetry::Telemetry,
 };
@@ -31,9 +37,12 @@ const LINKS_LOOK: Duration = Duration::from_secs(10);
 /// which the kernel stops capturing, for a restart cuts every connection.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// Events that are logged in each tick (250 ms). The rest stays in the ring buffer for the next one,
+/// Events that are taken in each tick (250 ms). The rest stays in the ring buffer for the next one,
 /// or is counted as `event_lost`.
-const EVENTS_PER_TICK: usize = 16;
+const EVENTS_PER_TICK: usize = 1_024;
+
+/// Of these, those that are logged: a pod that is refused in a loop must not fill the log.
+const LOGGED_PER_TICK: usize = 16;
 
 /// The parts, and what is in force.
 #[derive(Debug)]
@@ -46,6 +55,9 @@ pub(super) struct NodeAgent {
     workers: Arc<Workers>,
     telemetry: Arc<Telemetry>,
     snapshot: ArcSwap<Snapshot>,
+    events: Arc<Events>,
+    /// Hooks of others that were told.
+    foreign: Mutex<Vec<ForeignHook>>,
     /// Control work only: no worker ever takes this lock.
     control: Mutex<Control>,
     /// Apart from `control`, so that `mesh status` answers while a reload runs.
@@ -91,10 +103,10 @@ impl Default for Links {
     }
 }
 
-/// Logs what the programs reported since the last tick. The counters count all of it; a pod that
-/// is refused in a loop must not fill the log.
-fn log_events(kernel: &mut Kernel) {
-    for event in kernel.events(EVENTS_PER_TICK) {
+/// Logs the first of what the programs reported since the last tick. The counters count all of it,
+/// and `mesh monitor` shows it.
+fn log_events(events: &[Event]) {
+    for event in events.iter().take(LOGGED_PER_TICK) {
         let reason = Reason::decode(event.reason).map_or("unknown", Reason::label);
         tracing::warn!(
             reason,
@@ -105,6 +117,47 @@ fn log_events(kernel: &mut Kernel) {
             tgid = event.tgid,
             "kernel"
         );
+    }
+}
+
+/// For those who watch.
+fn event_row(event: &Event, workloads: &[crate::admin::WorkloadStatus], now: MonoNanos) -> EventRow {
+    let reason = Reason::decode(event.reason);
+    let known = workloads.iter().find(|w| w.pod_id == Some(event.pod_id));
+    let label = reason.map_or("unknown", Reason::label);
+    let kind = match reason {
+        Some(Reason::SteerMissOpen | Reason::SteerMissClosed) => "miss",
+        Some(reason) if reason.is_refusal() => "refused",
+        _ => "bypass",
+    };
+    let place = |addr: std::net::SocketAddr| (!addr.ip().is_unspecified()).then(|| addr.to_string());
+    EventRow {
+        time: seconds_ago(now.since(MonoNanos(event.time_ns))),
+        kind: kind.to_owned(),
+        reason: label.to_owned(),
+        workload: known.map(|workload| workload.key.clone()),
+        source: place(event.src.with_port(event.sport)),
+        destination: place(event.dst.with_port(event.dport)),
+        tgid: (event.tgid != 0).then_some(event.tgid),
+        ..EventRow::default()
+    }
+}
+
+/// An endpoint that left or came back.
+fn ejection_row(change: &Change) -> EventRow {
+    let (reason, detail) = match change.what {
+        What::Ejected { by, for_ms } => ("ejected", Some(format!("by {by:?} for {for_ms} ms"))),
+        What::Skipped { by } => ("skipped", Some(format!("by {by:?}"))),
+        What::Returned => ("returned", None),
+    };
+    EventRow {
+        time: seconds_ago(Duration::ZERO),
+        kind: "ejection".to_owned(),
+        reason: reason.to_owned(),
+        destination: Some(change.endpoint.to_string()),
+        service: Some(change.service.clone()),
+        detail,
+        ..EventRow::default()
     }
 }
 
@@ -131,6 +184,8 @@ impl NodeAgent {
             workers,
             telemetry,
             snapshot: ArcSwap::from_pointee(Snapshot::empty()),
+            events: Arc::default(),
+            foreign: Mutex::default(),
             control: Mutex::new(Control {
                 in_force: None,
                 kernel,
@@ -142,6 +197,11 @@ impl NodeAgent {
                 ..Reported::default()
             }),
         }
+    }
+
+    /// What happens, for those who watch.
+    pub(super) fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.events)
     }
 
     /// Puts a configuration in force as a whole.
@@ -244,8 +304,14 @@ impl NodeAgent {
             swept,
             ..
         } = &mut *control;
-        self.look_at_links(now);
-        log_events(kernel);
+        self.look_at_links(kernel, now);
+        let events = kernel.events(EVENTS_PER_TICK);
+        if !events.is_empty() {
+            log_events(&events);
+            let workloads = &lock(&self.report).workloads;
+            let rows = events.iter().map(|event| event_row(event, workloads, now));
+            self.events.publish(rows);
+        }
         enrolments.tick(kernel, &self.workers, now);
         lock(&self.report).workloads = enrolments.status();
         if now.since(*swept).as_millis() >= 1000 {
@@ -255,9 +321,13 @@ impl NodeAgent {
                 self.telemetry.ejection(&change);
             }
         }
+        let changes = self.telemetry.take_ejections();
+        if !changes.is_empty() {
+            self.events.publish(changes.iter().map(ejection_row));
+        }
     }
 
-    fn look_at_links(&self, now: MonoNanos) {
+    fn look_at_links(&self, kernel: &Kernel, now: MonoNanos) {
         let looked = lock(&self.report).links.looked;
         if looked != MonoNanos(0) && now.since(looked) < LINKS_LOOK {
             return;
@@ -273,11 +343,35 @@ impl NodeAgent {
                 "links are gone: restart the agent to attach them again"
             );
         }
+        self.look_at_foreign(kernel, now);
         lock(&self.report).links = Links {
             looked: now,
             missing,
             count: rows.len(),
         };
+    }
+
+    /// Hooks of others before ours: each is told once, as long as it stands.
+    fn look_at_foreign(&self, kernel: &Kernel, now: MonoNanos) {
+        let found = kernel.foreign_hooks();
+        let mut told = lock(&self.foreign);
+        for hook in found.iter().filter(|hook| !told.contains(hook)) {
+            tracing::warn!(
+                cgroup = hook.cgroup,
+                hook = hook.hook,
+                programs = ?hook.programs,
+                "a connect hook of somebody else runs before ours: if it rewrites destinations, \
+                 the services' addresses are hidden"
+            );
+            self.events.publish([EventRow {
+                time: seconds_ago(clock::now().since(now)),
+                kind: "foreign-hook".to_owned(),
+                reason: format!("before_{}", hook.hook),
+                detail: Some(format!("{} programs {:?}", hook.cgroup, hook.programs)),
+                ..EventRow::default()
+            }]);
+        }
+        *told = found;
     }
 
     /// How long a stop waits, by the configuration in force.

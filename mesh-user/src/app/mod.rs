@@ -132,6 +132,7 @@ fn start(
         metrics: settings.metrics,
         agent: Arc::clone(&agent) as Arc<dyn crate::admin::Agent>,
         telemetry,
+        events: agent.events(),
     })?;
     agent.tick(now);
     agent

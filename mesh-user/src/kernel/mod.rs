@@ -17,8 +17,10 @@ mod cookie;
 mod enrol;
 mod error;
 mod features;
+pub mod foreign;
 mod heartbeat;
 mod instances;
+mod diag;
 pub mod inventory;
 pub mod mounts;
 mod netns;
@@ -33,6 +35,7 @@ mod sockets;
 pub mod survey;
 mod sys;
 mod tables;
+pub mod verify;
 pub mod view;
 mod watch;
 mod workload;
@@ -293,6 +296,11 @@ impl Kernel {
             found.extend(Event::from_bytes(&record));
         }
         found
+    }
+
+    /// Connect hooks of others that run before ours.
+    pub fn foreign_hooks(&self) -> Vec<foreign::ForeignHook> {
+        foreign::before_ours(&self.pins)
     }
 
     fn steering(&self) -> Steering {

@@ -17,7 +17,7 @@ mod series;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt, io,
     net::SocketAddr,
     sync::{
@@ -53,9 +53,14 @@ pub struct Telemetry {
     tcp: Family<{ tcp_numbers::LEN }>,
     plain: Family<{ plain_numbers::LEN }>,
     ejections: [AtomicU64; 3],
+    /// Changes that nobody has taken yet, the newest.
+    changes: Mutex<VecDeque<Change>>,
     panics: Mutex<BTreeMap<&'static str, u64>>,
     log: AccessLog,
 }
+
+/// Changes of endpoints that wait to be taken, four times a second.
+const CHANGES_KEPT: usize = 1_024;
 
 /// What was spoken, for the `request_protocol` label and the log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -183,6 +188,7 @@ impl Telemetry {
             tcp: Family::new(TCP_LABELS.len(), SERIES_MAX),
             plain: Family::new(0, 1),
             ejections: [const { AtomicU64::new(0) }; 3],
+            changes: Mutex::default(),
             panics: Mutex::default(),
             log: AccessLog::start(log)?,
         }))
@@ -230,6 +236,17 @@ impl Telemetry {
             What::Returned => 2,
         };
         self.ejections[index].fetch_add(1, Relaxed);
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if changes.len() == CHANGES_KEPT {
+            changes.pop_front();
+        }
+        changes.push_back(change.clone());
+    }
+
+    /// Takes the changes since the last call, the oldest first; of more than 1,024 the newest.
+    pub fn take_ejections(&self) -> Vec<Change> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.drain(..).collect()
     }
 
     /// Puts other access-log settings in force, for the next line.
