@@ -27,7 +27,10 @@ pub(super) fn check(
     let mut checks = probe::check();
     // What this machine offers, then what stands on it.
     let standing = verify::verify(instance).with_context(|| {
-        format!("can't look at what instance {:?} has attached", instance.name())
+        format!(
+            "can't look at what instance {:?} has attached",
+            instance.name()
+        )
     });
     match standing {
         Ok(Some(found)) => checks.extend(found),

@@ -3,6 +3,7 @@
 use http::Method;
 use hyper::body::Bytes;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Exit, Io,
@@ -24,15 +25,15 @@ pub(super) fn monitor(agent: &Agent, args: &MonitorArgs, io: &mut Io<'_>) -> any
 }
 
 async fn watch(agent: &Agent, args: &MonitorArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
-    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
+    // Before anything is said: whoever reads that may interrupt at once.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     // Nobody to watch is a failure; from here on an agent that goes is the end.
     let mut next = ask(agent, None).await?.next;
     io.say("watching; interrupt with ^C");
     loop {
         let batch = tokio::select! {
             batch = ask(agent, Some(next)) => batch,
-            // An error: no handler could be made, so the signal's own action stands.
-            _ = &mut interrupt => return Ok(Exit::Done),
+            _ = interrupt.recv() => return Ok(Exit::Done),
         };
         let batch = match batch {
             Ok(batch) => batch,
@@ -156,7 +157,11 @@ mod tests {
         for good in [
             args(None, &[], &[]),
             args(Some("client"), &[], &[]),
-            args(Some("default/client"), &["miss", "refused"], &["refuse_rule"]),
+            args(
+                Some("default/client"),
+                &["miss", "refused"],
+                &["refuse_rule"],
+            ),
         ] {
             assert!(wanted(&row(), &good), "{good:?}");
         }

@@ -377,7 +377,7 @@ fn wrong_command_lines_are_usage_errors() {
         &[][..],
         &["frobnicate"],
         &["run"],
-        &["bpf", "conns"],
+        &["bpf", "redirect"],
         &["bpf", "maps", "get"],
         &["config", "clusters"],
         &["status", "-o", "xml"],

@@ -30,7 +30,7 @@ const CONNECTIONS_MAX: usize = 131_072;
 /// One connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Measured {
-    /// Bytes that the peer acknowledged.
+    /// Bytes sent, without repetitions.
     pub(super) sent: u64,
     /// Bytes received.
     pub(super) received: u64,
@@ -126,11 +126,13 @@ fn connection(payload: &[u8]) -> Option<(u64, (SocketAddr, SocketAddr), Measured
     let remote = SocketAddr::new(address(payload, 24, v4)?, port(6)?);
     let cookie = u64::from_ne_bytes(part(payload, 44)?);
     let info = attribute(payload.get(MESSAGE..)?, INFO)?;
-    // `struct tcp_info`: tcpi_rtt, tcpi_bytes_acked, tcpi_bytes_received.
+    // `struct tcp_info`: tcpi_rtt, tcpi_bytes_received, tcpi_bytes_sent and _retrans (Linux 4.19;
+    // tcpi_bytes_acked counts the SYN of whoever connects).
+    let word = |at| part(info, at).map(u64::from_ne_bytes);
     let measured = Measured {
         rtt_us: u32::from_ne_bytes(part(info, 68)?),
-        sent: u64::from_ne_bytes(part(info, 120)?),
-        received: u64::from_ne_bytes(part(info, 128)?),
+        received: word(128)?,
+        sent: word(200)?.saturating_sub(word(208)?),
     };
     Some((cookie, (local, remote), measured))
 }

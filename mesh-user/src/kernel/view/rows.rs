@@ -83,7 +83,7 @@ pub struct ConnRow {
     pub age_s: f64,
     /// Thread group of the process (`out` only).
     pub tgid: u32,
-    /// Bytes that the peer acknowledged; none when the socket is gone, or its namespace can't be
+    /// Bytes sent, without repetitions; none when the socket is gone, or its namespace can't be
     /// entered.
     pub bytes_out: Option<u64>,
     /// Bytes received.
