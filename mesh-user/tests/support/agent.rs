@@ -351,6 +351,7 @@ impl State {
                 attach,
                 shards,
                 refuse_unknown,
+                marks: Marks::default(),
             };
             let kernel = Kernel::start(&options).map_err(text)?;
             let heartbeat = kernel.heartbeat().map_err(text)?;
