@@ -241,6 +241,45 @@ fn only_our_mark_bits_are_changed_whatever_the_others_are() {
     }
 }
 
+/// Pitfall 34. Other bits by configuration: used, alone changed, not exchanged under enrolled
+/// workloads, and their rules go with a cleanup.
+#[test]
+fn configured_mark_bits_are_the_only_ones_used_and_leave_no_rule_behind() {
+    let mut scene = scene::build("kn-bits");
+    let usual = scene.config_with(SPLIT);
+    let marks = "agent:\n  marks: {capture-bit: 5, agent-bit: 6}\n";
+    scene
+        .start_with(&usual.replace("agent:\n", marks))
+        .expect("the agent starts");
+    let to = [
+        VIP4.to_string(),
+        PORT.to_string(),
+        u32::MAX.to_string(),
+        "0".to_owned(),
+    ];
+    let to = to.each_ref().map(String::as_str);
+    let seen = told(&scene, &scene.client, MARKS, &to);
+    assert_eq!(seen, serde_json::json!([u32::MAX & !0x40, 0x20]));
+    let rules = "ip rule; ip -6 rule";
+    let found = scene::shell(&scene, &scene.client, rules);
+    assert_eq!(found.matches("fwmark 0x20/0x60").count(), 2, "{found}");
+    scene.kill_agent().expect("killed");
+    fs::write(scene.config_path(), &usual).expect("written");
+    scene.spawn_agent().expect("spawned");
+    let refused = wait_until(LOOK, || {
+        let text = fs::read_to_string(scene.dir().join("agent.log")).unwrap_or_default();
+        text.contains("run `mesh cleanup` first")
+    });
+    assert!(
+        refused,
+        "other bits under enrolled workloads are refused by name"
+    );
+    let report = cleanup::cleanup(&scene.instance, false, true);
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    let left = scene::shell(&scene, &scene.client, rules);
+    assert!(!left.contains("fwmark"), "{left}");
+}
+
 /// Pitfall 33. Nothing that we do makes an entry in a pod's connection tracking.
 #[test]
 fn no_conntrack_entry_appears_in_a_workload() {

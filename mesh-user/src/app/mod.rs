@@ -23,7 +23,7 @@ use crate::{
     admin::{Admin, AdminOptions},
     clock,
     config::{AgentConfig, Config, UnknownNetns},
-    kernel::{Instance, Kernel, KernelOptions, cleanup},
+    kernel::{Instance, Kernel, KernelOptions, Marks, cleanup},
     platform::file::{FileEvent, FileSource},
     policy::Snapshot,
     proxy::{Workers, WorkersOptions},
@@ -152,6 +152,7 @@ fn kernel_options(instance: &Instance, settings: &AgentConfig) -> KernelOptions 
         // 1 to 8 by validation.
         shards: settings.workers as u16,
         refuse_unknown: settings.unknown_netns == UnknownNetns::Refuse,
+        marks: Marks::of_bits(settings.marks.capture_bit, settings.marks.agent_bit),
     }
 }
 

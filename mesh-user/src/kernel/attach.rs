@@ -12,6 +12,7 @@ use super::{
     cgroups::{self, Cgroup},
     config, cookie,
     error::KernelError,
+    marks::Marks,
     object::{self, CGROUP_HOOKS, FLOW_OPS, Programs, STEER},
     origin::Flows,
     pins::{Lock, Pins},
@@ -91,7 +92,17 @@ fn open(
     let mut tables = Tables::open(&pins)?;
     let cookie = cookie::own().map_err(KernelError::io("network namespace cookie"))?;
     // An operator's «redirect off» outlives a restart.
-    let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
+    let before = tables.config.get(&0, 0).ok();
+    let paused = before.map_or(0, |before| before.paused);
+    // The rules in the workloads that it left are for its bits.
+    if let Some(found) = before.as_ref().and_then(Marks::of)
+        && found != options.marks
+    {
+        return Err(KernelError::OtherMarks {
+            found: found.mask(),
+            wanted: options.marks.mask(),
+        });
+    }
     let config = config(options, agent.id, cookie, paused);
     write_config(&mut tables, config)?;
     attach_all(&pins, &programs, points, &agent, &mut made.pins)?;

@@ -20,6 +20,7 @@ mod features;
 pub mod foreign;
 mod heartbeat;
 mod instances;
+mod marks;
 mod diag;
 pub mod inventory;
 pub mod mounts;
@@ -51,8 +52,7 @@ use std::{
 
 use mesh_common::{
     abi::{
-        ABI_VERSION, AGENT_MARK, CAPTURE_MARK, Config, MARK_MASK, SHARDS_MAX, UNKNOWN_PASS,
-        UNKNOWN_REFUSE,
+        ABI_VERSION, Config, SHARDS_MAX, UNKNOWN_PASS, UNKNOWN_REFUSE,
     },
     reason::Event,
 };
@@ -65,6 +65,7 @@ use self::{
 pub use self::{
     error::{EnrolError, KernelError},
     heartbeat::Heartbeat,
+    marks::Marks,
 };
 use crate::{
     model::{Interception, Netns, kernel_table::KernelTable},
@@ -126,6 +127,8 @@ pub struct KernelOptions {
     pub shards: u16,
     /// Whether unknown network namespaces below the attach point are refused.
     pub refuse_unknown: bool,
+    /// Which bits of a socket's mark are ours.
+    pub marks: Marks,
 }
 
 /// A workload that shall be enrolled.
@@ -338,9 +341,9 @@ struct Parts {
 fn config(options: &KernelOptions, agent_cgroup: u64, agent_netns: u64, paused: u32) -> Config {
     Config {
         abi: ABI_VERSION,
-        capture_mark: CAPTURE_MARK,
-        agent_mark: AGENT_MARK,
-        mark_mask: MARK_MASK,
+        capture_mark: options.marks.capture,
+        agent_mark: options.marks.agent,
+        mark_mask: options.marks.mask(),
         agent_cgroup,
         heartbeat_stale_ns: HEARTBEAT_STALE_NS,
         shards: u32::from(options.shards).clamp(1, SHARDS_MAX),

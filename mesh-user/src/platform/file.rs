@@ -314,6 +314,10 @@ pub fn keep_until_restart(running: &AgentConfig, new: &mut AgentConfig) -> Vec<S
         new.unknown_netns = running.unknown_netns;
         changed.push("agent.unknown-netns".to_owned());
     }
+    if new.marks != running.marks {
+        new.marks = running.marks;
+        changed.push("agent.marks".to_owned());
+    }
     if new.metrics != running.metrics {
         new.metrics = running.metrics;
         changed.push("agent.metrics".to_owned());

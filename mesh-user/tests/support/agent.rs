@@ -26,7 +26,7 @@ use mesh_common::{
 };
 use mesh_user::{
     clock,
-    kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions},
+    kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions, Marks},
     model::{Failure, Interception, Netns, kernel_table::KernelTable},
     proxy::wire::SocketSource,
     testbed::Testbed,

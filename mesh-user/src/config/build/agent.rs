@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::{Reader, reader};
-use crate::config::{AccessLog, AgentConfig, Limits, LogFilter, LogFormat, UnknownNetns};
+use crate::config::{AccessLog, AgentConfig, Limits, LogFilter, LogFormat, MarkBits, UnknownNetns};
 
 pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
     let agent = root.object("agent");
@@ -28,6 +28,7 @@ pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
         access_log: access_log(agent.object("access-log")),
         limits: limits(agent.object("limits")),
         drain: agent.duration("drain").unwrap_or(default.drain),
+        marks: marks(agent.object("marks")),
     }
 }
 
@@ -36,6 +37,14 @@ fn access_log(log: Reader<'_>) -> AccessLog {
         format: log.text("format").and_then(log_format).unwrap_or_default(),
         filter: log.text("filter").and_then(log_filter).unwrap_or_default(),
         path: log.text("path").map(PathBuf::from),
+    }
+}
+
+fn marks(marks: Reader<'_>) -> MarkBits {
+    let default = MarkBits::default();
+    MarkBits {
+        capture_bit: marks.int("capture-bit").unwrap_or(default.capture_bit),
+        agent_bit: marks.int("agent-bit").unwrap_or(default.agent_bit),
     }
 }
 
