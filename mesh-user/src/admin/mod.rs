@@ -6,6 +6,7 @@
 
 mod body;
 pub mod document;
+pub mod events;
 pub mod explain;
 mod listen;
 mod routes;
@@ -117,6 +118,8 @@ pub struct AdminOptions {
     pub agent: Arc<dyn Agent>,
     /// The counters that `/metrics` shows.
     pub telemetry: Arc<Telemetry>,
+    /// What `/events` tells.
+    pub events: Arc<events::Events>,
 }
 
 /// The running admin interface. Dropping it stops it and removes its socket.

@@ -26,6 +26,7 @@ use super::{
     AdminOptions, Agent, KernelSample, WorkloadState,
     body::{self, Body},
     document,
+    events::{EventBatch, Events},
     explain::{self, Question},
     shield::ShieldAsk,
 };
@@ -65,6 +66,7 @@ pub(super) enum Side {
 pub(super) struct State {
     agent: Arc<dyn Agent>,
     telemetry: Arc<Telemetry>,
+    events: Arc<Events>,
     kernel: Mutex<Option<(MonoNanos, Arc<KernelSample>)>>,
     scrapes: Arc<Semaphore>,
 }
@@ -74,6 +76,7 @@ impl State {
         Self {
             agent: options.agent,
             telemetry: options.telemetry,
+            events: options.events,
             kernel: Mutex::new(None),
             scrapes: Arc::new(Semaphore::new(SCRAPES_MAX)),
         }
@@ -162,6 +165,10 @@ pub(super) async fn answer(state: &Arc<State>, side: Side, request: Request<Inco
             metrics(state).await
         }
         (Side::Admin, "/status") => get(method, || one("Status", &state.agent.status())),
+        (Side::Admin, "/events") => match only(method, &[Method::GET]) {
+            Some(refused) => refused,
+            None => events(state, query).await,
+        },
         (Side::Admin, path) if path == "/model" || path.starts_with("/config/") => {
             let path = path.to_owned();
             match only(method, &[Method::GET, Method::HEAD]) {
@@ -267,6 +274,18 @@ async fn metrics(state: &Arc<State>) -> Answer {
         .headers_mut()
         .insert(CONTENT_TYPE, http::HeaderValue::from_static(OPEN_METRICS));
     response
+}
+
+/// `from=N`: events from number N on, waiting for the next one; without: the number to begin with.
+async fn events(state: &State, query: &str) -> Answer {
+    let Some(from) = query.strip_prefix("from=") else {
+        let next = state.events.now();
+        return one("EventBatch", &EventBatch { next, ..EventBatch::default() });
+    };
+    match from.parse() {
+        Ok(from) => one("EventBatch", &state.events.from(from).await),
+        Err(_) => failure(StatusCode::BAD_REQUEST, "from: expected the number of an event"),
+    }
 }
 
 fn dump(state: &State, path: &str) -> Answer {

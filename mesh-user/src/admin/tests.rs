@@ -263,6 +263,7 @@ fn start_with(
 ) -> Result<Admin, AdminError> {
     let instance = Instance::new("test").expect("a valid name");
     let options = AdminOptions {
+        events: Arc::default(),
         instance,
         metrics,
         agent,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_common::reason::Reason;
+use mesh_common::reason::{Event, Reason};
 use tokio::sync::watch;
 
 use super::{
@@ -20,16 +20,21 @@ use super::{
 use crate::{
     admin::{
         Agent, Condition, ConfigStatus, Drain, KernelSample, LastError, ShieldAsk, Status,
+        events::{EventRow, Events, seconds_ago},
     },
     clock::{self, MonoNanos},
     config::{self, AgentConfig, Config},
     kernel::{
         Instance, Kernel, KernelError,
-        audit::Outcome,
+        audit::{Finding, Outcome},
+        foreign::ForeignHook,
         view::{REMOVED_CGROUP, View},
     },
     platform::file::keep_until_restart,
-    policy::Snapshot,
+    policy::{
+        Snapshot,
+        ejection::{Change, What},
+    },
     proxy::{Command, Workers},
     telemetry::{ShieldSample, Telemetry},
 };
@@ -44,9 +49,12 @@ const LINKS_LOOK: Duration = Duration::from_secs(10);
 /// which the kernel stops capturing, for a restart cuts every connection.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// Events that are logged in each tick (250 ms). The rest stays in the ring buffer for the next one,
+/// Events that are taken in each tick (250 ms). The rest stays in the ring buffer for the next one,
 /// or is counted as `event_lost`.
-const EVENTS_PER_TICK: usize = 16;
+const EVENTS_PER_TICK: usize = 1_024;
+
+/// Of these, those that are logged: a pod that is refused in a loop must not fill the log.
+const LOGGED_PER_TICK: usize = 16;
 
 /// The parts, and what is in force.
 #[derive(Debug)]
@@ -59,6 +67,9 @@ pub(super) struct NodeAgent {
     workers: Arc<Workers>,
     telemetry: Arc<Telemetry>,
     snapshot: ArcSwap<Snapshot>,
+    events: Arc<Events>,
+    /// Hooks of others that were told.
+    foreign: Mutex<Vec<ForeignHook>>,
     /// Control work only: no worker ever takes this lock.
     control: Mutex<Control>,
     shield: Shielding,
@@ -133,10 +144,10 @@ impl Default for Links {
     }
 }
 
-/// Logs what the programs reported since the last tick. The counters count all of it; a pod that
-/// is refused in a loop must not fill the log.
-fn log_events(kernel: &mut Kernel) {
-    for event in kernel.events(EVENTS_PER_TICK) {
+/// Logs the first of what the programs reported since the last tick. The counters count all of it,
+/// and `mesh monitor` shows it.
+fn log_events(events: &[Event]) {
+    for event in events.iter().take(LOGGED_PER_TICK) {
         let reason = Reason::decode(event.reason).map_or("unknown", Reason::label);
         tracing::warn!(
             reason,
@@ -151,8 +162,9 @@ fn log_events(kernel: &mut Kernel) {
 }
 
 /// Puts back what is missing of what we put up, and says so.
-fn audit(kernel: &mut Kernel) {
-    for finding in kernel.audit() {
+fn audit(kernel: &mut Kernel) -> Vec<EventRow> {
+    let findings = kernel.audit();
+    for finding in &findings {
         let (workload, what) = (&finding.workload, &finding.what);
         match &finding.outcome {
             Outcome::Repaired => tracing::warn!(%workload, what, "repaired"),
@@ -161,6 +173,24 @@ fn audit(kernel: &mut Kernel) {
             }
             Outcome::Foreign => tracing::warn!(%workload, what, "somebody else's runs before ours"),
         }
+    }
+    findings.iter().map(audit_row).collect()
+}
+
+/// What the audit found, for those who watch.
+fn audit_row(finding: &Finding) -> EventRow {
+    let (reason, detail) = match &finding.outcome {
+        Outcome::Repaired => ("repaired", finding.what.clone()),
+        Outcome::Failed(why) => ("repair_failed", format!("{}: {why}", finding.what)),
+        Outcome::Foreign => ("interference", finding.what.clone()),
+    };
+    EventRow {
+        time: seconds_ago(Duration::ZERO),
+        kind: "audit".to_owned(),
+        reason: reason.to_owned(),
+        workload: (!finding.workload.is_empty()).then(|| finding.workload.to_string()),
+        detail: Some(detail),
+        ..EventRow::default()
     }
 }
 
@@ -187,6 +217,47 @@ fn gaps(kernel: &Kernel, enrolments: &Enrolments) -> Vec<String> {
         .collect()
 }
 
+/// For those who watch.
+fn event_row(event: &Event, workloads: &[crate::admin::WorkloadStatus], now: MonoNanos) -> EventRow {
+    let reason = Reason::decode(event.reason);
+    let known = workloads.iter().find(|w| w.pod_id == Some(event.pod_id));
+    let label = reason.map_or("unknown", Reason::label);
+    let kind = match reason {
+        Some(Reason::SteerMissOpen | Reason::SteerMissClosed) => "miss",
+        Some(reason) if reason.is_refusal() => "refused",
+        _ => "bypass",
+    };
+    let place = |addr: std::net::SocketAddr| (!addr.ip().is_unspecified()).then(|| addr.to_string());
+    EventRow {
+        time: seconds_ago(now.since(MonoNanos(event.time_ns))),
+        kind: kind.to_owned(),
+        reason: label.to_owned(),
+        workload: known.map(|workload| workload.key.clone()),
+        source: place(event.src.with_port(event.sport)),
+        destination: place(event.dst.with_port(event.dport)),
+        tgid: (event.tgid != 0).then_some(event.tgid),
+        ..EventRow::default()
+    }
+}
+
+/// An endpoint that left or came back.
+fn ejection_row(change: &Change) -> EventRow {
+    let (reason, detail) = match change.what {
+        What::Ejected { by, for_ms } => ("ejected", Some(format!("by {by:?} for {for_ms} ms"))),
+        What::Skipped { by } => ("skipped", Some(format!("by {by:?}"))),
+        What::Returned => ("returned", None),
+    };
+    EventRow {
+        time: seconds_ago(Duration::ZERO),
+        kind: "ejection".to_owned(),
+        reason: reason.to_owned(),
+        destination: Some(change.endpoint.to_string()),
+        service: Some(change.service.clone()),
+        detail,
+        ..EventRow::default()
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere is no reason to stop controlling the node: every write below is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -211,6 +282,8 @@ impl NodeAgent {
             workers,
             telemetry,
             snapshot: ArcSwap::from_pointee(Snapshot::empty()),
+            events: Arc::default(),
+            foreign: Mutex::default(),
             control: Mutex::new(Control {
                 in_force: None,
                 kernel,
@@ -230,6 +303,11 @@ impl NodeAgent {
             phase: watch::Sender::new(Phase::Ours),
             admin_lock: OnceLock::new(),
         }
+    }
+
+    /// What happens, for those who watch.
+    pub(super) fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.events)
     }
 
     /// The lock that a successor gets with the instance.
@@ -281,7 +359,7 @@ impl NodeAgent {
         let mut control = lock(&self.control);
         control.outlived = lives;
         control.frozen = false;
-        let table = self.snapshot.load().kernel_table();
+        let table = control.kernel_path.table().clone();
         if let Err(error) = control.kernel.take_back(&table) {
             tracing::error!(%error, "not everything is as it was before the takeover");
         }
@@ -328,7 +406,11 @@ impl NodeAgent {
         control.kernel.apply_known(&table)?;
         self.workers.swap(Arc::clone(&new));
         let Control {
-            kernel, enrolments, ..
+            kernel,
+            enrolments,
+            kernel_path,
+            in_force,
+            ..
         } = &mut *control;
         enrolments.follow(&new.model, kernel, &self.workers, now);
         if let Some(why) = enrolments.lost(live) {
@@ -336,11 +418,12 @@ impl NodeAgent {
         }
         kernel.apply(&table)?;
         kernel.complete_takeover()?;
+        kernel_path.stands(table);
         self.snapshot.store(Arc::clone(&new));
-        control.in_force = Some(config.clone());
+        *in_force = Some(config.clone());
         let mut report = lock(&self.report);
         report.last_success = Some(SystemTime::now());
-        report.workloads = control.enrolments.status();
+        report.workloads = enrolments.status();
         Ok(())
     }
 
@@ -467,8 +550,14 @@ impl NodeAgent {
         if *frozen {
             return let_go(kernel, &self.workers);
         }
-        self.look_at_links(now);
-        log_events(kernel);
+        self.look_at_links(kernel, now);
+        let events = kernel.events(EVENTS_PER_TICK);
+        if !events.is_empty() {
+            log_events(&events);
+            let workloads = &lock(&self.report).workloads;
+            let rows = events.iter().map(|event| event_row(event, workloads, now));
+            self.events.publish(rows);
+        }
         enrolments.tick(kernel, &self.workers, now);
         let kubelet = kernel.kubelet_cgroup();
         let kubelet = kubelet.map(|path| path.display().to_string());
@@ -480,7 +569,10 @@ impl NodeAgent {
         let mut changes = kernel_path.feed_back(kernel, &snapshot, &self.telemetry, now);
         if now.since(*swept).as_millis() >= 1000 {
             *swept = now;
-            audit(kernel);
+            let found = audit(kernel);
+            if !found.is_empty() {
+                self.events.publish(found.into_iter());
+            }
             lock(&self.report).gaps = gaps(kernel, enrolments);
             changes.extend(snapshot.sweep(now));
         }
@@ -490,9 +582,13 @@ impl NodeAgent {
         if let Err(error) = kernel_path.rotate(kernel, &snapshot) {
             tracing::warn!(%error, "the kernel's split could not be written anew");
         }
+        let changes = self.telemetry.take_ejections();
+        if !changes.is_empty() {
+            self.events.publish(changes.iter().map(ejection_row));
+        }
     }
 
-    fn look_at_links(&self, now: MonoNanos) {
+    fn look_at_links(&self, kernel: &Kernel, now: MonoNanos) {
         let looked = lock(&self.report).links.looked;
         if looked != MonoNanos(0) && now.since(looked) < LINKS_LOOK {
             return;
@@ -512,11 +608,35 @@ impl NodeAgent {
                 "links are gone: restart the agent to attach them again"
             );
         }
+        self.look_at_foreign(kernel, now);
         lock(&self.report).links = Links {
             looked: now,
             missing,
             count: rows.len(),
         };
+    }
+
+    /// Hooks of others before ours: each is told once, as long as it stands.
+    fn look_at_foreign(&self, kernel: &Kernel, now: MonoNanos) {
+        let found = kernel.foreign_hooks();
+        let mut told = lock(&self.foreign);
+        for hook in found.iter().filter(|hook| !told.contains(hook)) {
+            tracing::warn!(
+                cgroup = hook.cgroup,
+                hook = hook.hook,
+                programs = ?hook.programs,
+                "a connect hook of somebody else runs before ours: if it rewrites destinations, \
+                 the services' addresses are hidden"
+            );
+            self.events.publish([EventRow {
+                time: seconds_ago(clock::now().since(now)),
+                kind: "foreign-hook".to_owned(),
+                reason: format!("before_{}", hook.hook),
+                detail: Some(format!("{} programs {:?}", hook.cgroup, hook.programs)),
+                ..EventRow::default()
+            }]);
+        }
+        *told = found;
     }
 
     /// How long a stop waits, by the configuration in force.

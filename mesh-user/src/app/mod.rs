@@ -31,7 +31,7 @@ use crate::{
     admin::{Admin, AdminOptions},
     clock,
     config::{AgentConfig, Config, UnknownNetns},
-    kernel::{Inherited, Instance, Kernel, KernelOptions, cleanup},
+    kernel::{Inherited, Instance, Kernel, KernelOptions, Marks, cleanup},
     platform::file::{FileEvent, FileSource},
     policy::Snapshot,
     proxy::{Workers, WorkersOptions},
@@ -178,6 +178,7 @@ fn start(
         metrics: settings.metrics,
         agent: Arc::clone(&agent) as Arc<dyn crate::admin::Agent>,
         telemetry,
+        events: agent.events(),
     };
     const IN_FORCE: &str = "can't put the configuration in force";
     let admin = match predecessor {
@@ -217,6 +218,7 @@ fn kernel_options(instance: &Instance, settings: &AgentConfig) -> KernelOptions 
         refuse_unknown: settings.unknown_netns == UnknownNetns::Refuse,
         kubelet_cgroup: settings.kubelet_cgroup.clone(),
         capacities: Vec::new(),
+        marks: Marks::of_bits(settings.marks.capture_bit, settings.marks.agent_bit),
     }
 }
 

@@ -37,7 +37,11 @@ pub(super) enum Verb {
     Run(RunArgs),
     /// Look at what this machine offers: kernel, BTF, cgroup2, bpffs, capabilities.
     ///
-    /// Needs no agent and leaves nothing behind. Exit status 1 when something required is missing.
+    /// With something of the instance attached: each hook with its program's tag, how full the maps
+    /// are, hooks of others before ours, and for each workload whether the hooks are effective for
+    /// its processes and a connection out of its namespace arrives (the agent counts it as one of
+    /// an unknown destination). Leaves nothing behind. Exit status 1 when something required is
+    /// missing.
     Check(OutputArgs),
     /// Say how the agent is.
     ///
@@ -50,6 +54,13 @@ pub(super) enum Verb {
         #[command(flatten)]
         output: GlobalOutputArgs,
     },
+    /// Stream what an operator may have to act on: refusals and bypasses of the kernel's hooks,
+    /// lookup misses, ejections, hooks of others that run before ours.
+    ///
+    /// From now on, until ^C or until the agent stops (exit status 0 for both). A reader that is
+    /// too slow loses the oldest events and is told how many. Refusals of single requests by the
+    /// proxy are in the access log.
+    Monitor(MonitorArgs),
     /// Show the decisions in force in the running agent.
     Config {
         #[command(subcommand)]
@@ -188,7 +199,7 @@ impl From<GlobalOutputArgs> for OutputArgs {
 }
 
 /// `mesh bpf ...`.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum BpfVerb {
     /// Which workloads are redirected, and to which listeners.
     #[command(subcommand)]
@@ -205,9 +216,18 @@ pub(super) enum BpfVerb {
     /// What happens to connections that come in, by workload and port.
     #[command(subcommand)]
     Inbound(ListVerb),
-    /// Connections, as the kernel counts them.
-    #[command(subcommand)]
-    Conns(ListVerb),
+    /// Live connections: who asked for what, who decided, where it went, bytes, age, RTT.
+    ///
+    /// Bytes and RTT are asked of TCP in the workloads' namespaces at this moment, which needs
+    /// root. SERVICE and VERSION need a running agent. A connection to the proxy (VERDICT proxy)
+    /// has no endpoint of its own: its requests are the proxy's, whose dials are the rows with
+    /// LEG `up`.
+    Conns {
+        #[command(subcommand)]
+        verb: Option<ListVerb>,
+        #[command(flatten)]
+        which: ConnsArgs,
+    },
     /// What the programs did, by reason.
     #[command(subcommand)]
     Stats(ListVerb),
@@ -216,6 +236,35 @@ pub(super) enum BpfVerb {
     Maps(ListVerb),
     /// Pinned links with their programs.
     Progs,
+}
+
+/// Which connections, in which order.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct ConnsArgs {
+    /// Only of this workload: `namespace/name`, or a name in `default`.
+    #[arg(long, global = true, value_name = "WORKLOAD")]
+    pub(super) workload: Option<String>,
+    /// Only to this service: `namespace/name`, a name in `default`, or an address with or without
+    /// port, as it was asked for.
+    #[arg(long, global = true, value_name = "SERVICE")]
+    pub(super) service: Option<String>,
+    /// Largest first, but for `workload`.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(super) sort: ConnsSort,
+}
+
+/// Orders of connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum ConnsSort {
+    /// By workload, then the oldest first.
+    #[default]
+    Workload,
+    /// By age.
+    Age,
+    /// By bytes of both directions.
+    Bytes,
+    /// By round-trip time.
+    Rtt,
 }
 
 /// What can be done with what is in a map: it is read, never written.
@@ -283,6 +332,38 @@ pub(super) enum ConfigVerb {
     Endpoints,
     /// Effective values, defaults included, and where each comes from.
     Policies,
+}
+
+/// `mesh monitor`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct MonitorArgs {
+    /// Only of this workload: `namespace/name`, or a name in `default`.
+    #[arg(long, value_name = "WORKLOAD")]
+    pub(super) workload: Option<String>,
+    /// Only of these kinds; with commas.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "KIND",
+        value_parser = ["refused", "bypass", "miss", "ejection", "foreign-hook"]
+    )]
+    pub(super) kind: Vec<String>,
+    /// Only with these reasons, as `mesh bpf stats list` names them; with commas.
+    #[arg(long, value_delimiter = ',', value_name = "REASON")]
+    pub(super) reason: Vec<String>,
+    /// text: for people; json: one object a line.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(super) output: MonitorFormat,
+}
+
+/// The formats of [`MonitorArgs`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum MonitorFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// `mesh explain`.

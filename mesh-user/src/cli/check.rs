@@ -1,5 +1,6 @@
-//! `mesh check`: what this machine offers.
+//! `mesh check`: what this machine offers, and whether what an instance attached is in force.
 
+use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{
@@ -10,12 +11,41 @@ use super::{
 };
 use crate::{
     admin::document,
-    kernel::probe::{self, Check},
+    kernel::{
+        Instance,
+        probe::{self, Check},
+        verify,
+    },
 };
 
 /// Prints the checks; fails when something required is missing.
-pub(super) fn check(args: OutputArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
-    let checks = probe::check();
+pub(super) fn check(
+    instance: &Instance,
+    args: OutputArgs,
+    io: &mut Io<'_>,
+) -> anyhow::Result<Exit> {
+    let mut checks = probe::check();
+    // What this machine offers, then what stands on it.
+    let standing = verify::verify(instance).with_context(|| {
+        format!(
+            "can't look at what instance {:?} has attached",
+            instance.name()
+        )
+    });
+    match standing {
+        Ok(Some(found)) => checks.extend(found),
+        Ok(None) => io.say(&format!(
+            "instance {:?} has attached nothing: only the machine was looked at",
+            instance.name()
+        )),
+        Err(error) => checks.push(Check {
+            name: "instance".to_owned(),
+            ok: false,
+            required: true,
+            found: format!("{error:#}"),
+            remedy: Some("run as root; pins of another version go with `mesh cleanup`".to_owned()),
+        }),
+    }
     print(&checks, args, io)?;
     let missing = checks
         .iter()
@@ -26,7 +56,7 @@ pub(super) fn check(args: OutputArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
     }
     let all = checks.len();
     io.say(&format!(
-        "{missing} of {all} checks failed: the agent can't run on this machine yet"
+        "{missing} of {all} checks failed: what they name is needed"
     ));
     if !nix::unistd::geteuid().is_root() {
         io.say("note: you are not root, so some checks see less than the agent would");

@@ -104,7 +104,8 @@ impl Agent {
         })
     }
 
-    async fn exchange(
+    /// Asks without a time limit of its own.
+    pub(super) async fn exchange(
         &self,
         method: Method,
         path: &str,

@@ -82,10 +82,15 @@ columns! {
         "SOURCE" left |row| cell(&row["source"]),
         "DESTINATION" left |row| cell(&row["destination"]),
         "ASKED" left |row| cell(&row["asked"]),
+        "SERVICE" left |row| cell(&row["service"]),
         "VERDICT" left |row| cell(&row["verdict"]),
         "VERSION" left |row| cell(&row["version"]),
+        "ENDPOINT" left |row| cell(&row["endpoint"]),
         "STATE" left |row| cell(&row["state"]),
+        "OUT" right |row| row["bytes_out"].as_u64().map_or_else(|| "-".into(), bytes),
+        "IN" right |row| row["bytes_in"].as_u64().map_or_else(|| "-".into(), bytes),
         "AGE" right |row| row["age_s"].as_f64().map_or_else(|| "-".into(), age),
+        "RTT" right |row| row["rtt_ms"].as_f64().map_or_else(|| "-".into(), millis),
         "POD" wide_right |row| cell(&row["pod_id"]),
         "TGID" wide_right |row| cell(&row["tgid"]),
     ];
@@ -252,6 +257,27 @@ fn used(row: &Value) -> String {
         }
         _ => "-".into(),
     }
+}
+
+/// `812`, `4.1K`, `3.2M`, `1.0G`: powers of 1,024.
+fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["", "K", "M", "G"] {
+        if value < 1_024.0 {
+            return if unit.is_empty() {
+                count.to_string()
+            } else {
+                format!("{value:.1}{unit}")
+            };
+        }
+        value /= 1_024.0;
+    }
+    format!("{value:.1}T")
+}
+
+/// `0.043ms`.
+fn millis(value: f64) -> String {
+    format!("{value:.3}ms")
 }
 
 /// Usable of all endpoints: `2/3`.

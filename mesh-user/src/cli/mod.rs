@@ -13,6 +13,7 @@ mod config;
 mod control;
 mod docs;
 mod explain;
+mod monitor;
 mod output;
 mod shield;
 mod status;
@@ -178,9 +179,10 @@ fn dispatch(cli: Cli, io: &mut Io<'_>) -> anyhow::Result<Exit> {
     let agent = Agent::of(&instance);
     match cli.verb {
         Verb::Run(args) => run_agent(instance, args),
-        Verb::Check(output) => check::check(output, io),
+        Verb::Check(output) => check::check(&instance, output, io),
         Verb::Status(output) => status::status(&agent, output, io),
         Verb::Bpf { what, output } => bpf::list(&instance, what, output.into(), io),
+        Verb::Monitor(args) => monitor::monitor(&agent, &args, io),
         Verb::Config { what, output } => config::list(&agent, what, output.into(), io),
         Verb::Explain(args) => explain::explain(&agent, args, io),
         Verb::Validate(args) => config::validate(&args, io),

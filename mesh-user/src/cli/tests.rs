@@ -206,11 +206,18 @@ fn every_column_of_kernel_rows_shows_its_field() {
         state: "established".into(),
         age_s: 61.5,
         tgid: 99,
+        service: Some("shop/web".into()),
+        endpoint: None,
+        version: None,
+        bytes_out: Some(4_200),
+        bytes_in: Some(7),
+        rtt_ms: Some(0.0434),
+        cookie: 1,
     }];
     assert_eq!(
         shown(WIDE, columns::BPF_CONNS, &conns),
-        "LEG  WORKLOAD     SOURCE         DESTINATION    ASKED  VERDICT  VERSION  STATE          AGE  POD  TGID\n\
-         out  shop/client  10.0.0.3:4000  10.96.0.10:80  -      proxy    -        established  1m01s    3    99\n"
+        "LEG  WORKLOAD     SOURCE         DESTINATION    ASKED  SERVICE   VERDICT  VERSION  ENDPOINT  STATE         OUT  IN    AGE      RTT  POD  TGID\n\
+         out  shop/client  10.0.0.3:4000  10.96.0.10:80  -      shop/web  proxy    -        -         established  4.1K   7  1m01s  0.043ms    3    99\n"
     );
     let stats = [view::StatRow {
         reason: "captured".into(),
@@ -396,7 +403,7 @@ fn wrong_command_lines_are_usage_errors() {
         &[][..],
         &["frobnicate"],
         &["run"],
-        &["bpf", "conns"],
+        &["bpf", "redirect"],
         &["bpf", "maps", "get"],
         &["config", "clusters"],
         &["status", "-o", "xml"],

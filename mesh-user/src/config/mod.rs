@@ -241,6 +241,26 @@ pub struct AgentConfig {
     pub drain: Duration,
     /// The shield of this node's interfaces; none: nothing of it is loaded.
     pub shield: Option<Shield>,
+    /// Which bits of the socket mark are ours. Needs a restart.
+    pub marks: MarkBits,
+}
+
+/// Two bits of the socket mark, which differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MarkBits {
+    /// Number of the bit of captured sockets, 0 to 31.
+    pub capture_bit: u8,
+    /// Number of the bit of the agent's own sockets, 0 to 31.
+    pub agent_bit: u8,
+}
+
+impl Default for MarkBits {
+    fn default() -> Self {
+        Self {
+            capture_bit: 20,
+            agent_bit: 21,
+        }
+    }
 }
 
 /// What happens to a network namespace that is not enrolled, below the attach point.
@@ -369,6 +389,7 @@ impl Default for AgentConfig {
             limits: Limits::default(),
             drain: Duration::from_secs(30),
             shield: None,
+            marks: MarkBits::default(),
         }
     }
 }

@@ -16,6 +16,7 @@ use super::{
     feedback::Counters,
     hooks::{self, Hooks},
     kubelet::Kubelet,
+    marks::Marks,
     object::{
         self, CGROUP_HOOKS, EGRESS_GUARD, FLOW_OPS, OPTIONAL_HOOKS, PROBE_OPS, Programs, STEER,
     },
@@ -103,7 +104,17 @@ fn open(
     let mut tables = Tables::open(&pins)?;
     let cookie = cookie::own().map_err(KernelError::io("network namespace cookie"))?;
     // An operator's «redirect off» outlives a restart.
-    let paused = tables.config.get(&0, 0).map_or(0, |before| before.paused);
+    let before = tables.config.get(&0, 0).ok();
+    let paused = before.map_or(0, |before| before.paused);
+    // The rules in the workloads that it left are for its bits.
+    if let Some(found) = before.as_ref().and_then(Marks::of)
+        && found != options.marks
+    {
+        return Err(KernelError::OtherMarks {
+            found: found.mask(),
+            wanted: options.marks.mask(),
+        });
+    }
     let mut config = config(options, agent.id, cookie, paused);
     config.shards = shards.unwrap_or(config.shards);
     write_config(&mut tables, config)?;

@@ -11,11 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mesh_common::abi::{CAPTURE_MARK, MARK_MASK};
 use serde::Serialize;
 
 use super::{
-    Instance, KernelError, cgroups, guard, mounts,
+    Instance, KernelError, cgroups, guard,
+    marks::Marks,
+    mounts,
     object::{EGRESS_GUARD, STEER},
     pins::{self, Lock, Pins},
     records,
@@ -74,6 +75,12 @@ pub fn cleanup(instance: &Instance, dry_run: bool, force: bool) -> Report {
         }
     };
     let namespaces = namespaces(instance, pins.as_ref());
+    // Before the pins go. Without them: what everybody has who sets nothing else.
+    let marks = pins.as_ref().and_then(Marks::pinned).unwrap_or_default();
+    let steering = Steering {
+        mark: marks.capture,
+        mask: marks.mask(),
+    };
     if let Some(pins) = &pins {
         for interface in guard::filters(pins) {
             let result = if dry_run {
@@ -88,7 +95,7 @@ pub fn cleanup(instance: &Instance, dry_run: bool, force: bool) -> Report {
         shield::clean(instance, pins, dry_run, &mut report);
     }
     for place in &namespaces {
-        undo_namespace(place, dry_run, &mut report);
+        undo_namespace(place, steering, dry_run, &mut report);
     }
     if let Some(pins) = &pins {
         remove_tree(&pins.instance, dry_run, &mut report);
@@ -203,16 +210,12 @@ fn candidates() -> Vec<PathBuf> {
     named.chain(processes).collect()
 }
 
-fn undo_namespace(place: &Place, dry_run: bool, report: &mut Report) {
+fn undo_namespace(place: &Place, steering: Steering, dry_run: bool, report: &mut Report) {
     let name = place.path.display();
     if dry_run {
         report.removed.push(format!("rule and routes in {name}"));
         return;
     }
-    let steering = Steering {
-        mark: CAPTURE_MARK,
-        mask: MARK_MASK,
-    };
     let undone = File::open(&place.path).and_then(|file| {
         if file.metadata()?.ino() != place.inode {
             return Ok((Vec::new(), Vec::new()));

@@ -16,6 +16,17 @@ pub enum KernelError {
         /// Who holds it; `?` when it left no number.
         pid: String,
     },
+    /// The agent before us used other bits of the socket mark.
+    #[error(
+        "`agent.marks` names other bits ({wanted:#x}) than the workloads are set up with \
+         ({found:#x}): run `mesh cleanup` first, or keep the bits"
+    )]
+    OtherMarks {
+        /// The bits in use.
+        found: u32,
+        /// The bits asked for.
+        wanted: u32,
+    },
     /// There is no unified cgroup hierarchy.
     #[error(
         "no cgroup2 mount in /proc/self/mountinfo: mount one (mount -t cgroup2 none \

@@ -20,11 +20,14 @@ mod enrol;
 mod error;
 mod features;
 pub mod feedback;
+pub mod foreign;
 mod guard;
 mod heartbeat;
 mod hooks;
 mod inbound;
 mod instances;
+mod marks;
+mod diag;
 pub mod inventory;
 mod kubelet;
 mod loopback;
@@ -45,6 +48,7 @@ pub mod survey;
 mod sys;
 mod tables;
 mod takeover;
+pub mod verify;
 pub mod view;
 mod watch;
 mod workload;
@@ -60,8 +64,7 @@ use std::{
 
 use mesh_common::{
     abi::{
-        ABI_VERSION, AGENT_MARK, CAPTURE_MARK, Config, MARK_MASK, SHARDS_MAX, UNKNOWN_PASS,
-        UNKNOWN_REFUSE,
+        ABI_VERSION, Config, SHARDS_MAX, UNKNOWN_PASS, UNKNOWN_REFUSE,
     },
     reason::Event,
 };
@@ -75,6 +78,7 @@ use self::{
 pub use self::{
     error::{EnrolError, KernelError},
     heartbeat::Heartbeat,
+    marks::Marks,
     shards::Shards,
     takeover::Inherited,
 };
@@ -144,6 +148,8 @@ pub struct KernelOptions {
     /// Other capacities of maps than [`mesh_common::maps::ALL`] says, by name: for tests that fill
     /// them. An agent has none.
     pub capacities: Vec<(String, u32)>,
+    /// Which bits of a socket's mark are ours.
+    pub marks: Marks,
 }
 
 /// A workload that shall be enrolled.
@@ -348,6 +354,11 @@ impl Kernel {
         found
     }
 
+    /// Connect hooks of others that run before ours.
+    pub fn foreign_hooks(&self) -> Vec<foreign::ForeignHook> {
+        foreign::before_ours(&self.pins)
+    }
+
     fn steering(&self) -> Steering {
         Steering {
             mark: self.config.capture_mark,
@@ -388,9 +399,9 @@ struct Parts {
 fn config(options: &KernelOptions, agent_cgroup: u64, agent_netns: u64, paused: u32) -> Config {
     Config {
         abi: ABI_VERSION,
-        capture_mark: CAPTURE_MARK,
-        agent_mark: AGENT_MARK,
-        mark_mask: MARK_MASK,
+        capture_mark: options.marks.capture,
+        agent_mark: options.marks.agent,
+        mark_mask: options.marks.mask(),
         agent_cgroup,
         heartbeat_stale_ns: HEARTBEAT_STALE_NS,
         shards: u32::from(options.shards).clamp(1, SHARDS_MAX),

@@ -31,7 +31,7 @@ pub struct Check {
 }
 
 impl Check {
-    fn info(name: &str, found: impl Into<String>) -> Self {
+    pub(super) fn info(name: &str, found: impl Into<String>) -> Self {
         Self {
             name: name.to_owned(),
             ok: true,
@@ -42,7 +42,7 @@ impl Check {
     }
 
     /// Something that the agent can't run without.
-    fn required(name: impl Into<String>, found: Result<String, String>, remedy: &str) -> Self {
+    pub(super) fn required(name: impl Into<String>, found: Result<String, String>, remedy: &str) -> Self {
         let ok = found.is_ok();
         Self {
             name: name.into(),
@@ -54,7 +54,7 @@ impl Check {
     }
 
     /// Something that is good to have.
-    fn wanted(name: impl Into<String>, found: Result<String, String>, remedy: &str) -> Self {
+    pub(super) fn wanted(name: impl Into<String>, found: Result<String, String>, remedy: &str) -> Self {
         Self {
             required: false,
             ..Self::required(name, found, remedy)

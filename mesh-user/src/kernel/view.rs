@@ -17,11 +17,11 @@ pub use self::rows::{
     WorkloadRow,
 };
 use super::{
-    Instance, KernelError, mounts,
+    Instance, KernelError, diag, mounts, netns,
     numbers::Numbers,
     object::{self, EGRESS_GUARD, PROBE_OPS, STEER},
     pins::Pins,
-    records,
+    records::{self, Record},
     sys::{self, LinkTarget},
     tables::Readable,
 };
@@ -29,7 +29,9 @@ use crate::clock::{self, MonoNanos};
 use aya::programs::ProgramInfo;
 use mesh_common::{
     addr::Addr,
-    flow::{ESTABLISHED, PROXY_APP, Tuple, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY},
+    flow::{
+        BACKEND_NONE, ESTABLISHED, PROXY_APP, Tuple, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY,
+    },
     listener::{KIND_OUT, ListenerKey},
     maps::{ALL, Kind},
     pod::{
@@ -50,6 +52,7 @@ pub struct View {
     names: HashMap<u32, String>,
     /// Service and version by the number of the version.
     versions: BTreeMap<u32, (String, String)>,
+    records: Vec<Record>,
 }
 
 impl View {
@@ -65,15 +68,14 @@ impl View {
         }
         pins.check_layouts(None)?;
         let tables = Readable::open(&pins)?;
-        let names = records::read(instance)
-            .into_iter()
-            .map(|r| (r.pod_id, r.key))
-            .collect();
+        let records = records::read(instance);
+        let names = records.iter().map(|r| (r.pod_id, r.key.clone())).collect();
         Ok(Self {
             pins,
             tables,
             names,
             versions: Numbers::read(instance).names(),
+            records,
         })
     }
 
@@ -236,6 +238,8 @@ impl View {
         for (key, flow) in self.tables.flows.iter().flatten() {
             rows.push(ConnRow {
                 asked: Some(flow.asked.with_port(flow.asked_port)),
+                endpoint: self.chosen(flow.backend),
+                cookie: flow.cookie,
                 verdict: verdict(flow.verdict).to_owned(),
                 version: self.version_of(flow.backend),
                 tgid: flow.tgid,
@@ -251,10 +255,50 @@ impl View {
         }
         for (tuple, flow) in self.tables.proxy_flows.iter().flatten() {
             let leg = if flow.kind == PROXY_APP { "app" } else { "up" };
-            rows.push(self.conn(leg, flow.pod_id, &tuple, flow.state, now, flow.connect_ns));
+            rows.push(ConnRow {
+                endpoint: Some(tuple.dst.with_port(tuple.dport)),
+                ..self.conn(leg, flow.pod_id, &tuple, flow.state, now, flow.connect_ns)
+            });
         }
         rows.sort_by(|a, b| a.pod_id.cmp(&b.pod_id).then(b.age_s.total_cmp(&a.age_s)));
         rows
+    }
+
+    /// Asks TCP about the rows' connections, in each namespace once: bytes and round-trip time. A
+    /// namespace that can't be entered leaves its rows without; why is returned, by workload.
+    pub fn measure(&self, rows: &mut [ConnRow]) -> Vec<String> {
+        let mut failed = Vec::new();
+        let wanted: HashSet<u32> = rows.iter().map(|row| row.pod_id).collect();
+        for record in self.records.iter().filter(|r| wanted.contains(&r.pod_id)) {
+            let asked = netns::inside_if(&record.netns, record.inode, diag::connections);
+            let found = match asked {
+                Ok(Some(Ok(found))) => found,
+                Ok(None) => continue,
+                Ok(Some(Err(error))) | Err(error) => {
+                    failed.push(format!("{}: {error}", record.key));
+                    continue;
+                }
+            };
+            for row in rows.iter_mut().filter(|row| row.pod_id == record.pod_id) {
+                let tuple = (row.source, row.destination);
+                let seen = found.by_cookie.get(&row.cookie);
+                if let Some(seen) = seen.or_else(|| found.by_tuple.get(&tuple)) {
+                    row.bytes_out = Some(seen.sent);
+                    row.bytes_in = Some(seen.received);
+                    row.rtt_ms = Some(f64::from(seen.rtt_us) / 1_000.0);
+                }
+            }
+        }
+        failed
+    }
+
+    /// The endpoint that the kernel chose.
+    fn chosen(&self, backend: u32) -> Option<SocketAddr> {
+        if backend == BACKEND_NONE {
+            return None;
+        }
+        let backend = self.tables.backends.get(&backend, 0).ok()?;
+        Some(backend.addr.with_port(backend.port))
     }
 
     fn conn(
@@ -286,6 +330,13 @@ impl View {
             }
             .to_owned(),
             age_s: now.since(MonoNanos(since)).as_secs_f64(),
+            service: None,
+            endpoint: None,
+            version: None,
+            bytes_out: None,
+            bytes_in: None,
+            rtt_ms: None,
+            cookie: 0,
             tgid: 0,
         }
     }
@@ -384,6 +435,17 @@ impl View {
             Ok(beat) if beat != 0 => Some(now.since(MonoNanos(beat))),
             _ => None,
         }
+    }
+
+    /// Whether the programs take the agent for alive now.
+    pub(super) fn alive(&self) -> bool {
+        self.agent_alive(clock::now())
+    }
+
+    /// The mark of a captured connection; `None` when the settings can't be read.
+    pub(super) fn capture_mark(&self) -> Option<u32> {
+        let config = self.tables.config.get(&0, 0).ok()?;
+        Some(config.capture_mark)
     }
 
     /// Whether the programs take the agent for alive.

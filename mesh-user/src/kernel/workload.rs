@@ -28,10 +28,10 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// Other connections than the probe's that an error names.
 const STRANGERS_TOLD: usize = 4;
 /// Documentation addresses (RFC 5737, RFC 3849): nobody has them.
-const PROBE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const PROBE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+pub(super) const PROBE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+pub(super) const PROBE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 /// The discard port.
-const PROBE_PORT: u16 = 9;
+pub(super) const PROBE_PORT: u16 = 9;
 
 /// An enrolled workload.
 #[derive(Debug)]

@@ -318,6 +318,10 @@ pub fn keep_until_restart(running: &AgentConfig, new: &mut AgentConfig) -> Vec<S
         new.kubelet_cgroup.clone_from(&running.kubelet_cgroup);
         changed.push("agent.kubelet-cgroup".to_owned());
     }
+    if new.marks != running.marks {
+        new.marks = running.marks;
+        changed.push("agent.marks".to_owned());
+    }
     if new.metrics != running.metrics {
         new.metrics = running.metrics;
         changed.push("agent.metrics".to_owned());

@@ -19,7 +19,7 @@ mod shield;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt, io,
     net::SocketAddr,
     sync::{
@@ -59,6 +59,8 @@ pub struct Telemetry {
     kernel: kernel::KernelSeries,
     ejections: [AtomicU64; 3],
     sources_lost: AtomicU64,
+    /// Changes that nobody has taken yet, the newest.
+    changes: Mutex<VecDeque<Change>>,
     panics: Mutex<BTreeMap<&'static str, u64>>,
     log: AccessLog,
 }
@@ -82,6 +84,9 @@ impl Direction {
         }
     }
 }
+
+/// Changes of endpoints that wait to be taken, four times a second.
+const CHANGES_KEPT: usize = 1_024;
 
 /// What was spoken, for the `request_protocol` label and the log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -215,6 +220,7 @@ impl Telemetry {
             kernel: kernel::KernelSeries::default(),
             ejections: [const { AtomicU64::new(0) }; 3],
             sources_lost: AtomicU64::new(0),
+            changes: Mutex::default(),
             panics: Mutex::default(),
             log: AccessLog::start(log)?,
         }))
@@ -272,6 +278,17 @@ impl Telemetry {
             What::Returned => 2,
         };
         self.ejections[index].fetch_add(1, Relaxed);
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if changes.len() == CHANGES_KEPT {
+            changes.pop_front();
+        }
+        changes.push_back(change.clone());
+    }
+
+    /// Takes the changes since the last call, the oldest first; of more than 1,024 the newest.
+    pub fn take_ejections(&self) -> Vec<Change> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.drain(..).collect()
     }
 
     /// Puts other access-log settings in force, for the next line.

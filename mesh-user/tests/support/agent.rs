@@ -26,7 +26,7 @@ use mesh_common::{
 };
 use mesh_user::{
     clock,
-    kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions},
+    kernel::{Enrol, Heartbeat, Instance, Kernel, KernelOptions, Marks},
     model::{
         self, Failure, Interception, Netns,
         inbound::{InboundAction, InboundPorts},
@@ -544,6 +544,7 @@ impl State {
                 refuse_unknown,
                 kubelet_cgroup: None,
                 capacities: capacities(),
+                marks: Marks::default(),
             };
             let kernel = Kernel::start(&options).map_err(text)?;
             let heartbeat = kernel.heartbeat().map_err(text)?;

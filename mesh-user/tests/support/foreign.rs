@@ -90,6 +90,53 @@ impl LoadBalancer {
     }
 }
 
+/// A program of somebody else at a network interface, that lets everything pass. Stands as long as
+/// the value lives, or until somebody takes it away.
+pub(crate) struct DeviceProgram {
+    link: OwnedFd,
+}
+
+impl DeviceProgram {
+    /// XDP in its generic mode.
+    pub(crate) fn xdp(interface: u32) -> Self {
+        const XDP: u64 = 6;
+        Self::attach(XDP, 37, 2, 1 << 1, interface)
+    }
+
+    /// tc by a tcx link, on the way in.
+    pub(crate) fn tcx(interface: u32) -> Self {
+        const SCHED_CLS: u64 = 3;
+        Self::attach(SCHED_CLS, 46, u32::MAX, 0, interface)
+    }
+
+    fn attach(kind: u64, place: u64, pass: u32, flags: u64, interface: u32) -> Self {
+        // r0 = pass; exit
+        let program = [0xb7 | u64::from(pass) << 32, 0x95];
+        let license = c"GPL";
+        let mut attr = [0_u64; 9];
+        attr[0] = pair(kind, program.len() as u64);
+        attr[1] = program.as_ptr() as u64;
+        attr[2] = license.as_ptr() as u64;
+        attr[8] = pair(0, place);
+        let program = own(bpf(PROG_LOAD, &attr).expect("a program of two instructions"));
+        let attr = [pair(raw(&program), interface.into()), pair(place, flags)];
+        Self {
+            link: own(bpf(LINK_CREATE, &attr).expect("a link at the interface")),
+        }
+    }
+
+    /// The interface at which it still stands; 0: it was taken away.
+    pub(crate) fn interface(&self) -> u32 {
+        const OBJ_INFO: i32 = 15;
+        // Type, id, program, padding; the interface.
+        let mut info = [0_u32; 8];
+        let size = size_of_val(&info) as u64;
+        let attr = [pair(raw(&self.link), size), info.as_mut_ptr() as u64];
+        bpf(OBJ_INFO, &attr).expect("the link's own description");
+        info[4]
+    }
+}
+
 fn raw(fd: &impl AsFd) -> u64 {
     fd.as_fd().as_raw_fd() as u64
 }

@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::{Reader, reader, shield};
-use crate::config::{AccessLog, AgentConfig, Limits, LogFilter, LogFormat, UnknownNetns};
+use crate::config::{
+    AccessLog, AgentConfig, Limits, LogFilter, LogFormat, MarkBits, UnknownNetns,
+};
 
 pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
     let agent = root.object("agent");
@@ -30,6 +32,7 @@ pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
         kubelet_cgroup: agent.text("kubelet-cgroup").map(PathBuf::from),
         drain: agent.duration("drain").unwrap_or(default.drain),
         shield: shield::shield(root),
+        marks: marks(agent.object("marks")),
     }
 }
 
@@ -38,6 +41,14 @@ fn access_log(log: Reader<'_>) -> AccessLog {
         format: log.text("format").and_then(log_format).unwrap_or_default(),
         filter: log.text("filter").and_then(log_filter).unwrap_or_default(),
         path: log.text("path").map(PathBuf::from),
+    }
+}
+
+fn marks(marks: Reader<'_>) -> MarkBits {
+    let default = MarkBits::default();
+    MarkBits {
+        capture_bit: marks.int("capture-bit").unwrap_or(default.capture_bit),
+        agent_bit: marks.int("agent-bit").unwrap_or(default.agent_bit),
     }
 }
 

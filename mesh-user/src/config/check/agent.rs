@@ -11,6 +11,7 @@ pub(crate) fn agent(agent: &AgentConfig) -> Vec<Finding> {
     attach(agent, &mut out);
     limits(agent, &mut out);
     interfaces(agent, &mut out);
+    marks(agent, &mut out);
     out.sorted()
 }
 
@@ -27,6 +28,23 @@ fn interfaces(agent: &AgentConfig, out: &mut Findings) {
             out.error(Code::BadValue, path, message, expected);
         }
     }
+}
+
+fn marks(agent: &AgentConfig, out: &mut Findings) {
+    let marks = agent.marks;
+    if marks.capture_bit != marks.agent_bit {
+        return;
+    }
+    let message = format!("both marks are bit {}", marks.capture_bit);
+    // The default of the one may be the value of the other.
+    let default = crate::config::MarkBits::default();
+    let name = if marks.agent_bit == default.agent_bit {
+        "capture-bit"
+    } else {
+        "agent-bit"
+    };
+    let path = FieldPath::default().key("agent").key("marks").key(name);
+    out.error(Code::LimitConflict, path, message, "two bits that differ");
 }
 
 fn attach(agent: &AgentConfig, out: &mut Findings) {

@@ -64,6 +64,36 @@ pub(crate) static AGENT: Object = Object {
             Absent::Default("30s", "the time that Kubernetes gives a pod to end"),
             "How long a stop waits for requests in flight. `0s`: not at all.",
         ),
+        field(
+            "marks",
+            Shape::Object(&MARKS),
+            Absent::Means("every default"),
+            "Which bits of the socket mark are ours. No other bit of a mark is ever changed. Needs \
+             a restart behind a `mesh cleanup`.",
+        ),
+    ],
+    groups: &[],
+};
+
+static MARKS: Object = Object {
+    name: "Marks",
+    doc: "Two bits of the socket mark that nobody else on the node uses; they differ.",
+    fields: &[
+        field(
+            "capture-bit",
+            Shape::Int { min: 0, max: 31 },
+            Absent::Default(
+                "20",
+                "Cilium, Calico, Istio and kube-proxy leave it alone by default",
+            ),
+            "Bit of captured sockets.",
+        ),
+        field(
+            "agent-bit",
+            Shape::Int { min: 0, max: 31 },
+            Absent::Default("21", "the next one"),
+            "Bit of the agent's own sockets.",
+        ),
     ],
     groups: &[],
 };

@@ -124,9 +124,15 @@ pub struct ConnRow {
     pub destination: SocketAddr,
     /// What the application asked for (`out` only).
     pub asked: Option<SocketAddr>,
+    /// Service that it asked for, `namespace/name`: known to the running agent only.
+    pub service: Option<String>,
     /// `pass`, `kernel`, `proxy`; `-` for `up`.
     pub verdict: String,
-    /// The version that the kernel chose (`kernel` only).
+    /// Where the bytes end up: the kernel's choice, or the destination of `up`. None for a
+    /// connection to the proxy: each of its requests may have another.
+    pub endpoint: Option<SocketAddr>,
+    /// The version that the kernel chose, or those that the endpoint belongs to: these are known to the
+    /// running agent only.
     pub version: Option<String>,
     /// `connecting` or `established`.
     pub state: String,
@@ -134,6 +140,15 @@ pub struct ConnRow {
     pub age_s: f64,
     /// Thread group of the process (`out` only).
     pub tgid: u32,
+    /// Bytes sent, without repetitions; none when the socket is gone, or its namespace can't be
+    /// entered.
+    pub bytes_out: Option<u64>,
+    /// Bytes received.
+    pub bytes_in: Option<u64>,
+    /// Smoothed round-trip time of TCP, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// The kernel's number of the socket (`out` only).
+    pub cookie: u64,
 }
 
 /// A row of `mesh bpf stats list`: a reason counter.
