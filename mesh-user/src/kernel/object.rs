@@ -26,7 +26,7 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_BPF_OBJ
 pub(super) static OBJECT: &[u8] = &[];
 
 /// Programs that attach to the workloads' cgroups.
-pub(super) const CGROUP_HOOKS: [(&str, AttachType); 6] = [
+pub(super) const CGROUP_HOOKS: [(&str, AttachType); 7] = [
     ("flow_ops", AttachType::SockOps),
     // Before the connect hooks: what they hold must be given back.
     ("sock_release", AttachType::SockRelease),

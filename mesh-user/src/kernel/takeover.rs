@@ -160,7 +160,7 @@ impl Kernel {
         for ip in addresses {
             self.claim(pod_id, ip)?;
         }
-        let pin = self.pins.link(object::STEER, u64::from(pod_id));
+        let pin = self.pins.link(STEER, u64::from(pod_id));
         attach_steer(&self.steer, &netns, inode, &pin)?;
         if live {
             self.write_interception(pod_id, cookie, interception)?;

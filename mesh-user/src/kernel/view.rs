@@ -332,7 +332,6 @@ impl View {
             age_s: now.since(MonoNanos(since)).as_secs_f64(),
             service: None,
             endpoint: None,
-            version: None,
             bytes_out: None,
             bytes_in: None,
             rtt_ms: None,
