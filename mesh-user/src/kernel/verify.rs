@@ -105,10 +105,9 @@ fn hook(path: &Path, tags: &mut BTreeMap<u32, String>) -> io::Result<String> {
         LinkTarget::Other => "another kind of place".to_owned(),
     };
     // Programs are few, links may be thousands.
-    if !tags.contains_key(&info.prog_id) {
-        tags.insert(info.prog_id, tag(info.prog_id));
-    }
-    let tag = tags.get(&info.prog_id).map_or("?", String::as_str);
+    let tag = tags
+        .entry(info.prog_id)
+        .or_insert_with(|| tag(info.prog_id));
     Ok(format!(
         "at {target}, pinned, program {} tag {tag}",
         info.prog_id

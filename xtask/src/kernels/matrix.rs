@@ -224,18 +224,18 @@ mod tests {
 
     #[test]
     fn table_tells_counts_refusals_and_ways_of_attaching() {
-        let cell = |value: Value| super::cell(Some(&value));
+        let shown = |value: Value| cell(Some(&value));
         let base = json!({"loaded": true, "verified": 7, "attached": "link"});
-        assert_eq!(cell(base.clone()), "7");
+        assert_eq!(shown(base.clone()), "7");
         let mut old = base.clone();
         old["verified"] = Value::Null;
         old["instructions"] = json!(5);
-        assert_eq!(cell(old), "(5)");
+        assert_eq!(shown(old), "(5)");
         let mut tc = base.clone();
         tc["attached"] = json!("clsact");
-        assert_eq!(cell(tc), "7, clsact");
-        assert_eq!(cell(json!({"loaded": false})), "refused");
-        assert_eq!(super::cell(None), "absent");
+        assert_eq!(shown(tc), "7, clsact");
+        assert_eq!(shown(json!({"loaded": false})), "refused");
+        assert_eq!(cell(None), "absent");
     }
 
     #[test]
