@@ -163,33 +163,31 @@ fn reset_passes_in_both_directions() {
 #[test]
 fn hundred_mebibytes_pass_unchanged_in_both_directions_at_once() {
     const COUNT: usize = 100 << 20;
-    let up = endpoint(|stream| {
+    // Made before anybody waits for it.
+    let [forth, back] = [1, 2].map(|seed| Arc::new(noise(seed, COUNT)));
+    let (want, send) = (Arc::clone(&forth), Arc::clone(&back));
+    let up = endpoint(move |stream| {
         let mut back = stream.try_clone().unwrap();
+        let send = Arc::clone(&send);
         let writer = thread::spawn(move || {
-            for piece in noise(2, COUNT).chunks(77_777) {
+            for piece in send.chunks(77_777) {
                 back.write_all(piece).unwrap();
             }
             back.shutdown(Shutdown::Write).unwrap();
         });
-        assert!(
-            Reader::new(stream).all() == noise(1, COUNT),
-            "to the endpoint"
-        );
+        assert!(Reader::new(stream).all() == **want, "to the endpoint");
         writer.join().unwrap();
     });
     let mesh = Mesh::start(one(Protocol::Tcp, up));
     let client = mesh.connect();
-    let mut forth = client.try_clone().unwrap();
+    let mut sender = client.try_clone().unwrap();
     let writer = thread::spawn(move || {
-        for piece in noise(1, COUNT).chunks(33_333) {
-            forth.write_all(piece).unwrap();
+        for piece in forth.chunks(33_333) {
+            sender.write_all(piece).unwrap();
         }
-        forth.shutdown(Shutdown::Write).unwrap();
+        sender.shutdown(Shutdown::Write).unwrap();
     });
-    assert!(
-        Reader::new(client).all() == noise(2, COUNT),
-        "to the client"
-    );
+    assert!(Reader::new(client).all() == *back, "to the client");
     writer.join().unwrap();
     eventually("the record", || mesh.records("connection").len() == 1);
     let line = &mesh.log()[0];

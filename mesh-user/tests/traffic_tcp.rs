@@ -301,7 +301,8 @@ sys.stdin.readline()
     let grown = resident().saturating_sub(before);
     println!("{sent} bytes taken by the sockets of the path, agent grown by {grown}");
     assert!(sent < 64 << 20, "{sent} bytes: socket buffers, no more");
-    assert!(grown <= 256 << 10, "{grown} bytes");
+    // 64 KiB, and what the allocator takes at its own times.
+    assert!(grown <= 512 << 10, "{grown} bytes");
     warm.say("end");
     drop((warm, writer));
     eventually("the connections have ended", || {
