@@ -620,6 +620,7 @@ fn every_metric_of_the_table_is_exposed_and_nothing_else() {
         &telemetry,
         &Scrape {
             kernel,
+            shield: Some(ShieldSample::default()),
             ..Scrape::default()
         },
     );
@@ -639,6 +640,31 @@ fn every_metric_of_the_table_is_exposed_and_nothing_else() {
             metric.name
         );
     }
+}
+
+#[test]
+fn shield_is_exposed_by_reason_rule_and_interface_where_there_is_one() {
+    let shield = ShieldSample {
+        counts: vec![("drop_deny", 7, 700), ("pass", 9, 900)],
+        rules: vec![("203.0.113.0/24".into(), 7)],
+        interfaces: vec![("eth0".into(), "tcx")],
+        prefixes: 3,
+    };
+    let scrape = |shield| Scrape {
+        shield,
+        ..Scrape::default()
+    };
+    let text = exposed(&silent(), &scrape(Some(shield)));
+    for (name, labels, expected) in [
+        ("mesh_shield_packets_total", &["drop_deny"][..], 7.0),
+        ("mesh_shield_bytes_total", &["drop_deny"], 700.0),
+        ("mesh_shield_rule_packets_total", &["203.0.113.0/24"], 7.0),
+        ("mesh_shield_attached", &["eth0", "how=\"tcx\""], 1.0),
+        ("mesh_shield_prefixes", &[], 3.0),
+    ] {
+        assert_eq!(value(&text, name, labels), Some(expected), "{name}");
+    }
+    assert!(!exposed(&silent(), &scrape(None)).contains("mesh_shield"));
 }
 
 #[test]

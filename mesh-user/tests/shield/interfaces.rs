@@ -573,7 +573,7 @@ fn shield_holds_a_million_ranges() {
     println!("one entry more: {:?}", start.elapsed());
     drop(shield);
     let start = Instant::now();
-    let mut shield = bed.start();
+    let shield = bed.start();
     println!("adopted in {:?}", start.elapsed());
     assert_eq!(shield.last_of_file("/million").len(), COUNT);
 }
