@@ -1,7 +1,7 @@
 //! The kernel L4 path on the real kernel: the split, the caps and what becomes of their places, the
 //! counters of endpoints, and what the application sees. An agent process writes the maps.
 
-#[allow(dead_code, unused_imports, reason = "each test file uses its own part")]
+#[expect(dead_code, reason = "each test file uses its own part")]
 mod support;
 
 use std::{
@@ -97,6 +97,14 @@ fn serve_counting(bed: &Testbed, pod: &Pod) -> (u16, Arc<AtomicU64>, Arc<AtomicU
         }
     });
     (port, open, most)
+}
+
+/// A service with a connection cap.
+fn capped(cap: u32) -> Service {
+    Service {
+        cap: Some(cap),
+        ..Service::kernel(vip4())
+    }
 }
 
 /// The row of an endpoint; of several versions the first.
@@ -245,7 +253,7 @@ fn cap_is_exact_over_ten_pods_and_its_places_come_back() {
     let end = mesh.bed.pod("end").unwrap();
     let (port, open, most) = serve_counting(&mesh.bed, &end);
     let address = (end.v4, port).into();
-    let service = Service::kernel(vip4()).capped(100).to(&[address]);
+    let service = capped(100).to(&[address]);
     mesh.agent().table(&[service], &[]).unwrap();
     let (host, to) = (vip4().ip().to_string(), vip4().port().to_string());
     let mut runs: Vec<Talker> = pods
@@ -447,7 +455,7 @@ fn no_place_of_a_cap_is_lost_or_given_back_twice() {
     slots[17] = refusing;
     slots[23] = unrouted;
     slots[29] = silent;
-    let service = Service::kernel(vip4()).capped(48).to(&slots);
+    let service = capped(48).to(&slots);
     mesh.agent().table(&[service], &[]).unwrap();
     let (host, to) = (vip4().ip().to_string(), vip4().port().to_string());
     let mut runs: Vec<Talker> = (0..)
@@ -506,7 +514,7 @@ fn place_of_a_connect_that_failed_before_its_syn_serves_the_next() {
         subprocess.run(['ip', 'route', 'add', 'unreachable', '203.0.113.0/24'], check=True)";
     python(&mesh.bed, &pod, script, &[]);
     // In turn: the first connect has no route, the second is answered.
-    let service = Service::kernel(vip4()).capped(1).to(&[unrouted, good]);
+    let service = capped(1).to(&[unrouted, good]);
     mesh.agent().table(&[service], &[]).unwrap();
     let program = r"
 import errno, socket, sys
@@ -558,7 +566,7 @@ fn place_is_given_back_when_the_intent_can_not_be_stored() {
     let end = mesh.bed.pod("end").unwrap();
     let (port, ..) = serve_counting(&mesh.bed, &end);
     let good: SocketAddr = (end.v4, port).into();
-    let service = Service::kernel(vip4()).capped(3).to(&[good]);
+    let service = capped(3).to(&[good]);
     mesh.agent().table(&[service], &[]).unwrap();
     let script = "open('/proc/sys/net/core/optmem_max', 'w').write('1')";
     python(&mesh.bed, &pod, script, &[]);
@@ -660,7 +668,7 @@ fn dead_agent_changes_nothing_and_the_next_one_finds_every_count() {
     let end = mesh.bed.pod("end").unwrap();
     let (port, ..) = serve_counting(&mesh.bed, &end);
     let address: SocketAddr = (end.v4, port).into();
-    let services = [Service::kernel(vip4()).capped(8).to(&[address])];
+    let services = [capped(8).to(&[address])];
     mesh.agent().table(&services, &[]).unwrap();
     let (host, to) = (vip4().ip().to_string(), vip4().port().to_string());
     let arguments = [&*host, &to, "3"];

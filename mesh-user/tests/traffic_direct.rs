@@ -243,7 +243,10 @@ fn split_of_ten_thousand_connections_is_exact_and_no_byte_meets_the_proxy() {
         // The client closed before the server ended: a FIN may count as a byte.
         let bytes = sum * direct.servers[server].name.len() as u64;
         let counted = direct.number(server, "bytes_in");
-        assert!((bytes..=bytes + sum).contains(&counted), "{counted} of {bytes}");
+        assert!(
+            (bytes..=bytes + sum).contains(&counted),
+            "{counted} of {bytes}"
+        );
         assert_eq!(direct.number(server, "failed"), 0);
     }
     direct.tear_down();

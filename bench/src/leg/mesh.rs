@@ -139,7 +139,7 @@ services:
       - {{address: {v2}, tags: {{version: v2}}}}
 rules:
   - service: web
-    route: [{{version: v1, weight: 90}}, {{version: v2, weight: 10}}]
+    route: [{{version: v1, weight: 1}}, {{version: v2, weight: 0}}]
 policies:
   - service: web
     breaker:

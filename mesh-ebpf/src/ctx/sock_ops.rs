@@ -1,7 +1,10 @@
 //! `bpf_sock_ops`: the life of a TCP socket.
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_ops},
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_ops,
+    },
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
     programs::SockOpsContext,
 };
@@ -10,6 +13,8 @@ use mesh_common::{addr::Addr, flow::Tuple};
 use super::read;
 
 const AF_INET: u32 = 2;
+/// `BPF_TCP_CLOSE`.
+pub(crate) const CLOSE: u32 = 7;
 
 #[derive(Clone, Copy)]
 pub(crate) struct SockOps(*mut bpf_sock_ops);
@@ -40,6 +45,17 @@ impl SockOps {
     #[inline(always)]
     pub(crate) fn new(ctx: &SockOpsContext) -> Self {
         Self(ctx.ops)
+    }
+
+    /// Whether a socket begins to connect, is established or accepted, or has closed.
+    #[inline(always)]
+    pub(crate) fn matters(self) -> bool {
+        let op = read!(self.0, op);
+        let new_state = read!(self.0, __bindgen_anon_1.args[1]);
+        op == BPF_SOCK_OPS_TCP_CONNECT_CB
+            || op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+            || op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+            || (op == BPF_SOCK_OPS_STATE_CB && new_state == CLOSE)
     }
 
     #[inline(always)]

@@ -33,7 +33,7 @@ use crate::{
     count::{add, count},
     ctx::{
         self,
-        sock_ops::{Snapshot, SockOps},
+        sock_ops::{CLOSE, Snapshot, SockOps},
     },
     features, maps,
 };
@@ -44,8 +44,6 @@ const DONE: u32 = 1;
 const SYN_SENT: u32 = 2;
 /// `BPF_TCP_FIN_WAIT2`.
 const FIN_WAIT2: u32 = 5;
-/// `BPF_TCP_CLOSE`.
-const CLOSE: u32 = 7;
 /// `BPF_TCP_CLOSE_WAIT`.
 const CLOSE_WAIT: u32 = 8;
 /// `BPF_TCP_LAST_ACK`.
@@ -56,6 +54,10 @@ const CLOSING: u32 = 11;
 #[sock_ops]
 fn flow_ops(ctx: SockOpsContext) -> u32 {
     let ctx = SockOps::new(&ctx);
+    // A connection calls a dozen times, and three of them matter.
+    if !ctx.matters() {
+        return DONE;
+    }
     let snapshot = ctx.snapshot();
     let sk = ctx.sk();
     if sk.is_null() {

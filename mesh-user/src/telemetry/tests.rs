@@ -557,6 +557,47 @@ fn panics_and_ejections_are_counted() {
     );
 }
 
+/// Without it: what goes past the proxy goes past the metrics.
+#[test]
+fn connections_of_the_kernel_path_are_counted_by_version() {
+    let (telemetry, snapshot) = (silent(), snapshot());
+    let version = VersionIx(0);
+    for _ in 0..2 {
+        telemetry.kernel_counted(
+            &snapshot,
+            version,
+            &KernelCounts {
+                opened: 9,
+                established: 6,
+                failed: 2,
+                abandoned: 1,
+                closed: 5,
+                sent: 1_000,
+                received: 500,
+            },
+        );
+    }
+    // A version of another snapshot counts nothing.
+    telemetry.kernel_counted(&snapshot, VersionIx(u32::MAX), &KernelCounts::default());
+    let text = telemetry.expose();
+    for (event, wanted) in [
+        ("opened", 18.0),
+        ("established", 12.0),
+        ("failed", 4.0),
+        ("abandoned", 2.0),
+        ("closed", 10.0),
+    ] {
+        let label = format!("event=\"{event}\"");
+        let found = value(&text, "mesh_kernel_connections_total", &[&label]);
+        assert_eq!(found, Some(wanted), "{event}");
+    }
+    for (direction, wanted) in [("sent", 2_000.0), ("received", 1_000.0)] {
+        let label = format!("direction=\"{direction}\"");
+        let found = value(&text, "mesh_kernel_bytes_total", &[&label, "version=\"*\""]);
+        assert_eq!(found, Some(wanted), "{direction}");
+    }
+}
+
 #[test]
 fn scrape_shows_what_others_know() {
     let (telemetry, snapshot) = (silent(), snapshot());

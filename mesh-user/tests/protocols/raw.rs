@@ -88,9 +88,9 @@ pub(crate) fn raw_scene(name: &str) -> (Scene, Talker) {
     let service = format!(
         "  - name: raw\n    addresses: [{RAW}]\n    ports:\n      \
          - {{name: ws, number: 80, target: 9100, protocol: http}}\n      \
-         - {{name: late, number: 81, target: 9101, protocol: tcp}}\n      \
-         - {{name: reset, number: 82, target: 9102, protocol: tcp}}\n      \
-         - {{name: watch, number: 83, target: 9103, protocol: tcp}}\n    \
+         - {{name: late, number: 81, target: 9101, protocol: tcp, path: proxy}}\n      \
+         - {{name: reset, number: 82, target: 9102, protocol: tcp, path: proxy}}\n      \
+         - {{name: watch, number: 83, target: 9103, protocol: tcp, path: proxy}}\n    \
          endpoints: [{{address: {}}}]\n",
         pod.v4
     );

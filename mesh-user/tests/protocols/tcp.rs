@@ -115,8 +115,8 @@ fn early_scene(name: &str, rules: &str) -> Scene {
         .collect();
     let service = format!(
         "  - name: early\n    addresses: [{EARLY}]\n    ports:\n      \
-         - {{name: banner, number: 26, target: 9001, protocol: tcp}}\n      \
-         - {{name: echo, number: 27, target: 9000, protocol: tcp}}\n    \
+         - {{name: banner, number: 26, target: 9001, protocol: tcp, path: proxy}}\n      \
+         - {{name: echo, number: 27, target: 9000, protocol: tcp, path: proxy}}\n    \
          versions: {{v1: {{version: v1}}, v2: {{version: v2}}}}\n    endpoints:\n{endpoints}"
     );
     let text = with_service(&scene, &service, rules);

@@ -78,14 +78,6 @@ impl Service {
         }
     }
 
-    #[allow(dead_code, reason = "each test file uses its own part")]
-    pub(crate) fn capped(self, cap: u32) -> Self {
-        Self {
-            cap: Some(cap),
-            ..self
-        }
-    }
-
     pub(crate) fn to(self, endpoints: &[SocketAddr]) -> Self {
         Self {
             endpoints: endpoints.to_vec(),

@@ -148,3 +148,47 @@ fn check_limits_are_those_of_the_maps() {
     assert_eq!(capacity("SERVICES"), Some(services::SERVICE_ENTRIES_MAX));
     assert_eq!(capacity("OUT_RULES"), Some(services::OUT_RULES_MAX));
 }
+
+/// A port that insists on the kernel names what stands in its way, at that place; one that prefers
+/// it, and one of another name, do not mind.
+#[test]
+fn check_port_that_insists_on_the_kernel_refuses_what_needs_the_proxy() {
+    use crate::model::PathChoice::{Auto, Kernel, PreferKernel};
+
+    let found = |path: crate::model::PathChoice, more: &str| {
+        let mut model = model(&format!(
+            "services: [{{name: a, addresses: [10.0.0.1], ports: [{{name: p, number: 80, \
+             protocol: tcp}}, {{name: q, number: 81, protocol: http}}], versions: {{v: {{}}}}, \
+             endpoints: [{{address: 10.1.0.1}}]}}]\n{more}"
+        ));
+        model.services[0].ports[0].path = path;
+        let mut found = codes(&model);
+        found.retain(|(code, _)| *code == Code::NeedsProxy);
+        found
+    };
+    let at = |path: &str| vec![(Code::NeedsProxy, path.to_owned())];
+    let source = "rules: [{service: a, port: p, match: [{source: {workload: w}}], \
+                  route: [{version: v}]}]\n";
+    assert_eq!(found(Kernel, source), at("rules[0]"));
+    assert_eq!(found(PreferKernel, source), []);
+    assert_eq!(found(Auto, source), []);
+    for policy in [
+        "rate-limit: {rate: 1/s}",
+        "balance: random",
+        "timeout: {idle: 1s}",
+        "retries: {}",
+        "breaker: {ejection: {probe: true}}",
+    ] {
+        let text = |port| format!("policies: [{{service: a, port: {port}, {policy}}}]\n");
+        assert_eq!(found(Kernel, &text("p")), at("policies[0]"), "{policy}");
+        assert_eq!(found(Kernel, &text("q")), [], "{policy}");
+    }
+    for policy in [
+        "breaker: {max-connections: 5, max-requests: 5}",
+        "breaker: {ejection: {consecutive-5xx: 2}}",
+        "balance: round-robin",
+    ] {
+        let text = format!("policies: [{{service: a, {policy}}}]\n");
+        assert_eq!(found(Kernel, &text), [], "{policy}");
+    }
+}
