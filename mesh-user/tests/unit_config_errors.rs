@@ -433,6 +433,12 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "one decision",
     ),
     (
+        "outbound: [{cidr: 10.0.0.0/8, protocol: udp, action: pass}, {cidr: 10.0.0.0/8, action: deny}, \
+         {cidr: »10.0.0.0/8, protocol: any, action: deny}]",
+        "duplicate outbound[2].cidr",
+        "one decision",
+    ),
+    (
         "attach: [a, »a]",
         "nested-attach attach[1]",
         "none is inside",

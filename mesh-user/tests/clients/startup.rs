@@ -23,10 +23,13 @@ fn process_that_connects_first_of_all_never_gets_past_the_mesh() {
         mesh.agent().mode(mode);
         let family = FAMILIES[round % FAMILIES.len()];
         let mut client = Client::start_with(&mesh.bed, &pod, &job(&pod, family, Style::First));
-        let id = mesh
-            .agent()
-            .enrol("a", &pod.netns, false)
-            .expect("enrolled");
+        // As the agent does: an enrolment that failed is tried again, and nothing leaves until then.
+        let mut enrolled = Err(String::new());
+        mesh.eventually("enrolled", || {
+            enrolled = mesh.agent().enrol("a", &pod.netns, false);
+            enrolled.is_ok()
+        });
+        let id = enrolled.expect("enrolled");
         mesh.agent().live(id).expect("live");
         let seen = client.answer();
         let what = format!("round {round}, {mode:?} {family:?}: {seen:?}");

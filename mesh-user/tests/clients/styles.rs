@@ -115,11 +115,8 @@ fn attempt(job: &Job) -> io::Result<Seen> {
             options::set(&socket, libc::SOL_TCP, libc::TCP_FASTOPEN_CONNECT, &on)?;
             connect(&socket, &address)?;
         }
-        Style::Ring => ring(&socket, &address, io_uring::IoUring::builder().build(8)?)?,
-        Style::PolledRing => {
-            let ring_ = io_uring::IoUring::builder().setup_sqpoll(1_000).build(8)?;
-            ring(&socket, &address, ring_)?;
-        }
+        Style::Ring => ring(&socket, &address, false)?,
+        Style::PolledRing => ring(&socket, &address, true)?,
         Style::BoundToAddress => bound(&socket, &address, job, job.own, 0)?,
         Style::BoundToPort => bound(&socket, &address, job, job.own, job.port)?,
         Style::BoundToAnyAndPort => {
@@ -250,11 +247,14 @@ fn many(job: &Job) -> io::Result<Seen> {
         let socket = fresh(job.family)?;
         let connected = connect(&socket, &address);
         connected.map_err(|error| numbered(&error, number))?;
+        // Its end is the first to say so, so its port is the one that waits. With bytes unread a
+        // close would be a reset, after which nothing waits.
+        socket.shutdown(std::net::Shutdown::Write)?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut byte = [0];
-        let length = (&socket).read(&mut byte);
-        let length = length.map_err(|error| numbered(&error, number))?;
-        if length == 0 {
+        let mut answer = Vec::new();
+        let read = (&socket).read_to_end(&mut answer);
+        read.map_err(|error| numbered(&error, number))?;
+        if answer.is_empty() {
             return Err(io::Error::other(format!("no answer to {number}")));
         }
     }
@@ -296,7 +296,7 @@ fn bound(socket: &Socket, address: &SockAddr, job: &Job, ip: IpAddr, port: u16) 
     connect(socket, address)
 }
 
-/// A blocking connect. The end of a ring may interrupt it; it goes on by itself then (connect(2)).
+/// A blocking connect. One that is interrupted goes on by itself (connect(2)).
 fn connect(socket: &Socket, address: &SockAddr) -> io::Result<()> {
     match socket.connect(address) {
         Err(error) if error.raw_os_error() == Some(libc::EINTR) => established(socket),
@@ -327,7 +327,20 @@ fn established(socket: &Socket) -> io::Result<()> {
     }
 }
 
-fn ring(socket: &Socket, address: &SockAddr, mut ring: io_uring::IoUring) -> io::Result<()> {
+/// On a thread of its own: the end of a ring interrupts system calls of the thread that made it.
+fn ring(socket: &Socket, address: &SockAddr, polled: bool) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| on_ring(socket, address, polled));
+        thread.join().expect("no panic")
+    })
+}
+
+fn on_ring(socket: &Socket, address: &SockAddr, polled: bool) -> io::Result<()> {
+    let mut builder = io_uring::IoUring::builder();
+    if polled {
+        builder.setup_sqpoll(1_000);
+    }
+    let mut ring: io_uring::IoUring = builder.build(8)?;
     let fd = io_uring::types::Fd(socket.as_raw_fd());
     let connect = io_uring::opcode::Connect::new(fd, address.as_ptr().cast(), address.len());
     #[expect(unsafe_code, reason = "the ring reads the address later")]
@@ -442,7 +455,12 @@ fn listen_to(socket: Socket) -> io::Result<Seen> {
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut stream = TcpStream::from(socket);
     let mut answer = [0; 256];
-    let length = stream.read(&mut answer)?;
+    let length = loop {
+        match stream.read(&mut answer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
     let seen = names(&Socket::from(stream))?;
     Ok(Seen {
         data: String::from_utf8_lossy(&answer[..length]).into_owned(),
