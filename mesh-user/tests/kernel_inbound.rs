@@ -3,7 +3,6 @@
 //!
 //! Needs root and BPF; fails, never skips, without.
 
-#[allow(dead_code, reason = "each test file uses its own part")]
 mod support;
 
 use mesh_user::kernel::{cleanup::cleanup, inventory};

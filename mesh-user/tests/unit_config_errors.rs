@@ -116,7 +116,7 @@ fn problem_as_json_has_the_promised_fields() {
         "column": 1,
         "field": "rulez",
         "message": "unknown field `rulez`",
-        "expected": "`rules`; known here: apiVersion, kind, attach, agent, services, rules, policies, workloads, outbound, shield",
+        "expected": "`rules`; known here: apiVersion, kind, attach, agent, services, rules, policies, workloads, outbound, inbound, shield",
         "severity": "error",
     }]);
     assert_eq!(error.to_json(), wanted);
@@ -368,37 +368,37 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "one policy",
     ),
     (
-        "inbound: [{name: x, ports: [80]}, {name: »x}]",
+        "workloads: [{name: w, pid: 1}]\ninbound: [{name: x, ports: [80]}, {name: »x}]",
         "duplicate inbound[1].name",
         "unique",
     ),
     (
-        "inbound: [{action: »pass, allow: {cidr: 10.0.0.0/8}}]",
+        "workloads: [{name: w, pid: 1}]\ninbound: [{action: »pass, allow: {cidr: 10.0.0.0/8}}]",
         "needs-capture inbound[0].action",
         "action: capture",
     ),
     (
-        "inbound: [{action: »deny, breaker: {max-requests: 1}}]",
+        "workloads: [{name: w, pid: 1}]\ninbound: [{action: »deny, breaker: {max-requests: 1}}]",
         "needs-capture inbound[0].action",
         "action: capture",
     ),
     (
-        "inbound: [{deny: {source: »{}}}]",
+        "workloads: [{name: w, pid: 1}]\ninbound: [{deny: {»source: {}}}]",
         "empty-source inbound[0].deny[0].source",
         "workload",
     ),
     (
-        "inbound: [{allow: [»{}]}]",
+        "workloads: [{name: w, pid: 1}]\ninbound: [{allow: [»{}]}]",
         "missing-field inbound[0].allow[0]",
         "at least one of",
     ),
     (
-        "inbound: [{breaker: »{}}]",
+        "workloads: [{name: w, pid: 1}]\ninbound: [{breaker: »{}}]",
         "missing-field inbound[0].breaker",
         "at least one of",
     ),
     (
-        "inbound: [{rate-limit: {rate: 1/s, key: [source.workload, »path]}}]",
+        "workloads: [{name: w, pid: 1}]\ninbound: [{rate-limit: {rate: 1/s, key: [source.workload, »path]}}]",
         "bad-key inbound[0].rate-limit[0].key[1]",
         "source.workload",
     ),

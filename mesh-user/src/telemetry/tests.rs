@@ -188,6 +188,42 @@ fn request_is_counted_under_istios_labels() {
     );
 }
 
+/// What comes to a workload: it is the destination, and who asks from elsewhere has no name.
+#[test]
+fn inbound_request_is_counted_and_logged_at_the_destination() {
+    let log = Log::new("inbound", LogFormat::Json, LogFilter::All);
+    let (telemetry, snapshot, workload) = (log.telemetry(), snapshot(), workload());
+    let port = snapshot.inbound_at(&workload, 8080).expect("it is known");
+    let record = RequestRecord {
+        direction: Direction::Inbound,
+        source: None,
+        rule: None,
+        version: Some(snapshot.port(port).all),
+        ..request(&snapshot, &workload)
+    };
+    telemetry.request(&record);
+    telemetry.source_lost();
+    let text = telemetry.expose();
+    let labels = [
+        "reporter=\"destination\"",
+        "source_workload=\"unknown\"",
+        "source_principal=\"unknown\"",
+        "destination_service=\"client\"",
+        "destination_service_namespace=\"shop\"",
+        "destination_version=\"7\"",
+        "destination_principal=\"spiffe://x/client\"",
+    ];
+    assert_eq!(value(&text, "istio_requests_total", &labels), Some(1.0));
+    assert_eq!(
+        value(&text, "mesh_inbound_source_lost_total", &[]),
+        Some(1.0)
+    );
+    let line: serde_json::Value = serde_json::from_str(&log.lines(&telemetry)[0]).expect("JSON");
+    assert_eq!(line["mesh.direction"], "inbound");
+    assert_eq!(line["mesh.workload"], "shop/client");
+    assert!(line.get("mesh.service").is_none(), "{line}");
+}
+
 #[test]
 fn refusal_without_a_version_names_the_service_that_was_dialled() {
     let (telemetry, snapshot, workload) = (silent(), snapshot(), workload());

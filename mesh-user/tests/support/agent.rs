@@ -299,7 +299,6 @@ impl Agent {
     }
 
     /// With `failure: open` and these inbound ports.
-    #[allow(dead_code, reason = "each test file uses its own part")]
     pub(crate) fn enrol_with(
         &self,
         key: &str,
@@ -317,7 +316,6 @@ impl Agent {
     }
 
     /// Changes a workload's inbound ports.
-    #[allow(dead_code, reason = "each test file uses its own part")]
     pub(crate) fn inbound(&self, pod_id: u32, default: char, ports: &[(u16, char)]) {
         let inbound = Inbound(default, ports.to_vec());
         self.done(&Request::Inbound(pod_id, inbound)).expect("set");

@@ -9,7 +9,6 @@ use crate::{
         Inbound, Model, RateKey, SourceMatch,
         inbound::{InboundAction, InboundPorts, InboundRule, PeerMatch},
     },
-    policy::rate_limit::key_name,
 };
 
 /// Entries of the kernel's map `IN_RULES` (`mesh_common::maps`).
@@ -89,11 +88,10 @@ fn limits(rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
                     | RateKey::SourceTag(_)
             );
             if !about_source {
-                let message = format!(
-                    "`{}` is no key of an inbound limit: it must hold for opaque connections, and \
-                     for what is judged before it is dialled",
-                    key_name(key)
-                );
+                let message =
+                    "this is no key of an inbound limit: it must hold for opaque connections, \
+                               and for what is judged before it is dialled"
+                        .to_owned();
                 let expected =
                     "source.workload, source.namespace, source.identity or source.tag.NAME";
                 out.error(Code::BadKey, path.key("key").at(n), message, expected);

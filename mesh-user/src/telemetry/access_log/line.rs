@@ -309,7 +309,15 @@ fn place(
 ) {
     to.word("mesh.workload", workload);
     if let Some(version) = version.and_then(|ix| snapshot.versions.get(ix.0 as usize)) {
-        if let Some(port) = snapshot.ports.get(version.port.0 as usize) {
+        let port = snapshot.ports.get(version.port.0 as usize);
+        // Of what comes in the workload itself is the destination, judged by an inbound rule.
+        if let Some(inbound) = port.and_then(|port| port.inbound.as_ref()) {
+            if let Some(rule) = &inbound.rule {
+                to.word("mesh.rule", rule);
+            }
+            return;
+        }
+        if let Some(port) = port {
             to.word("mesh.service", &port.service);
             to.word("mesh.service_namespace", &port.namespace);
         }
