@@ -55,8 +55,8 @@ use mesh_common::{
 use serde::Serialize;
 
 use self::{
-    apply::Installed, audit::Audit, guard::Guard, pins::Pins, records::Record, route::Steering, tables::Tables,
-    workload::Workload,
+    apply::Installed, audit::Audit, guard::Guard, pins::Pins, records::Record, route::Steering,
+    tables::Tables, workload::Workload,
 };
 pub use self::{
     error::{EnrolError, KernelError},
