@@ -15,4 +15,5 @@ mod lifecycle;
 mod others;
 #[path = "kernel/refusals.rs"]
 mod refusals;
+#[expect(dead_code, reason = "each test file uses its part")]
 mod support;

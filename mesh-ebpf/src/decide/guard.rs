@@ -35,7 +35,7 @@ pub trait World {
     /// `OUT_RULES`: the action of the longest prefix for exactly this port (0: any).
     fn out_rule(&self, proto: u8, port: u16, addr: &Addr) -> Option<u32>;
     /// Whether the socket that sent the frame was made in the agent's cgroup.
-    fn from_agent(&self) -> bool;
+    fn sent_by_agent(&self) -> bool;
 }
 
 /// The decision.
@@ -319,7 +319,7 @@ fn tcp(
     if !opens && !carries {
         return Verdict::Next;
     }
-    let agent = world.from_agent();
+    let agent = world.sent_by_agent();
     if !opens && agent {
         return Verdict::Next;
     }

@@ -113,7 +113,7 @@ impl World for Kernel {
         })
     }
     #[inline(always)]
-    fn from_agent(&self) -> bool {
+    fn sent_by_agent(&self) -> bool {
         self.packet.sender() == self.agent_cgroup
     }
 }

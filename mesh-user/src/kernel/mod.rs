@@ -72,8 +72,7 @@ use serde::Serialize;
 
 use self::{
     apply::Installed, audit::Audit, feedback::Feedback, guard::Guard, pins::Pins, records::Record,
-    route::Steering, tables::Tables,
-    workload::Workload,
+    route::Steering, tables::Tables, workload::Workload,
 };
 pub use self::{
     error::{EnrolError, KernelError},

@@ -89,21 +89,29 @@ impl Field {
         if self.arrived(|frame| contains(frame, &mark) || opens(frame, port)) {
             return ("arrives".to_owned(), said);
         }
+        // The agent's threads and the counters may lag behind on a busy machine.
+        let mut seen = None;
+        wait_until(Duration::from_secs(2), || {
+            seen = self.outcome(port, accepts, before, &said);
+            seen.is_some()
+        });
+        (seen.unwrap_or_else(|| "goes nowhere".to_owned()), said)
+    }
+
+    /// What became of an attempt that did not arrive; `None`: nothing that shows (yet).
+    fn outcome(&self, port: u16, accepts: usize, before: [u64; 5], said: &str) -> Option<String> {
         let accepted = self.mesh.agent().accepts();
         if accepted[accepts..].iter().any(|a| a.local.port() == port) {
-            return ("captured".to_owned(), said);
+            return Some("captured".to_owned());
         }
-        let dropped = REASONS
-            .iter()
-            .zip(before)
-            .find(|(reason, before)| self.mesh.count(reason) > *before);
-        if let Some((reason, _)) = dropped {
-            return (format!("dropped: {reason}"), said);
+        let mut reasons = REASONS.iter().zip(before);
+        if let Some((reason, _)) =
+            reasons.find(|(reason, before)| self.mesh.count(reason) > *before)
+        {
+            return Some(format!("dropped: {reason}"));
         }
-        if let Some(errno) = said.lines().find_map(|line| line.strip_prefix("refused ")) {
-            return (format!("refused: {errno}"), said);
-        }
-        ("goes nowhere".to_owned(), said)
+        let refused = said.lines().find_map(|line| line.strip_prefix("refused "));
+        refused.map(|errno| format!("refused: {errno}"))
     }
 
     /// Runs a script; what it said.

@@ -43,8 +43,8 @@ fn restarted_agent_adopts_everything_and_one_program_stands_at_each_hook() {
             .collect()
     };
     let before = links(&mesh);
-    // Eight hooks at the pods' cgroup, flow_ops at the agent's too, steer in the namespace.
-    assert_eq!(before.len(), 10, "{before:?}");
+    // Nine hooks at the pods' cgroup, flow_ops at the agent's too, steer in the namespace.
+    assert_eq!(before.len(), 11, "{before:?}");
     for round in 0..3 {
         mesh.agent = None;
         assert_eq!(mesh.view().redirects()[0].state, "agent-gone");

@@ -493,13 +493,15 @@ fn packed_verdict_says_what_the_verdict_says() {
     };
     for action in actions {
         for reason in Reason::ALL {
-            for fail in [FAIL_OPEN, FAIL_CLOSED] {
+            for (fail, guarded) in [(FAIL_OPEN, true), (FAIL_CLOSED, false)] {
                 let verdict = Verdict {
                     fail,
+                    guarded,
                     ..Verdict::new(action, *reason)
                 };
                 let packed = Packed::from_word(Packed::of(&verdict).word());
                 same(packed, &verdict);
+                assert_eq!(packed.is_guarded(), guarded);
                 same(packed.failed(), &verdict.failed());
             }
         }
@@ -664,4 +666,35 @@ fn slot_of_an_empty_version_refuses() {
         .collect();
     let (good, bad) = (Reason::Kernel, Reason::RefuseNoEndpoint);
     assert_eq!(reasons, [good, bad, good, bad]);
+}
+}
+
+/// Without it: what a guarded workload may open itself gets no grant, and its SYN is dropped.
+#[test]
+fn verdicts_of_a_guarded_workload_say_so() {
+    let mut world = fake();
+    for port in 80..84 {
+        assert!(!decide(&to(VIP, port), &world).guarded);
+    }
+    world.pod.flags = POD_GUARDED;
+    for port in 80..84 {
+        assert!(decide(&to(VIP, port), &world).guarded);
+    }
+    let loopback = decide(&to("127.0.0.1", 80), &world);
+    assert!(!loopback.guarded, "it never meets the guard");
+}
+
+/// A path that the audit could not repair is like an agent that is gone.
+#[test]
+fn broken_path_follows_the_failure_mode() {
+    for (fail, reason) in [
+        (FAIL_CLOSED, Reason::RefuseAgentGone),
+        (FAIL_OPEN, Reason::DirectAgentGone),
+    ] {
+        let mut world = fake();
+        world.pod.fail = fail;
+        assert_eq!(decide(&to(VIP, 80), &world).reason, Reason::Captured);
+        world.pod.flags = POD_BROKEN;
+        assert_eq!(decide(&to(VIP, 80), &world).reason, reason);
+    }
 }

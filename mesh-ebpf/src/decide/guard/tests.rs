@@ -63,7 +63,7 @@ impl World for Fake {
         let found = self.rules.iter().find(|(at, _)| *at == port);
         found.map(|(_, action)| *action)
     }
-    fn from_agent(&self) -> bool {
+    fn sent_by_agent(&self) -> bool {
         self.agent
     }
 }
@@ -172,7 +172,12 @@ const fn dropped(reason: Reason) -> Verdict {
 
 #[test]
 fn syn_passes_by_grant_of_its_workload_or_by_the_agents_own_socket_only() {
-    let frames = || [v4(TCP, OWN, &segment(SYN, b"")), v6(TCP, &segment(SYN, b""))];
+    let frames = || {
+        [
+            v4(TCP, OWN, &segment(SYN, b"")),
+            v6(TCP, &segment(SYN, b"")),
+        ]
+    };
     let world = |dialled, granted, agent| Fake {
         dialled,
         granted,
@@ -248,16 +253,10 @@ fn super_packet_without_a_length_counts_as_data() {
     };
     let mut frame = v4(TCP, OWN, &segment(ACK, b"data"));
     (frame[16], frame[17]) = (0, 0);
-    assert_eq!(
-        judge(&world, frame),
-        dropped(Reason::RefuseGuardForged)
-    );
+    assert_eq!(judge(&world, frame), dropped(Reason::RefuseGuardForged));
     let mut frame = v6(TCP, &segment(ACK, b"data"));
     (frame[18], frame[19]) = (0, 0);
-    assert_eq!(
-        judge(&world, frame),
-        dropped(Reason::RefuseGuardForged)
-    );
+    assert_eq!(judge(&world, frame), dropped(Reason::RefuseGuardForged));
 }
 
 #[test]
@@ -286,7 +285,10 @@ fn housekeeping_of_the_link_lives() {
     let link = |proto, src, dst, body: &[u8]| plain(eth(IPV4, &v4_frag(proto, src, dst, 0, body)));
     // DHCP, and nothing else, from a host without an address.
     let broadcast = "255.255.255.255";
-    assert_eq!(link(UDP, "0.0.0.0", broadcast, &datagram(67)), Verdict::Next);
+    assert_eq!(
+        link(UDP, "0.0.0.0", broadcast, &datagram(67)),
+        Verdict::Next
+    );
     assert_eq!(
         link(UDP, "0.0.0.0", broadcast, &datagram(53)),
         dropped(Reason::RefuseGuardSource)
@@ -378,7 +380,10 @@ fn fragments_of_tcp_are_dropped_first_and_later() {
         plain(v6(FRAGMENT, &fragment(UDP, 1, &datagram(53)))),
         Verdict::Next
     );
-    assert_eq!(plain(v6(FRAGMENT, &fragment(UDP, 9, b"rest"))), Verdict::Next);
+    assert_eq!(
+        plain(v6(FRAGMENT, &fragment(UDP, 9, b"rest"))),
+        Verdict::Next
+    );
     let later = v4_frag(ICMP, OWN, THERE, 0x0010, b"rest");
     assert_eq!(plain(eth(IPV4, &later)), Verdict::Next);
 }
@@ -504,10 +509,7 @@ fn datagrams_follow_the_outbound_rules_and_tunnel_ports_need_one() {
         dropped(Reason::RefuseGuardRule)
     );
     let later = eth(IPV4, &v4_frag(UDP, OWN, THERE, 1, b"rest"));
-    assert_eq!(
-        judge(&all_but_dns, later),
-        dropped(Reason::RefuseGuardRule)
-    );
+    assert_eq!(judge(&all_but_dns, later), dropped(Reason::RefuseGuardRule));
     for port in TUNNELS {
         assert_eq!(plain(to(port)), dropped(Reason::RefuseGuardHeader));
         assert_eq!(judge(&rules(&[(port, OUT_PASS)]), to(port)), Verdict::Next);

@@ -84,7 +84,11 @@ fn bits_of_others_are_free_and_ours_stay_as_they_are() {
             } else {
                 Verdict::Refuse(5)
             };
-            assert_eq!(set(&Fake::new(mark, mark ^ (1 << bit))), expected, "bit {bit}");
+            assert_eq!(
+                set(&Fake::new(mark, mark ^ (1 << bit))),
+                expected,
+                "bit {bit}"
+            );
         }
         assert_eq!(set(&Fake::new(mark, mark)), Verdict::Sealed);
     }
@@ -113,7 +117,12 @@ fn agent_and_unguarded_workloads_set_what_they_like() {
 #[test]
 fn other_options_look_nothing_up() {
     let world = Fake::new(0, AGENT_MARK);
-    for (level, name) in [(SOL_SOCKET, 35), (SOL_SOCKET, 37), (0, SO_MARK), (41, SO_MARK)] {
+    for (level, name) in [
+        (SOL_SOCKET, 35),
+        (SOL_SOCKET, 37),
+        (0, SO_MARK),
+        (41, SO_MARK),
+    ] {
         assert_eq!(decide(level, name, &world), Verdict::Pass);
     }
     assert!(!world.asked_pod.get());
