@@ -10,7 +10,6 @@ mod attempts;
 mod field;
 #[path = "bypass/ports.rs"]
 mod ports;
-#[expect(dead_code, reason = "each test file uses its part")]
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,6 @@
 //! The kernel L4 path on the real kernel: the split, the caps and what becomes of their places, the
 //! counters of endpoints, and what the application sees. An agent process writes the maps.
 
-#[expect(dead_code, reason = "each test file uses its own part")]
 mod support;
 
 use std::{

@@ -11,5 +11,4 @@ mod exits;
 mod frames;
 #[path = "guard/grants.rs"]
 mod grants;
-#[expect(dead_code, reason = "each test file uses its part")]
 mod support;

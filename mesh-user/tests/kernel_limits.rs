@@ -10,5 +10,4 @@ mod rows;
 #[path = "limits/vanish.rs"]
 mod vanish;
 
-#[expect(dead_code, reason = "the harness serves more test files than this one")]
 mod support;

@@ -15,5 +15,4 @@ mod lifecycle;
 mod others;
 #[path = "kernel/refusals.rs"]
 mod refusals;
-#[expect(dead_code, reason = "each test file uses its part")]
 mod support;

@@ -208,7 +208,6 @@ fn every_column_of_kernel_rows_shows_its_field() {
         tgid: 99,
         service: Some("shop/web".into()),
         endpoint: None,
-        version: None,
         bytes_out: Some(4_200),
         bytes_in: Some(7),
         rtt_ms: Some(0.0434),

@@ -67,6 +67,17 @@ impl Kernel {
         Ok(())
     }
 
+    /// Writes again what stands of a workload, after another agent has written there.
+    pub(super) fn restore_inbound(&mut self, pod_id: u32) -> Result<(), EnrolError> {
+        let found = self.installed_inbound(pod_id);
+        let workload = self
+            .workloads
+            .get_mut(&pod_id)
+            .ok_or(EnrolError::Unknown(pod_id))?;
+        let stands = std::mem::replace(&mut workload.inbound, found);
+        self.set_inbound(pod_id, &stands)
+    }
+
     fn remove_stale_inbound(&mut self, pod_id: u32, next: &InboundPorts) {
         let Some(workload) = self.workloads.get_mut(&pod_id) else {
             return;

@@ -157,6 +157,7 @@ impl Kernel {
         let (interception, inode) = (workload.interception, workload.identity.inode);
         let addresses: Vec<_> = workload.addresses.iter().copied().collect();
         self.disclaim_others(pod_id, &addresses.iter().copied().collect());
+        self.restore_inbound(pod_id)?;
         for ip in addresses {
             self.claim(pod_id, ip)?;
         }
@@ -164,6 +165,7 @@ impl Kernel {
         attach_steer(&self.steer, &netns, inode, &pin)?;
         if live {
             self.write_interception(pod_id, cookie, interception)?;
+            self.put_guard(pod_id)?;
         }
         Ok(())
     }

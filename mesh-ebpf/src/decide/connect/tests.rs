@@ -667,7 +667,6 @@ fn slot_of_an_empty_version_refuses() {
     let (good, bad) = (Reason::Kernel, Reason::RefuseNoEndpoint);
     assert_eq!(reasons, [good, bad, good, bad]);
 }
-}
 
 /// Without it: what a guarded workload may open itself gets no grant, and its SYN is dropped.
 #[test]

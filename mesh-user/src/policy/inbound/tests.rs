@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::{
+    PathChoice,
     Endpoint, Failure, Interception, Netns, Port, RateLimitPolicy, Service,
     inbound::{InboundCaps, WorkloadSelect},
 };
@@ -166,6 +167,7 @@ fn endpoints_of_the_model_are_known_by_address_and_strangers_are_no_source() {
         number: 80,
         target,
         protocol,
+        path: PathChoice::Auto,
     };
     model.services.push(Service {
         name: "far".into(),
