@@ -71,8 +71,8 @@ fn object_has_no_log_map() {
 const CEILINGS: [(&str, u32); 17] = [
     ("bind4", 70),
     ("bind6", 75),
-    ("connect4", 11_000),
-    ("connect6", 17_000),
+    ("connect4", 20_900),
+    ("connect6", 29_300),
     ("flow_ops", 1_400),
     ("getpeername4", 190),
     ("getpeername6", 240),

@@ -5,6 +5,7 @@ mod proxy_support;
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::BorrowedFd,
     sync::{Arc, atomic::Ordering, mpsc},
     thread,
     time::{Duration, Instant},
@@ -276,6 +277,10 @@ struct Origin(SocketAddr);
 
 impl OriginLookup for Origin {
     fn asked(&self, _: u32, _: SocketAddr, _: SocketAddr) -> Option<SocketAddr> {
+        Some(self.0)
+    }
+
+    fn sent_to_loopback(&self, _: BorrowedFd<'_>) -> Option<SocketAddr> {
         Some(self.0)
     }
 }

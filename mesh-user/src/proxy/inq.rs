@@ -34,14 +34,30 @@ struct Control {
 /// # Errors
 /// The kernel doesn't know the option.
 pub(super) fn enable(socket: impl AsFd) -> io::Result<()> {
+    set(socket, libc::IPPROTO_TCP, TCP_INQ)
+}
+
+/// Wakes whoever waits for the socket, if there is something to read.
+///
+/// Setting SO_RCVLOWAT asks the kernel to look again (`tcp_set_rcvlowat`). Needed where an option
+/// makes readable what was not: the event of its arrival is over by then.
+///
+/// # Errors
+/// As setsockopt(2).
+pub(super) fn look_again(socket: impl AsFd) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT)
+}
+
+/// Sets an option to 1.
+fn set(socket: impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
-    #[expect(unsafe_code, reason = "neither socket2 nor nix knows TCP_INQ")]
+    #[expect(unsafe_code, reason = "neither socket2 nor nix knows these options")]
     // SAFETY: the value is a `c_int` that lives for the call, and its size is passed with it.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            TCP_INQ,
+            level,
+            name,
             (&raw const on).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )

@@ -97,6 +97,8 @@ pub(super) fn set_opaque(socket: impl AsFd) {
         .with_time(KEEPALIVE_AFTER)
         .with_interval(KEEPALIVE_EVERY);
     let _closed = reference.set_tcp_keepalive(&keepalive);
+    // A lone urgent byte that came before it was to stand in line was no news to epoll.
+    let _closed = inq::look_again(&socket);
 }
 
 /// What a try says of the socket afterwards.
