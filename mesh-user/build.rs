@@ -8,7 +8,11 @@ use std::{env, fs, path::PathBuf};
 
 fn main() {
     embed("MESH_BPF_OBJECT", "mesh.o", "mesh_bpf_object");
-    embed("MESH_BPF_SHIELD_OBJECT", "shield.o", "mesh_bpf_shield_object");
+    embed(
+        "MESH_BPF_SHIELD_OBJECT",
+        "shield.o",
+        "mesh_bpf_shield_object",
+    );
 }
 
 /// One object: `VARIABLE_FILE` says where it is and `cfg` that it is there.

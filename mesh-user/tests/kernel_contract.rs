@@ -88,7 +88,9 @@ const CEILINGS: [(&str, u32); 17] = [
     ("egress_guard", 7_100),
 ];
 
-/// Without it: a change makes a program so costly to verify that the next kernel refuses it.
+/// Pitfall 32: what the compiler makes of a context's loads may be refused, here or by another kernel
+/// (`cargo xtask kernels` loads every program on those). Without it: a change makes a program so
+/// costly to verify that the next kernel refuses it.
 #[test]
 fn programs_load_within_their_instruction_budget() {
     let bytes = object();

@@ -21,9 +21,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     abi::Config,
-    flow::{
-        ESTABLISHED, Flow, INTENT_CONFIRMED, INTENT_RELEASED, Intent, LoopFlow, ProxyFlow,
-    },
+    flow::{ESTABLISHED, Flow, INTENT_CONFIRMED, INTENT_RELEASED, Intent, LoopFlow, ProxyFlow},
     listener::ListenerKey,
     pod::Guarded,
     service::Cap,
@@ -161,8 +159,7 @@ pub(crate) fn set_origin(sk: *mut bpf_sock, origin: &LoopFlow) {
 fn stored(sk: *mut core::ffi::c_void) -> Option<*mut Intent> {
     #[expect(unsafe_code, reason = "kernel helper")]
     // SAFETY: the verifier knows `sk` to be a full socket; no value is given and none is created.
-    let value =
-        unsafe { bpf_sk_storage_get(maps::INTENT.as_ptr(), sk, core::ptr::null_mut(), 0) };
+    let value = unsafe { bpf_sk_storage_get(maps::INTENT.as_ptr(), sk, core::ptr::null_mut(), 0) };
     (!value.is_null()).then(|| value.cast())
 }
 

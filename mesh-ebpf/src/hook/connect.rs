@@ -4,9 +4,7 @@ use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use mesh_common::{
     abi::Config,
     addr::Addr,
-    flow::{
-        INTENT_GUARDED, INTENT_LOOPBACK, Intent, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY,
-    },
+    flow::{INTENT_GUARDED, INTENT_LOOPBACK, Intent, VERDICT_KERNEL, VERDICT_PASS, VERDICT_PROXY},
     listener::ListenerKey,
     maps::{OUT_RULE_FIXED_BITS, OutRuleKey, OutRulePrefix},
     pod::PodEntry,

@@ -41,7 +41,10 @@ impl Frame for Linear {
             return None;
         }
         let mut place = self.start;
-        #[expect(unsafe_code, reason = "an addition that the compiler must not see through")]
+        #[expect(
+            unsafe_code,
+            reason = "an addition that the compiler must not see through"
+        )]
         // SAFETY: one addition of two registers. In Rust the compiler would make two pointers of
         // the sum, one to compare and one to read by, and the verifier would know the bounds of the
         // first only.

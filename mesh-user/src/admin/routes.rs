@@ -280,11 +280,20 @@ async fn metrics(state: &Arc<State>) -> Answer {
 async fn events(state: &State, query: &str) -> Answer {
     let Some(from) = query.strip_prefix("from=") else {
         let next = state.events.now();
-        return one("EventBatch", &EventBatch { next, ..EventBatch::default() });
+        return one(
+            "EventBatch",
+            &EventBatch {
+                next,
+                ..EventBatch::default()
+            },
+        );
     };
     match from.parse() {
         Ok(from) => one("EventBatch", &state.events.from(from).await),
-        Err(_) => failure(StatusCode::BAD_REQUEST, "from: expected the number of an event"),
+        Err(_) => failure(
+            StatusCode::BAD_REQUEST,
+            "from: expected the number of an event",
+        ),
     }
 }
 

@@ -218,7 +218,11 @@ fn gaps(kernel: &Kernel, enrolments: &Enrolments) -> Vec<String> {
 }
 
 /// For those who watch.
-fn event_row(event: &Event, workloads: &[crate::admin::WorkloadStatus], now: MonoNanos) -> EventRow {
+fn event_row(
+    event: &Event,
+    workloads: &[crate::admin::WorkloadStatus],
+    now: MonoNanos,
+) -> EventRow {
     let reason = Reason::decode(event.reason);
     let known = workloads.iter().find(|w| w.pod_id == Some(event.pod_id));
     let label = reason.map_or("unknown", Reason::label);
@@ -227,7 +231,8 @@ fn event_row(event: &Event, workloads: &[crate::admin::WorkloadStatus], now: Mon
         Some(reason) if reason.is_refusal() => "refused",
         _ => "bypass",
     };
-    let place = |addr: std::net::SocketAddr| (!addr.ip().is_unspecified()).then(|| addr.to_string());
+    let place =
+        |addr: std::net::SocketAddr| (!addr.ip().is_unspecified()).then(|| addr.to_string());
     EventRow {
         time: seconds_ago(now.since(MonoNanos(event.time_ns))),
         kind: kind.to_owned(),
@@ -571,7 +576,7 @@ impl NodeAgent {
             *swept = now;
             let found = audit(kernel);
             if !found.is_empty() {
-                self.events.publish(found.into_iter());
+                self.events.publish(found);
             }
             lock(&self.report).gaps = gaps(kernel, enrolments);
             changes.extend(snapshot.sweep(now));

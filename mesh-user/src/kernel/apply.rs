@@ -217,10 +217,7 @@ fn plan(
     busy: &dyn Fn(u32) -> bool,
 ) -> Result<Plan, KernelError> {
     capacity("SERVICES", table.services.len())?;
-    capacity(
-        "OUT_RULES",
-        table.outbound.len() + table.outbound_udp.len(),
-    )?;
+    capacity("OUT_RULES", table.outbound.len() + table.outbound_udp.len())?;
     let mut next = now.clone();
     next.ranges.turn();
     number(now, &mut next, table, busy)?;
@@ -540,7 +537,11 @@ fn remove_stale_rules(
     for key in now.rules.keys() {
         if !next.rules.contains_key(key) {
             let (proto, addr, prefix, port) = *key;
-            absent(tables.out_rules.remove(&rule_key(proto, addr, prefix, port)))?;
+            absent(
+                tables
+                    .out_rules
+                    .remove(&rule_key(proto, addr, prefix, port)),
+            )?;
         }
     }
     Ok(())

@@ -78,7 +78,14 @@ impl Hooks {
         for point in points {
             let path = pins.link(name, point.id);
             if needed && !path.exists() {
-                attach(pins, self.programs.get(name)?, name, kind, point, &mut Vec::new())?;
+                attach(
+                    pins,
+                    self.programs.get(name)?,
+                    name,
+                    kind,
+                    point,
+                    &mut Vec::new(),
+                )?;
             } else if !needed {
                 remove(path)?;
             }
@@ -109,7 +116,14 @@ pub(super) fn renew(
     let mut renew = |name, kind, points: &[Cgroup]| -> Result<(), KernelError> {
         for point in points {
             if pins.link(name, point.id).exists() {
-                kept.push(attach(pins, programs.get(name)?, name, kind, point, &mut Vec::new())?);
+                kept.push(attach(
+                    pins,
+                    programs.get(name)?,
+                    name,
+                    kind,
+                    point,
+                    &mut Vec::new(),
+                )?);
             }
         }
         Ok(())

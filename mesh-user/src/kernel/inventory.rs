@@ -4,20 +4,7 @@ use std::{io, path::PathBuf};
 
 use mesh_common::{maps, shield};
 
-use super::{Instance, mounts};
-
-/// The names that our programs have in the kernel.
-pub const PROGRAMS: &[&str] = &[
-    "connect4",
-    "connect6",
-    "getpeername4",
-    "getpeername6",
-    "flow_ops",
-    "mark_guard",
-    "egress_guard",
-    "probe_ops",
-    "steer",
-];
+use super::{Instance, mounts, object};
 
 /// Those of the shield.
 const SHIELD_PROGRAMS: [&str; 3] = [shield::XDP, shield::XDP_FRAGS, shield::TC];
@@ -41,7 +28,7 @@ pub fn loaded_objects() -> io::Result<Objects> {
         // ENOENT: gone since its id was read.
         let Ok(program) = program else { continue };
         let name = program.name_as_str().unwrap_or_default().to_owned();
-        if PROGRAMS.contains(&name.as_str()) || SHIELD_PROGRAMS.contains(&name.as_str()) {
+        if object::names().any(|ours| ours == name) || SHIELD_PROGRAMS.contains(&name.as_str()) {
             objects.programs.push(format!("{name}#{}", program.id()));
         }
     }

@@ -16,6 +16,7 @@ mod capability;
 mod cgroups;
 pub mod cleanup;
 mod cookie;
+mod diag;
 mod enrol;
 mod error;
 mod features;
@@ -26,11 +27,10 @@ mod heartbeat;
 mod hooks;
 mod inbound;
 mod instances;
-mod marks;
-mod diag;
 pub mod inventory;
 mod kubelet;
 mod loopback;
+mod marks;
 pub mod mounts;
 mod netns;
 mod numbers;
@@ -63,9 +63,7 @@ use std::{
 };
 
 use mesh_common::{
-    abi::{
-        ABI_VERSION, Config, SHARDS_MAX, UNKNOWN_PASS, UNKNOWN_REFUSE,
-    },
+    abi::{ABI_VERSION, Config, SHARDS_MAX, UNKNOWN_PASS, UNKNOWN_REFUSE},
     reason::Event,
 };
 use serde::Serialize;

@@ -42,7 +42,11 @@ impl Check {
     }
 
     /// Something that the agent can't run without.
-    pub(super) fn required(name: impl Into<String>, found: Result<String, String>, remedy: &str) -> Self {
+    pub(super) fn required(
+        name: impl Into<String>,
+        found: Result<String, String>,
+        remedy: &str,
+    ) -> Self {
         let ok = found.is_ok();
         Self {
             name: name.into(),
@@ -54,7 +58,11 @@ impl Check {
     }
 
     /// Something that is good to have.
-    pub(super) fn wanted(name: impl Into<String>, found: Result<String, String>, remedy: &str) -> Self {
+    pub(super) fn wanted(
+        name: impl Into<String>,
+        found: Result<String, String>,
+        remedy: &str,
+    ) -> Self {
         Self {
             required: false,
             ..Self::required(name, found, remedy)
@@ -265,9 +273,11 @@ fn features() -> Vec<Check> {
             "fetching atomics",
             match atomics::fetching() {
                 Ok(true) => Ok("work: splits and connection caps of the kernel are exact".into()),
-                Ok(false) => Err("this kernel lacks them: the kernel's splits and connection caps \
+                Ok(false) => Err(
+                    "this kernel lacks them: the kernel's splits and connection caps \
                                   are off by as many connections as CPUs connect at once"
-                    .into()),
+                        .into(),
+                ),
                 Err(error) => Err(error.to_string()),
             },
             "Linux 5.12 or newer has them",

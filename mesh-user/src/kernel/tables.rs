@@ -172,12 +172,7 @@ pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 
 /// A key of `OUT_RULES`.
-pub(super) fn rule_key(
-    proto: u8,
-    addr: Addr,
-    prefix: u8,
-    port: u16,
-) -> lpm_trie::Key<OutRuleKey> {
+pub(super) fn rule_key(proto: u8, addr: Addr, prefix: u8, port: u16) -> lpm_trie::Key<OutRuleKey> {
     let data = OutRuleKey {
         proto,
         ..OutRuleKey::tcp(masked(addr, prefix), port)

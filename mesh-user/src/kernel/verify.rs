@@ -94,7 +94,9 @@ fn hooks(pins: &Pins) -> Vec<Check> {
 fn hook(path: &Path, tags: &mut BTreeMap<u32, String>) -> io::Result<String> {
     let info = sys::link_info(sys::open_pin(path)?)?;
     let target = match info.target {
-        LinkTarget::Cgroup(0) | LinkTarget::Netns(0) | LinkTarget::Interface(0) => return Ok("GONE".to_owned()),
+        LinkTarget::Cgroup(0) | LinkTarget::Netns(0) | LinkTarget::Interface(0) => {
+            return Ok("GONE".to_owned());
+        }
         LinkTarget::Cgroup(id) => {
             let mount = mounts::cgroup2()?.unwrap_or_default();
             let dir = foreign::find(&mount, id, 8);

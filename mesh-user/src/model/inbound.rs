@@ -126,7 +126,10 @@ impl InboundPorts {
     /// mark gives.
     pub fn captures(&self) -> bool {
         self.default == InboundAction::Capture
-            || self.ports.values().any(|action| *action == InboundAction::Capture)
+            || self
+                .ports
+                .values()
+                .any(|action| *action == InboundAction::Capture)
     }
 
     /// From the rules that cover a workload, in their order.

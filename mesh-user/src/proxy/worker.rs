@@ -301,7 +301,13 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
     while let Some(order) = orders.recv().await {
         match order {
             Order::Command(Command::Listen { workload, listener }) => {
-                listen(core, &mut listeners, workload, listener, Direction::Outbound);
+                listen(
+                    core,
+                    &mut listeners,
+                    workload,
+                    listener,
+                    Direction::Outbound,
+                );
             }
             Order::Command(Command::ListenInbound { workload, listener }) => {
                 listen(core, &mut listeners, workload, listener, Direction::Inbound);

@@ -135,7 +135,9 @@ impl Collected {
             kernel: telemetry.kernel.sums(),
             plain: plain_sums(&telemetry.plain),
             ejections: telemetry.ejections(),
-            sources_lost: telemetry.sources_lost.load(std::sync::atomic::Ordering::Relaxed),
+            sources_lost: telemetry
+                .sources_lost
+                .load(std::sync::atomic::Ordering::Relaxed),
             panics: telemetry.panics(),
             log_lost: telemetry.log.lost(),
             process: process::read(),

@@ -32,8 +32,8 @@ use std::{
 pub use docs::markdown;
 pub use expose::{BREAKERS_MAX, Breaker, Scrape};
 pub use kernel::KernelCounts;
-pub use shield::ShieldSample;
 pub use series::{GONE_KEPT, SERIES_MAX};
+pub use shield::ShieldSample;
 
 use crate::{
     clock::MonoNanos,

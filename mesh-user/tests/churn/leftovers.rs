@@ -186,7 +186,7 @@ fn pins_of_another_kernel_layout_are_refused_by_name_and_left_in_force() {
     assert!(done.status.success(), "{done:?}");
     assert!(!root.exists() && at_pods_cgroup(&scene).is_empty());
     scene.start_with(&text).unwrap();
-    assert_eq!(hooks(&scene).values().sum::<usize>(), 8);
+    assert_eq!(hooks(&scene).values().sum::<usize>(), 12);
     // Empty directories of another layout are nothing.
     scene.kill_agent().unwrap();
     std::fs::create_dir_all(root.join("v9/links")).unwrap();

@@ -20,8 +20,8 @@ fn killed_agent_leaves_open_pods_served_and_closed_ones_refused_until_the_next_a
     let text = one_open_one_closed(&scene, SPLIT);
     scene.start_with(&text).unwrap();
     let before = hooks(&scene);
-    // Seven hooks at the pods' cgroup, the agent's own, and one look-up in each pod.
-    assert_eq!(before.values().sum::<usize>(), 10, "{before:?}");
+    // Nine hooks at the pods' cgroup, the agent's own, and one look-up in each pod.
+    assert_eq!(before.values().sum::<usize>(), 12, "{before:?}");
     let load = steady(
         &scene,
         &["-c", "4", "-d", "3", "--rate", "200", "--new-connection"],

@@ -185,7 +185,7 @@ fn agents_started_at_once_leave_one_whole() {
             eventually("the loser ends", || loser.try_wait().unwrap().is_some());
         }
         assert_eq!(winner.len(), 1, "round {round}");
-        assert_eq!(hooks(&scene).values().sum::<usize>(), 10, "round {round}");
+        assert_eq!(hooks(&scene).values().sum::<usize>(), 12, "round {round}");
         assert_eq!(scene.ask(&scene.client, &[]).unwrap().status(200), 1);
         assert!(kernel_count(&scene, "captured") > 0);
         for winner in &mut winner {

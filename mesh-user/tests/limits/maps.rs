@@ -12,7 +12,7 @@ use mesh_common::{
     flow::{FlowKey, Grant, LoopFlow, Tuple},
     maps::{OUT_DENY, get},
     plain::Plain,
-    pod::InRuleKey,
+    pod::{Guarded, InRuleKey, PodSources},
 };
 use mesh_user::testbed::Pod;
 
@@ -330,7 +330,8 @@ fn refuses_one_more<const K: usize, const V: usize>(mesh: &Mesh, map: &str) {
 fn maps_without_a_writer_here_refuse_one_more_at_their_limit() {
     let mut mesh = Mesh::new("others");
     refuses_one_more::<{ Tuple::SIZE }, { Grant::SIZE }>(&mesh, "GRANTS");
-    refuses_one_more::<4, 4>(&mesh, "GUARDED");
+    refuses_one_more::<4, { Guarded::SIZE }>(&mesh, "GUARDED");
+    refuses_one_more::<4, { PodSources::SIZE }>(&mesh, "POD_SOURCES");
     refuses_one_more::<{ InRuleKey::SIZE }, 4>(&mesh, "IN_RULES");
     refuses_one_more::<{ FlowKey::SIZE }, { LoopFlow::SIZE }>(&mesh, "LOOP_FLOWS");
     // None of them is in the way of a captured connection.

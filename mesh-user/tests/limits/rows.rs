@@ -89,6 +89,13 @@ const ROWS: &[(&str, Covered)] = &[
         ),
     ),
     (
+        "ORIGIN",
+        By(
+            "tests/clients/loopback.rs",
+            "full_map_is_counted_and_the_destination_is_never_guessed",
+        ),
+    ),
+    (
         "OUT_RULES",
         By(
             REFUSALS,
@@ -107,6 +114,13 @@ const ROWS: &[(&str, Covered)] = &[
         By(
             REFUSALS,
             "full_workload_map_is_refused_by_name_and_at_the_limit_only",
+        ),
+    ),
+    (
+        "POD_SOURCES",
+        By(
+            MAPS,
+            "maps_without_a_writer_here_refuse_one_more_at_their_limit",
         ),
     ),
     (

@@ -75,7 +75,7 @@ fn enrolment_without_descriptors_is_refused_by_name_and_leaves_nothing() {
         }
         assert_eq!(objects::network(&pod.netns), before, "{refusals:?}");
         assert_eq!(objects::steers(&pod.netns), 0, "{refusals:?}");
-        assert_eq!(mesh.entries("LISTENERS"), 2, "{refusals:?}");
+        assert_eq!(mesh.entries("LISTENERS"), 4, "{refusals:?}");
         assert_eq!(mesh.entries("POD_BY_ADDR"), 2, "{refusals:?}");
     }
     assert!(refusals.len() >= 3, "{refusals:?}");

@@ -92,12 +92,10 @@ impl LoadBalancer {
 
 /// A program of somebody else at a network interface, that lets everything pass. Stands as long as
 /// the value lives, or until somebody takes it away.
-#[allow(dead_code, reason = "each test file uses its own part")]
 pub(crate) struct DeviceProgram {
     link: OwnedFd,
 }
 
-#[allow(dead_code, reason = "each test file uses its own part")]
 impl DeviceProgram {
     /// XDP in its generic mode.
     pub(crate) fn xdp(interface: u32) -> Self {

@@ -96,6 +96,8 @@ fn no_request_fails_at_2000_a_second_through_five_takeovers() {
 }
 
 /// Without it: an upgrade cuts every long stream.
+/// Pitfall 24: their listeners leave the sockhash under them; a connection of theirs stays readable,
+/// for only listeners were ever in it.
 #[test]
 fn streams_that_end_within_the_drain_time_are_not_cut() {
     let mut scene = scene::build("l-long");

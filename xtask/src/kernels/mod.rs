@@ -28,7 +28,12 @@ const QUICK: [&str; 2] = ["6.1", "newest"];
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Args {
     /// Only these: series such as 6.1, or `newest`; with commas.
-    #[arg(long, value_delimiter = ',', value_name = "KERNELS", conflicts_with = "quick")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "KERNELS",
+        conflicts_with = "quick"
+    )]
     only: Vec<String>,
     /// Two kernels instead of all: 6.1 and the newest.
     #[arg(long)]
@@ -78,7 +83,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn build() -> Result<Programs> {
     build_ebpf::run(&build_ebpf::Args::release())?;
     let mut cargo = run::cargo();
-    let what = ["--package", "mesh-user", "--bin", "mesh", "--example", "guest"];
+    let what = [
+        "--package",
+        "mesh-user",
+        "--bin",
+        "mesh",
+        "--example",
+        "guest",
+    ];
     run::run(cargo.args(["build", "--locked"]).args(what))?;
     let target = run::root().join("target/debug");
     Ok(Programs {

@@ -3,9 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::{Reader, reader, shield};
-use crate::config::{
-    AccessLog, AgentConfig, Limits, LogFilter, LogFormat, MarkBits, UnknownNetns,
-};
+use crate::config::{AccessLog, AgentConfig, Limits, LogFilter, LogFormat, MarkBits, UnknownNetns};
 
 pub(super) fn agent(root: Reader<'_>) -> AgentConfig {
     let agent = root.object("agent");

@@ -1,7 +1,6 @@
 use super::*;
 use crate::model::{
-    PathChoice,
-    Endpoint, Failure, Interception, Netns, Port, RateLimitPolicy, Service,
+    Endpoint, Failure, Interception, Netns, PathChoice, Port, RateLimitPolicy, Service,
     inbound::{InboundCaps, WorkloadSelect},
 };
 

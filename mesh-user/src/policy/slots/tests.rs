@@ -459,8 +459,7 @@ fn outbound_look_ups_find_the_longest_range_of_the_right_family() {
             }
             let ports = [vec![], vec![443], vec![443, 80]][rng.below(3) as usize].clone();
             let action = [OutboundAction::Pass, OutboundAction::Deny][rng.below(2) as usize];
-            let protocol =
-                [Transport::Tcp, Transport::Udp, Transport::Any][rng.below(3) as usize];
+            let protocol = [Transport::Tcp, Transport::Udp, Transport::Any][rng.below(3) as usize];
             model.outbound.push(OutboundRule {
                 cidr: network.parse().unwrap(),
                 ports,

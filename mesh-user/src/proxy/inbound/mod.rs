@@ -24,10 +24,7 @@ use super::core::{Conn, Core};
 use crate::{
     clock::MonoNanos,
     model::Tags,
-    policy::{
-        PortIx, Reject, Snapshot, SourceIx, VersionIx, balance,
-        snapshot::EndpointState,
-    },
+    policy::{PortIx, Reject, Snapshot, SourceIx, VersionIx, balance, snapshot::EndpointState},
 };
 
 /// The dial to an application: for whom, and where to. Connections are pooled by it, so that no
