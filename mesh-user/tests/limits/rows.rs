@@ -139,7 +139,7 @@ const ROWS: &[(&str, Covered)] = &[
         "SLOTS",
         By(
             "src/policy/slots/tests.rs",
-            "slots_that_do_not_fit_are_left_out_and_said",
+            "port_without_room_in_slots_is_the_proxys_and_says_so",
         ),
     ),
     ("SPLIT_SEQ", Always),
