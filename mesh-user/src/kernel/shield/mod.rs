@@ -100,6 +100,8 @@ pub struct Shield {
     wanted: Wanted,
     files: Vec<FileList>,
     stands: BTreeMap<String, (u32, Stand)>,
+    /// The next look at the interfaces is at all of them.
+    anew: bool,
     tcx: bool,
 }
 
@@ -149,6 +151,7 @@ impl Shield {
             wanted: Wanted::default(),
             files: Vec::new(),
             stands: BTreeMap::new(),
+            anew: true,
             tcx: options.tcx,
         })
     }
@@ -174,6 +177,20 @@ impl Shield {
     /// # Errors
     /// The lists don't fit: the old ones stay in force, everything else is done.
     pub fn apply(&mut self, wanted: &Wanted, files: Vec<FileList>) -> Result<(), KernelError> {
+        self.anew = true;
+        self.apply_lists(wanted, files)
+    }
+
+    /// The same, but an interface where it stands is not looked at again: what was tried there and
+    /// refused costs a driver its offloads for a moment each time.
+    ///
+    /// # Errors
+    /// As [`Shield::apply`].
+    pub fn apply_lists(
+        &mut self,
+        wanted: &Wanted,
+        files: Vec<FileList>,
+    ) -> Result<(), KernelError> {
         let before = std::mem::replace(&mut self.files, files);
         let wanted_before = std::mem::replace(&mut self.wanted, wanted.clone());
         let lists = self.relist();
@@ -187,7 +204,8 @@ impl Shield {
             .config
             .set(0, settings, 0)
             .map_err(tables::failed("SHIELD_CONFIG"))?;
-        self.attach(true)?;
+        self.attach(self.anew)?;
+        self.anew = false;
         lists
     }
 
