@@ -50,12 +50,16 @@ impl Node {
     }
 
     fn config(&self, shield: &str) {
+        self.config_in("mesh.yaml", shield);
+    }
+
+    fn config_in(&self, file: &str, shield: &str) {
         let text = format!(
             "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\n\
              agent: {{workers: 1, metrics: \"off\", drain: 0s}}\n{shield}\n",
             self.cgroup.file_name().unwrap().to_string_lossy()
         );
-        std::fs::write(self.dir.join("mesh.yaml"), text).expect("written");
+        std::fs::write(self.dir.join(file), text).expect("written");
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -69,8 +73,8 @@ impl Node {
         command
     }
 
-    fn spawn(&self, more: &[&str]) -> Child {
-        let config = self.dir.join("mesh.yaml");
+    fn spawn(&self, file: &str, more: &[&str]) -> Child {
+        let config = self.dir.join(file);
         let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
         let mut log = std::fs::File::options();
         log.create(true).append(true);
@@ -80,7 +84,7 @@ impl Node {
     }
 
     fn start(&mut self) {
-        self.agent = Some(self.spawn(&[]));
+        self.agent = Some(self.spawn("mesh.yaml", &[]));
         self.eventually("the agent answers", || {
             self.mesh(&["shield", "status"]).is_ok()
         });
@@ -330,11 +334,13 @@ fn shield_is_left_alone_while_a_successor_starts_and_followed_again_when_it_fail
 #[test]
 fn shield_of_a_successor_is_not_touched_by_the_agent_that_drains() {
     let mut node = Node::new();
-    node.bed.ip("node", "link add more0 type veth peer name more1");
+    node.bed
+        .ip("node", "link add more0 type veth peer name more1");
     node.config(SHIELD);
     node.start();
     node.mesh(&["shield", "deny", OUTSIDE]).expect("denied");
-    node.config(&SHIELD.replace("[up0]", "[up0, more0]"));
+    // A file of its own: the old agent follows the one before.
+    node.config_in("next.yaml", &SHIELD.replace("[up0]", "[up0, more0]"));
     let pin = |node: &Node, link: &str| {
         let index = node.bed.index("node", link);
         let pin = node.bed.pin(&format!("links/tcx-{index}"));
@@ -343,7 +349,7 @@ fn shield_of_a_successor_is_not_touched_by_the_agent_that_drains() {
         meta.ok().map(|meta| meta.ino())
     };
     let before = pin(&node, "up0").expect("it stands");
-    let next = node.spawn(&["--takeover"]);
+    let next = node.spawn("next.yaml", &["--takeover"]);
     let mut old = node.agent.replace(next).expect("it runs");
     node.eventually("the successor's stands", || pin(&node, "more0").is_some());
     let more = pin(&node, "more0");
@@ -363,8 +369,8 @@ fn shield_of_a_successor_is_not_touched_by_the_agent_that_drains() {
         "{status:#}"
     );
     // The next has none.
-    node.config("");
-    let next = node.spawn(&["--takeover"]);
+    node.config_in("last.yaml", "");
+    let next = node.spawn("last.yaml", &["--takeover"]);
     let mut old = node.agent.replace(next).expect("it runs");
     node.eventually("the old one leaves", || {
         old.try_wait().expect("a child").is_some()
