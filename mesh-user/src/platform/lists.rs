@@ -224,4 +224,23 @@ mod tests {
         assert!(list.look(false) && list.fault.is_none());
         std::fs::remove_file(&path).expect("clean up");
     }
+
+    /// Without it: a failure to read that passes by itself (no descriptors, a slow mount) stays until
+    /// somebody writes the file.
+    #[test]
+    fn list_that_could_not_be_read_is_read_again_unchanged() {
+        let folder = std::env::temp_dir();
+        let mut list = ListFile::new(&folder);
+        assert!(!list.look(false) && list.fault.is_some());
+        assert_eq!(list.seen, None, "the next look reads");
+        let path = folder.join(format!("mesh-shield-bad-{}", std::process::id()));
+        std::fs::write(&path, "nonsense\n").expect("write");
+        let mut list = ListFile::new(&path);
+        assert!(!list.look(false) && list.fault.is_some());
+        assert_ne!(list.seen, None, "what was read is not read again");
+        std::fs::write(&path, [0xff, 0xfe]).expect("write");
+        assert!(!list.look(false));
+        assert_ne!(list.seen, None, "nor what is no text");
+        std::fs::remove_file(&path).expect("clean up");
+    }
 }
