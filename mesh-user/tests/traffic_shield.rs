@@ -5,7 +5,9 @@
 mod bed;
 
 use std::{
+    io::{Read as _, Write as _},
     net::UdpSocket,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -48,12 +50,16 @@ impl Node {
     }
 
     fn config(&self, shield: &str) {
+        self.config_in("mesh.yaml", shield);
+    }
+
+    fn config_in(&self, file: &str, shield: &str) {
         let text = format!(
             "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nattach: [{}]\n\
              agent: {{workers: 1, metrics: \"off\", drain: 0s}}\n{shield}\n",
             self.cgroup.file_name().unwrap().to_string_lossy()
         );
-        std::fs::write(self.dir.join("mesh.yaml"), text).expect("written");
+        std::fs::write(self.dir.join(file), text).expect("written");
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -67,12 +73,18 @@ impl Node {
         command
     }
 
-    fn start(&mut self) {
-        let config = self.dir.join("mesh.yaml");
+    fn spawn(&self, file: &str, more: &[&str]) -> Child {
+        let config = self.dir.join(file);
         let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
-        let log = std::fs::File::create(self.dir.join("agent.log")).expect("a file");
-        let agent = command.stdout(Stdio::null()).stderr(log).spawn();
-        self.agent = Some(agent.expect("nsenter and mesh"));
+        let mut log = std::fs::File::options();
+        log.create(true).append(true);
+        let log = log.open(self.dir.join("agent.log")).expect("a file");
+        let agent = command.args(more).stdout(Stdio::null()).stderr(log).spawn();
+        agent.expect("nsenter and mesh")
+    }
+
+    fn start(&mut self) {
+        self.agent = Some(self.spawn("mesh.yaml", &[]));
         self.eventually("the agent answers", || {
             self.mesh(&["shield", "status"]).is_ok()
         });
@@ -254,4 +266,117 @@ fn shield_list_file_is_followed_and_its_last_good_content_stays() {
             .all(|pin| !pin.to_string_lossy().contains("shield/")),
         "{pins:?}"
     );
+}
+
+/// Speaks as a successor does that then says nothing more; the agent is frozen until it is dropped.
+fn silent_successor(node: &Node) -> UnixStream {
+    let mut stream = UnixStream::connect(node.bed.instance.admin_socket()).expect("connected");
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let head = "POST /takeover HTTP/1.1\r\nhost: mesh\r\nconnection: upgrade\r\n\
+                upgrade: mesh-takeover\r\n\r\n";
+    let head = head.replace("mesh-takeover", mesh_user::admin::TAKEOVER_PROTOCOL);
+    stream.write_all(head.as_bytes()).unwrap();
+    // What follows the head of the answer is not HTTP any more, so nothing may come before it.
+    let mut said = Vec::new();
+    while !said.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("an answer");
+        said.extend(byte);
+    }
+    let hello = serde_json::json!({
+        "abi": mesh_common::abi::ABI_VERSION, "version": "test", "pid": std::process::id(),
+    });
+    let hello = hello.to_string();
+    stream
+        .write_all(&u32::try_from(hello.len()).unwrap().to_be_bytes())
+        .unwrap();
+    stream.write_all(hello.as_bytes()).unwrap();
+    said.clear();
+    while !String::from_utf8_lossy(&said).contains("Offered") {
+        let mut part = [0; 256];
+        let read = stream.read(&mut part).expect("an answer");
+        assert!(read > 0, "{}", String::from_utf8_lossy(&said));
+        said.extend(&part[..read]);
+    }
+    stream
+}
+
+/// Decision 0050: from the offer on the agent changes nothing, neither by itself nor when asked;
+/// when the successor is gone it follows what was missed, and puts right what it left.
+#[test]
+fn shield_is_left_alone_while_a_successor_starts_and_followed_again_when_it_failed() {
+    let mut node = Node::new();
+    let list = node.list();
+    std::fs::write(&list, "# none yet\n").unwrap();
+    node.config(&format!("{SHIELD}  deny-files: [{}]\n", list.display()));
+    node.start();
+    let link = node.bed.link("tcx");
+    assert!(link.exists() && node.arrives(PARTNER));
+    let successor = silent_successor(&node);
+    std::fs::write(&list, format!("{PARTNER}\n")).unwrap();
+    std::fs::remove_file(&link).unwrap();
+    let error = node.mesh(&["shield", "deny", OUTSIDE]).expect_err("frozen");
+    assert!(error.contains("taking over"), "{error}");
+    // Longer than two of its ticks.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(2_500) {
+        assert!(!link.exists(), "it attached");
+        assert!(node.arrives(PARTNER));
+    }
+    drop(successor);
+    node.eventually("the link stands again", || link.exists());
+    node.eventually("the list is followed", || !node.arrives(PARTNER));
+    node.mesh(&["shield", "deny", OUTSIDE]).expect("denied");
+    assert!(!node.arrives(OUTSIDE));
+}
+
+/// Without it: the agent that drains takes the successor's programs off, or puts its own up again.
+#[test]
+fn shield_of_a_successor_is_not_touched_by_the_agent_that_drains() {
+    let mut node = Node::new();
+    node.bed
+        .ip("node", "link add more0 type veth peer name more1");
+    node.config(SHIELD);
+    node.start();
+    node.mesh(&["shield", "deny", OUTSIDE]).expect("denied");
+    // A file of its own: the old agent follows the one before.
+    node.config_in("next.yaml", &SHIELD.replace("[up0]", "[up0, more0]"));
+    let pin = |node: &Node, link: &str| {
+        let index = node.bed.index("node", link);
+        let pin = node.bed.pin(&format!("links/tcx-{index}"));
+        let native = node.bed.pin(&format!("links/xdp-{index}"));
+        let meta = std::fs::metadata(pin).or_else(|_| std::fs::metadata(native));
+        meta.ok().map(|meta| meta.ino())
+    };
+    let before = pin(&node, "up0").expect("it stands");
+    let next = node.spawn("next.yaml", &["--takeover"]);
+    let mut old = node.agent.replace(next).expect("it runs");
+    node.eventually("the successor's stands", || pin(&node, "more0").is_some());
+    let more = pin(&node, "more0");
+    // It accepts for another 1.5 s, more than one of its ticks.
+    node.eventually("the old one leaves", || {
+        assert_eq!(pin(&node, "more0"), more, "it was taken off");
+        assert_eq!(pin(&node, "up0"), Some(before), "it was made anew");
+        old.try_wait().expect("a child").is_some()
+    });
+    assert!(!node.arrives(OUTSIDE), "an operator's entry stays");
+    let status = node.json(&["status"]);
+    let conditions = status["conditions"].as_array().expect("a list").iter();
+    let mut shield = conditions.filter(|condition| condition["name"] == "shield");
+    assert_eq!(
+        shield.next().expect("it is shown")["ok"],
+        true,
+        "{status:#}"
+    );
+    // The next has none.
+    node.config_in("last.yaml", "");
+    let next = node.spawn("last.yaml", &["--takeover"]);
+    let mut old = node.agent.replace(next).expect("it runs");
+    node.eventually("the old one leaves", || {
+        old.try_wait().expect("a child").is_some()
+    });
+    assert!(node.arrives(OUTSIDE));
+    let pins = inventory::pins(&node.bed.instance);
+    let left = |pin: &PathBuf| pin.to_string_lossy().contains("shield/");
+    assert!(!pins.iter().any(left), "{pins:?}");
 }

@@ -204,6 +204,37 @@ fn monitor_tells_an_ejection_at_once_and_ends_with_the_agent() {
     );
 }
 
+/// Without it: a watcher ends with the agent that hands over, or mixes up the numbers of two agents.
+#[test]
+fn monitor_goes_on_with_the_agent_that_takes_over_and_says_so() {
+    let mut scene = scene::start("kn-epoch", EJECTING);
+    let monitor = Monitor::start(&scene, &[]);
+    let ejected = || loop {
+        let event = monitor.next();
+        assert_ne!(event["kind"], "AgentChanged", "{event}");
+        if event["reason"] == "ejected" {
+            return event["seq"].clone();
+        }
+    };
+    scene.set_sick("web-v1-a", true).expect("sick");
+    scene.ask(&scene.client, &["--count", "40"]).expect("asked");
+    ejected();
+    let config = scene.config_path();
+    let next = scene.spawn_successor(&config).expect("it starts");
+    let pid = next.id();
+    let owns = || scene.status().is_ok_and(|status| status.pid == pid);
+    eventually("it takes over", owns);
+    let mut old = scene.replace_agent(next).expect("one ran");
+    eventually("the old one leaves", || {
+        old.try_wait().expect("a child").is_some()
+    });
+    // The monitor may still be between two questions: what happens now is told all the same.
+    scene.ask(&scene.client, &["--count", "40"]).expect("asked");
+    while monitor.next()["kind"] != "AgentChanged" {}
+    ejected();
+    scene.tear_down().expect("torn down");
+}
+
 /// Without it: ^C looks like a failure to the shell that started it.
 #[test]
 fn interrupted_monitor_ends_with_status_0() {

@@ -26,7 +26,7 @@ use mesh_common::{
 use crate::{
     count::count,
     ctx::{self, sock_addr::SockAddr, sock_ops::SockOps, sockopt::Sockopt},
-    maps,
+    features, maps,
 };
 
 /// The hooks for names may not refuse; for options it means «the answer stands».
@@ -61,7 +61,7 @@ pub(super) fn closed(tuple: &Tuple, intent: &Intent) {
 /// mark, which a workload may set too and gain nothing, for nothing is sent to its listeners.
 #[inline(always)]
 pub(super) fn accepted(ctx: SockOps, tuple: &Tuple, sk: *mut bpf_sock) {
-    if !tuple.src.is_loopback() {
+    if !tuple.src.is_loopback() || features::HAS_OPS_NETNS.load() == 0 {
         return;
     }
     let Some(config) = ctx::config() else {

@@ -2,7 +2,8 @@
 //!
 //! One ring of bounded size. The agent writes and never waits; each reader asks for what came after
 //! the number that it saw last, and is told how many it missed when the ring went round before it
-//! asked again.
+//! asked again. Numbers are an agent's own: with them goes the epoch, which tells that another agent
+//! answers, after a restart or a takeover.
 
 use std::{
     collections::VecDeque,
@@ -48,6 +49,9 @@ pub struct EventRow {
 /// The answer to a reader.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EventBatch {
+    /// Whose numbers these are: when the agent started, in microseconds since 1970.
+    #[serde(default)]
+    pub epoch: u64,
     /// Events, oldest first.
     pub items: Vec<EventRow>,
     /// What to ask with next.
@@ -59,6 +63,7 @@ pub struct EventBatch {
 /// The ring.
 #[derive(Debug)]
 pub struct Events {
+    epoch: u64,
     ring: Mutex<Ring>,
     news: watch::Sender<u64>,
 }
@@ -72,7 +77,10 @@ struct Ring {
 
 impl Default for Events {
     fn default() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
+            // Exact as a JSON number until the year 2255.
+            epoch: now.unwrap_or_default().as_micros() as u64,
             ring: Mutex::default(),
             news: watch::Sender::new(0),
         }
@@ -100,16 +108,27 @@ impl Events {
         });
     }
 
-    /// Where «from now on» begins.
-    pub fn now(&self) -> u64 {
-        self.lock().next
+    /// Whose numbers these are.
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
     }
 
-    /// What came from number `from` on; at once when there is something, else when there is, else
-    /// nothing after a while.
-    pub async fn from(&self, from: u64) -> EventBatch {
+    /// Where «from now on» begins.
+    pub fn now(&self) -> EventBatch {
+        EventBatch {
+            epoch: self.epoch,
+            next: self.lock().next,
+            ..EventBatch::default()
+        }
+    }
+
+    /// What came from number `from` of an epoch on; at once when there is something, else when there
+    /// is, else nothing after a while. Of another epoch: at once, from this one's beginning.
+    pub async fn from(&self, epoch: u64, from: u64) -> EventBatch {
+        if epoch != self.epoch {
+            return self.since(0);
+        }
         let mut news = self.news.subscribe();
-        // A number from before a restart of the agent: begin anew.
         let arrived = news.wait_for(|next| *next != from);
         // Neither a time-out nor an end is an error: the answer is empty then.
         let _ = time::timeout(WAIT, arrived).await;
@@ -118,6 +137,7 @@ impl Events {
 
     fn since(&self, from: u64) -> EventBatch {
         let ring = self.lock();
+        // No number of ours: begin anew.
         let from = if from > ring.next { 0 } else { from };
         let oldest = ring.next - ring.rows.len() as u64;
         let first = from.max(oldest);
@@ -125,6 +145,7 @@ impl Events {
         let skip = (first - oldest) as usize;
         let items: Vec<EventRow> = ring.rows.iter().skip(skip).take(BATCH).cloned().collect();
         EventBatch {
+            epoch: self.epoch,
             next: first + items.len() as u64,
             lost: first - from,
             items,
@@ -180,12 +201,26 @@ mod tests {
         assert_eq!(events.since(1_000_000).items[0].reason, more.to_string());
     }
 
+    /// Without it: after a takeover a reader gets events twice, or misses some and isn't told.
+    #[tokio::test]
+    async fn reader_of_another_epoch_begins_anew_and_at_once() {
+        let events = Events::default();
+        let old = events.epoch - 1;
+        let batch = events.from(old, 1).await;
+        assert_eq!((batch.epoch, batch.next), (events.epoch, 0));
+        events.publish(["a", "b", "c"].map(row));
+        let batch = events.from(old, 2).await;
+        assert_eq!((batch.items.len(), batch.next, batch.lost), (3, 3, 0));
+        let batch = events.from(batch.epoch, 2).await;
+        assert_eq!(batch.items.len(), 1);
+    }
+
     #[tokio::test]
     async fn reader_that_waits_is_woken_by_the_next_event() {
         let events = std::sync::Arc::new(Events::default());
         let reader = tokio::spawn({
             let events = events.clone();
-            async move { events.from(0).await }
+            async move { events.from(events.epoch, 0).await }
         });
         tokio::task::yield_now().await;
         events.publish([row("x")]);

@@ -26,7 +26,7 @@ use super::{
     AdminOptions, Agent, KernelSample, WorkloadState,
     body::{self, Body},
     document,
-    events::{EventBatch, Events},
+    events::Events,
     explain::{self, Question},
     shield::ShieldAsk,
 };
@@ -276,23 +276,24 @@ async fn metrics(state: &Arc<State>) -> Answer {
     response
 }
 
-/// `from=N`: events from number N on, waiting for the next one; without: the number to begin with.
+/// `from=N&epoch=E`: events from number N of an agent on, waiting for the next one; without an epoch
+/// (readers of before there was one) N is this agent's. Without both: the numbers to begin with.
 async fn events(state: &State, query: &str) -> Answer {
-    let Some(from) = query.strip_prefix("from=") else {
-        let next = state.events.now();
-        return one(
-            "EventBatch",
-            &EventBatch {
-                next,
-                ..EventBatch::default()
-            },
-        );
+    if query.is_empty() {
+        return one("EventBatch", &state.events.now());
+    }
+    let (from, epoch) = match query.split_once("&epoch=") {
+        Some((from, epoch)) => (from, epoch.parse().ok()),
+        None => (query, Some(state.events.epoch())),
     };
-    match from.parse() {
-        Ok(from) => one("EventBatch", &state.events.from(from).await),
-        Err(_) => failure(
+    let from = from
+        .strip_prefix("from=")
+        .and_then(|from| from.parse().ok());
+    match (from, epoch) {
+        (Some(from), Some(epoch)) => one("EventBatch", &state.events.from(epoch, from).await),
+        _ => failure(
             StatusCode::BAD_REQUEST,
-            "from: expected the number of an event",
+            "expected from=N&epoch=E, as the answer before said",
         ),
     }
 }

@@ -355,6 +355,9 @@ impl NodeAgent {
             metrics: self.settings.metrics,
             live: control.enrolments.live(),
         };
+        drop(control);
+        // Before the offer is sent: it may wait for a list that is written just now.
+        self.shield.freeze();
         Ok((offer, locks))
     }
 
@@ -374,6 +377,8 @@ impl NodeAgent {
             tracing::error!(%error, "the admin socket is lost");
         }
         let missed = std::mem::take(&mut control.missed);
+        // With the lock in hand: the next successor's freeze comes after it.
+        self.shield.thaw();
         drop(control);
         self.phase.send_replace(Phase::Ours);
         if missed {
@@ -676,6 +681,11 @@ impl NodeAgent {
 impl Agent for NodeAgent {
     fn status(&self) -> Status {
         let generation = self.snapshot.load().generation;
+        let shield = self.shield.condition().map(|(ok, detail)| Condition {
+            name: "shield".into(),
+            ok,
+            detail,
+        });
         let report = lock(&self.report);
         let live = report
             .workloads
@@ -687,7 +697,7 @@ impl Agent for NodeAgent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started: self.started,
-            conditions: vec![
+            conditions: [
                 Condition {
                     name: "programs".into(),
                     ok: report.links.missing.is_empty(),
@@ -722,7 +732,10 @@ impl Agent for NodeAgent {
                         None => "no snapshot yet".into(),
                     },
                 },
-            ],
+            ]
+            .into_iter()
+            .chain(shield)
+            .collect(),
             generation,
             config: ConfigStatus {
                 path: self.config_path.display().to_string(),

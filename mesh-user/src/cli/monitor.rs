@@ -28,11 +28,11 @@ async fn watch(agent: &Agent, args: &MonitorArgs, io: &mut Io<'_>) -> anyhow::Re
     // Before anything is said: whoever reads that may interrupt at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Nobody to watch is a failure; from here on an agent that goes is the end.
-    let mut next = ask(agent, None).await?.next;
+    let mut seen = ask(agent, None).await?;
     io.say("watching; interrupt with ^C");
     loop {
         let batch = tokio::select! {
-            batch = ask(agent, Some(next)) => batch,
+            batch = follow(agent, &seen) => batch,
             _ = interrupt.recv() => return Ok(Exit::Done),
         };
         let batch = match batch {
@@ -43,6 +43,9 @@ async fn watch(agent: &Agent, args: &MonitorArgs, io: &mut Io<'_>) -> anyhow::Re
             }
             Err(error) => return Err(error.into()),
         };
+        if batch.epoch != seen.epoch {
+            changed(args, io)?;
+        }
         if batch.lost > 0 {
             lost(batch.lost, args, io)?;
         }
@@ -51,13 +54,24 @@ async fn watch(agent: &Agent, args: &MonitorArgs, io: &mut Io<'_>) -> anyhow::Re
         }
         // Whoever reads the other end of a pipe wants each event when it happens.
         io.out.flush()?;
-        next = batch.next;
+        seen = batch;
     }
 }
 
-async fn ask(agent: &Agent, from: Option<u64>) -> Result<EventBatch, ClientError> {
-    let path = match from {
-        Some(from) => format!("/events?from={from}"),
+/// What came after a batch. An agent that leaves after a takeover ends its answers: then the next
+/// one is asked.
+async fn follow(agent: &Agent, seen: &EventBatch) -> Result<EventBatch, ClientError> {
+    match ask(agent, Some(seen)).await {
+        Err(ClientError::Broken(_)) => ask(agent, Some(seen)).await,
+        answer => answer,
+    }
+}
+
+async fn ask(agent: &Agent, seen: Option<&EventBatch>) -> Result<EventBatch, ClientError> {
+    let path = match seen {
+        // An agent of before there were epochs.
+        Some(seen) if seen.epoch == 0 => format!("/events?from={}", seen.next),
+        Some(seen) => format!("/events?from={}&epoch={}", seen.next, seen.epoch),
         None => "/events".to_owned(),
     };
     let answer = agent.exchange(Method::GET, &path, Bytes::new()).await?;
@@ -75,6 +89,21 @@ fn wanted(row: &EventRow, args: &MonitorArgs) -> bool {
         (Some(wanted), Some(name)) => name == wanted || *name == format!("default/{wanted}"),
     };
     workload && one_of(&args.kind, &row.kind) && one_of(&args.reason, &row.reason)
+}
+
+/// Another agent answers: what follows is all that it told since its start.
+fn changed(args: &MonitorArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
+    match args.output {
+        MonitorFormat::Text => io.say(
+            "another agent answers: its events since its start follow, the last ones of the agent \
+             before may be missing",
+        ),
+        MonitorFormat::Json => {
+            let line = document::one("AgentChanged", &serde_json::json!({}))?;
+            writeln!(io.out, "{line}")?;
+        }
+    }
+    Ok(())
 }
 
 fn lost(count: u64, args: &MonitorArgs, io: &mut Io<'_>) -> anyhow::Result<()> {

@@ -270,6 +270,11 @@ pub enum EnrolError {
         "a listener for {0} stands in another network namespace: connections given to it would be reset"
     )]
     ForeignListener(String),
+    /// `mode: loopback` on a kernel that can't tell where an accepted connection was going.
+    #[error(
+        "mode loopback needs bpf_get_netns_cookie in sock_ops (Linux 5.15 or newer): use mode mark"
+    )]
+    NoLoopback,
     /// No such workload.
     #[error("no workload has number {0}")]
     Unknown(u32),

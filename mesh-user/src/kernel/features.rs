@@ -32,6 +32,7 @@ pub(super) const EXIT: u64 = 0x95;
 pub(super) const CGROUP_SOCK: u32 = 9;
 pub(super) const SOCK_OPS: u32 = 13;
 pub(super) const SOCK_ADDR: u32 = 18;
+pub(super) const SOCKOPT: u32 = 25;
 pub(super) const SK_LOOKUP: u32 = 30;
 
 /// A connect hook that refuses with an errno of its own.
@@ -41,6 +42,10 @@ const INTERFACE: [u64; 3] = [load_r0(64), mov_r0(1), EXIT];
 
 /// A `sock_ops` program that asks for the caller's cgroup.
 const CURRENT_CGROUP: [u64; 3] = [call(80), mov_r0(1), EXIT];
+/// A `sock_ops` program that asks for the socket's network namespace.
+const OPS_NETNS: [u64; 3] = [call(122), mov_r0(1), EXIT];
+/// The same in a setsockopt program.
+const SOCKOPT_NETNS: [u64; 3] = [call(122), mov_r0(1), EXIT];
 
 /// For which cgroups a load of `flow_ops` is meant, where the program can't ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +66,8 @@ pub(super) struct Features {
     /// `bpf_get_current_cgroup_id` in `sock_ops` (about Linux 6.2): else one variant of `flow_ops`
     /// is attached to the agent's cgroup and another to the workloads'.
     pub(super) current_cgroup: bool,
+    /// `bpf_get_netns_cookie` in `sock_ops` (Linux 5.15): else mode `loopback` is refused.
+    pub(super) ops_netns: bool,
 }
 
 impl Features {
@@ -70,6 +77,7 @@ impl Features {
             set_retval: set_retval().is_ok(),
             current_cgroup: current_cgroup().is_ok(),
             interface: interface().is_ok(),
+            ops_netns: ops_netns().is_ok(),
         }
     }
 
@@ -86,6 +94,7 @@ impl Features {
         };
         loader.override_global("FLOW_ROLE", flow_role, true);
         loader.override_global("HAS_SET_RETVAL", number(self.set_retval), true);
+        loader.override_global("HAS_OPS_NETNS", number(self.ops_netns), true);
         loader.override_global("HAS_INTERFACE", number(self.interface), true);
     }
 }
@@ -98,6 +107,16 @@ pub(super) fn set_retval() -> io::Result<()> {
 /// Tries `bpf_get_current_cgroup_id` in `sock_ops`.
 pub(super) fn current_cgroup() -> io::Result<()> {
     load(SOCK_OPS, AttachType::SockOps, &CURRENT_CGROUP)
+}
+
+/// Tries `bpf_get_netns_cookie` in `sock_ops`.
+pub(super) fn ops_netns() -> io::Result<()> {
+    load(SOCK_OPS, AttachType::SockOps, &OPS_NETNS)
+}
+
+/// Tries `bpf_get_netns_cookie` in a setsockopt program.
+pub(super) fn sockopt_netns() -> io::Result<()> {
+    load(SOCKOPT, AttachType::SetSockopt, &SOCKOPT_NETNS)
 }
 
 /// Tries `ingress_ifindex` in `sk_lookup`.

@@ -57,6 +57,11 @@ impl Hooks {
         Ok(())
     }
 
+    /// Whether mode `loopback` can work with this kernel.
+    pub(super) const fn can_loop(&self) -> bool {
+        self.programs.can_loop()
+    }
+
     /// A workload is about to be in mode `loopback`. They stay for as long as the agent runs:
     /// sockets that were sent to the loopback outlive a change of mode.
     pub(super) fn loopback(&self, pins: &Pins) -> Result<(), KernelError> {

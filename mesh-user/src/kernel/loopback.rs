@@ -17,6 +17,9 @@ use crate::model::Mode;
 impl Kernel {
     /// Before `POD_BY_NETNS` says so: state first, capture second.
     pub(super) fn prepare_loopback(&mut self, pod_id: u32) -> Result<(), EnrolError> {
+        if !self.hooks.can_loop() {
+            return Err(EnrolError::NoLoopback);
+        }
         self.hooks
             .loopback(&self.pins)
             .map_err(|error| match error {

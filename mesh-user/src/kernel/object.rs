@@ -26,20 +26,23 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_BPF_OBJ
 pub(super) static OBJECT: &[u8] = &[];
 
 /// Programs that attach to the workloads' cgroups.
-pub(super) const CGROUP_HOOKS: [(&str, AttachType); 7] = [
+pub(super) const CGROUP_HOOKS: [(&str, AttachType); 6] = [
     ("flow_ops", AttachType::SockOps),
     // Before the connect hooks: what they hold must be given back.
     ("sock_release", AttachType::SockRelease),
     ("getpeername4", AttachType::GetPeername4),
     ("getpeername6", AttachType::GetPeername6),
-    ("mark_guard", AttachType::SetSockopt),
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
 ];
 /// Programs that attach there too, and that a kernel may refuse: it does without. Before Linux 5.12
-/// binds can't be given options; up to 6.0 not this one.
-pub(super) const OPTIONAL_HOOKS: [(&str, AttachType); 2] =
-    [("bind4", AttachType::Bind4), ("bind6", AttachType::Bind6)];
+/// binds can't be given options; up to 6.0 not this one. Before 5.15 the guard of the mark can't
+/// tell workloads apart: `egress_guard` alone then drops what a wrong mark sends past the hooks.
+pub(super) const OPTIONAL_HOOKS: [(&str, AttachType); 3] = [
+    ("bind4", AttachType::Bind4),
+    ("bind6", AttachType::Bind6),
+    ("mark_guard", AttachType::SetSockopt),
+];
 /// Programs that attach there while a workload is in mode `loopback`, see `hooks`.
 pub(super) const LOOPBACK_HOOKS: [(&str, AttachType); 2] = [
     ("getsockname4", AttachType::GetSockname4),
@@ -112,6 +115,8 @@ pub(super) struct Programs {
     fds: Vec<(&'static str, OwnedFd)>,
     /// The variant of `flow_ops` for the agent's own cgroup, where the kernel needs one.
     agents: Option<OwnedFd>,
+    /// What the kernel has.
+    features: Features,
     log: Option<ProgramLog>,
 }
 
@@ -122,6 +127,11 @@ impl std::fmt::Debug for Programs {
 }
 
 impl Programs {
+    /// Whether mode `loopback` can work with this kernel.
+    pub(super) const fn can_loop(&self) -> bool {
+        self.features.ops_netns
+    }
+
     /// Pins them anew in the place of whatever is pinned by their names, with those that were taken
     /// out.
     pub(super) fn pin_again(
@@ -231,6 +241,7 @@ pub(super) fn load(
     Ok(Programs {
         fds: programs,
         agents,
+        features,
         log: ProgramLog::open(&mut object),
     })
 }

@@ -269,6 +269,17 @@ fn features() -> Vec<Check> {
             features::current_cgroup(),
             "nothing to do: a variant of flow_ops for the agent's cgroup takes its place",
         ),
+        without(
+            "helper bpf_get_netns_cookie in sock_ops",
+            features::ops_netns(),
+            "Linux 5.15 or newer has it; until then mode loopback is refused",
+        ),
+        without(
+            "helper bpf_get_netns_cookie in setsockopt",
+            features::sockopt_netns(),
+            "Linux 5.15 or newer has it; until then a guarded workload may set any mark, and the \
+             guard drops what it sends with it",
+        ),
         Check::wanted(
             "fetching atomics",
             match atomics::fetching() {

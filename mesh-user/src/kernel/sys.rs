@@ -11,9 +11,14 @@ use std::{
     },
     path::Path,
     ptr,
+    sync::Once,
 };
 
 use mesh_common::plain::Plain;
+use nix::{
+    libc::RLIM_INFINITY,
+    sys::resource::{Resource, setrlimit},
+};
 
 pub(super) mod batch;
 pub(super) mod device;
@@ -407,6 +412,15 @@ struct MapCreate {
     flags: u32,
 }
 
+/// Before Linux 5.11 maps and programs count against RLIMIT_MEMLOCK. Later kernels don't look at it,
+/// so that a refusal (no `CAP_SYS_RESOURCE`) is no error here.
+fn raise_memlock() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let _refused = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    });
+}
+
 /// Makes a map, to see whether the kernel has its type.
 pub(super) fn map_create(
     kind: u32,
@@ -415,6 +429,7 @@ pub(super) fn map_create(
     entries: u32,
     flags: u32,
 ) -> io::Result<OwnedFd> {
+    raise_memlock();
     let mut attr = MapCreate {
         kind,
         key,
@@ -447,6 +462,7 @@ struct ProgLoad {
 
 /// Loads a program of raw instructions, to see whether the kernel takes it.
 pub(super) fn prog_load(kind: u32, attach_type: u32, insns: &[u64]) -> io::Result<OwnedFd> {
+    raise_memlock();
     let license = c"Apache-2.0";
     let mut attr = ProgLoad {
         kind,

@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -79,7 +79,11 @@ impl ListFile {
             return false;
         }
         self.seen = now;
-        match read(&self.path) {
+        let read = read_or(&self.path, || {
+            // It may be readable the next time without having been written: look again.
+            self.seen = None;
+        });
+        match read {
             Ok(nets) => {
                 self.fault = None;
                 let new = self.good.as_deref() != Some(&nets);
@@ -102,20 +106,36 @@ impl ListFile {
 /// # Errors
 /// The file can't be read, or lines in it are no ranges: up to ten of them, each with its place.
 pub fn read(path: &Path) -> Result<Vec<Net>, String> {
+    read_or(path, || {})
+}
+
+/// The same; `unread` is told of a failure that says nothing of the file's content.
+fn read_or(path: &Path, unread: impl FnOnce()) -> Result<Vec<Net>, String> {
     let name = path.display();
-    let failed = |error: std::io::Error| format!("{name}: {error}");
-    let file = File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(format!("{name}: not a regular file"));
-    }
-    let mut text = String::new();
-    file.take(BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
+    let text = match text(path) {
+        Ok(text) => text,
+        Err(error) => {
+            // Not UTF-8: reading it again makes it no better.
+            if error.kind() != io::ErrorKind::InvalidData {
+                unread();
+            }
+            return Err(format!("{name}: {error}"));
+        }
+    };
     if text.len() as u64 > BYTES_MAX {
         return Err(format!("{name}: larger than {} MiB", BYTES_MAX >> 20));
     }
     parse(&name.to_string(), &text)
+}
+
+fn text(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(BYTES_MAX + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn parse(name: &str, text: &str) -> Result<Vec<Net>, String> {
@@ -202,6 +222,25 @@ mod tests {
         assert_eq!(list.good.as_deref().map(<[Net]>::len), Some(1));
         std::fs::write(&path, "10.0.0.0/8\n11.0.0.0/8\n").expect("write");
         assert!(list.look(false) && list.fault.is_none());
+        std::fs::remove_file(&path).expect("clean up");
+    }
+
+    /// Without it: a failure to read that passes by itself (no descriptors, a slow mount) stays until
+    /// somebody writes the file.
+    #[test]
+    fn list_that_could_not_be_read_is_read_again_unchanged() {
+        let folder = std::env::temp_dir();
+        let mut list = ListFile::new(&folder);
+        assert!(!list.look(false) && list.fault.is_some());
+        assert_eq!(list.seen, None, "the next look reads");
+        let path = folder.join(format!("mesh-shield-bad-{}", std::process::id()));
+        std::fs::write(&path, "nonsense\n").expect("write");
+        let mut list = ListFile::new(&path);
+        assert!(!list.look(false) && list.fault.is_some());
+        assert_ne!(list.seen, None, "what was read is not read again");
+        std::fs::write(&path, [0xff, 0xfe]).expect("write");
+        assert!(!list.look(false));
+        assert_ne!(list.seen, None, "nor what is no text");
         std::fs::remove_file(&path).expect("clean up");
     }
 }

@@ -1,6 +1,7 @@
 //! The shield on interfaces: where it stands, beside whom, and what survives what.
 
 use std::{
+    os::unix::fs::MetadataExt as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -8,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::MapInfo;
-use mesh_common::shield::MAPS;
+use aya::maps::{HashMap, Map, MapData, MapInfo};
+use mesh_common::shield::{MAPS, Manual, Prefix};
 use mesh_user::{
     clock,
     kernel::{
@@ -419,6 +420,60 @@ fn shield_follows_an_interface_that_is_made_anew() {
     assert!(!bed.arrives(&shield, OUTSIDE));
 }
 
+/// Without it: a default route that is exchanged lets a flood in, and one that went for good keeps
+/// the shield on an interface that is no uplink.
+#[test]
+fn shield_stays_while_the_default_route_is_away_for_a_moment() {
+    let bed = Bed::new();
+    let mut shield = bed.start();
+    let mut wanted = wanted(Mode::Tc);
+    wanted.interfaces = vec!["auto".to_owned()];
+    wanted.deny = vec![deny(OUTSIDE)];
+    bed.apply(&mut shield, &wanted);
+    let before = std::fs::metadata(bed.link("tcx")).expect("pinned").ino();
+    bed.ip("node", "route del default");
+    let now = clock::now();
+    let tick = |shield: &mut Shield, seconds| {
+        bed.inside("node", || {
+            let at = now.after(Duration::from_secs(seconds));
+            shield.tick(at).expect("it ticks");
+        });
+    };
+    tick(&mut shield, 1);
+    tick(&mut shield, 20);
+    assert!(!bed.arrives(&shield, OUTSIDE));
+    // A new agent that starts just then adopts it.
+    drop(shield);
+    let mut shield = bed.start();
+    bed.apply(&mut shield, &wanted);
+    assert_eq!(stand(&shield).attached, Some("tcx"));
+    let link = std::fs::metadata(bed.link("tcx")).expect("pinned");
+    assert_eq!(link.ino(), before, "made anew");
+    tick(&mut shield, 20);
+    assert_eq!(shield.overview().interfaces.len(), 1);
+    tick(&mut shield, 60);
+    assert_eq!(shield.overview().interfaces, []);
+    assert!(bed.arrives(&shield, OUTSIDE));
+}
+
+/// An entry that is gone from the map already is let go all the same.
+#[test]
+fn shield_entry_that_somebody_removed_from_the_map_is_let_go() {
+    let bed = Bed::new();
+    let mut shield = bed.start();
+    bed.apply(&mut shield, &wanted(Mode::Tc));
+    shield.add(net(OUTSIDE), false, None).expect("added");
+    let map = MapData::from_pin(bed.pin("SHIELD_MANUAL")).expect("pinned");
+    let map = Map::from_map_data(map).expect("a map");
+    let mut map: HashMap<_, Prefix, Manual> = map.try_into().expect("a hash map");
+    let keys: Vec<Prefix> = map.keys().map(|key| key.expect("read")).collect();
+    assert_eq!(keys.len(), 1);
+    map.remove(&keys[0]).expect("removed");
+    assert!(!bed.arrives(&shield, OUTSIDE), "the trie holds it");
+    shield.remove(net(OUTSIDE), false).expect("let go");
+    assert!(bed.arrives(&shield, OUTSIDE));
+}
+
 /// Cleanup leaves nothing: no link, no map, no filter, no pin.
 #[test]
 fn shield_cleanup_leaves_nothing() {
@@ -474,7 +529,7 @@ fn shield_cleanup_leaves_nothing() {
 /// Bytes that the kernel says a map takes.
 fn memory(pin: &std::path::Path) -> u64 {
     use std::os::fd::{AsFd as _, AsRawFd as _};
-    let map = aya::maps::MapData::from_pin(pin).expect("a map");
+    let map = MapData::from_pin(pin).expect("a map");
     let number = map.fd().as_fd().as_raw_fd();
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).expect("it is open");
     let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));

@@ -69,7 +69,7 @@ pub(super) fn boot(kernel: &Kernel, archive: &Path, dir: &Path) -> Result<Outcom
 fn start_qemu(kernel: &Kernel, archive: &Path, console: &Path, report: &Path) -> Result<Child> {
     let serial = |file: &Path| format!("file:{}", file.display());
     let mut qemu = run::command("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+    qemu.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1"])
         .args([
             "-m",
             "1024",

@@ -168,21 +168,32 @@ impl Shield {
         if known.is_none_or(|manual| manual.entry.is_allow() != allow) {
             return Err(ManualError::Unknown(net));
         }
-        self.manual.remove(&net);
-        self.keep_manual(net, None)?;
-        let rule = rule_name(Origin::Manual, allow, net);
-        Ok(self.forget_manual(&rule)?)
+        Ok(self.drop_manual(net)?)
     }
 
-    pub(super) fn keep_manual(
-        &mut self,
-        net: Net,
-        entry: Option<Manual>,
-    ) -> Result<(), KernelError> {
+    /// Lets an entry go. After a failure it is still known, so that this can be tried again.
+    pub(super) fn drop_manual(&mut self, net: Net) -> Result<(), KernelError> {
+        let Some(manual) = self.manual.remove(&net) else {
+            return Ok(());
+        };
+        let rule = rule_name(Origin::Manual, manual.entry.is_allow(), net);
+        let done = self
+            .keep_manual(net, None)
+            .and_then(|()| self.forget_manual(&rule));
+        if done.is_err() {
+            self.manual.insert(net, manual);
+        }
+        done
+    }
+
+    fn keep_manual(&mut self, net: Net, entry: Option<Manual>) -> Result<(), KernelError> {
         let key = lists::prefix(net);
         let done = match entry {
             Some(entry) => self.tables.manual.insert(key, entry, 0),
-            None => self.tables.manual.remove(&key),
+            None => match self.tables.manual.remove(&key) {
+                Err(error) if tables::is_absent(&error) => Ok(()),
+                removed => removed,
+            },
         };
         done.map_err(tables::failed("SHIELD_MANUAL"))?;
         if let Some(entry) = entry {
@@ -198,7 +209,7 @@ impl Shield {
         self.relist_inside(net)
     }
 
-    pub(super) fn forget_manual(&mut self, rule: &str) -> Result<(), KernelError> {
+    fn forget_manual(&mut self, rule: &str) -> Result<(), KernelError> {
         if let Some(number) = self.rules.number(rule) {
             self.described.remove(&number);
         }

@@ -1,6 +1,10 @@
 //! What the kernel says of a network interface of the calling thread's namespace.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    time::Duration,
+};
 
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_route::{
@@ -9,6 +13,7 @@ use netlink_packet_route::{
 };
 
 use super::super::route::Netlink;
+use crate::clock::MonoNanos;
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +90,40 @@ fn kind(infos: &[LinkInfo]) -> Option<String> {
         LinkInfo::Kind(kind) => Some(kind.to_string()),
         _ => None,
     })
+}
+
+/// How long an interface is an uplink after its default route went: a lease that is renewed, a
+/// router that restarts, a routing daemon that exchanges the route must not let a flood in.
+const UPLINK_KEPT: Duration = Duration::from_secs(30);
+
+/// Interfaces that have or just had a default route, with when they had it last.
+#[derive(Debug, Default)]
+pub(super) struct Uplinks(BTreeMap<String, MonoNanos>);
+
+impl Uplinks {
+    /// Learns which have one now; those that count.
+    pub(super) fn follow(
+        &mut self,
+        found: BTreeSet<String>,
+        now: MonoNanos,
+        exists: impl Fn(&str) -> bool,
+    ) -> BTreeSet<String> {
+        self.0.extend(found.into_iter().map(|name| (name, now)));
+        self.0
+            .retain(|name, had| now.since(*had) < UPLINK_KEPT && exists(name));
+        self.0.keys().cloned().collect()
+    }
+}
+
+/// Whether there is such an interface.
+pub(super) fn exists(name: &str) -> bool {
+    nix::net::if_::if_nametoindex(name).is_ok()
+}
+
+/// The name of an interface; `None`: it is gone.
+pub(super) fn name(index: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    name.into_string().ok()
 }
 
 /// The interfaces of the default routes, of both families.

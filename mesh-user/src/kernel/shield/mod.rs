@@ -29,8 +29,8 @@ use mesh_common::{
 pub use self::view::{Check, Count, Holder, InterfaceStatus, Overview, RuleRow, SourceRow};
 use self::{
     attach::{Attacher, How, Stand},
-    content::{Described, rule_name},
-    interface::Interface,
+    content::Described,
+    interface::{Interface, Uplinks},
     lists::Line,
     object::{Place, Programs},
     rules::Rules,
@@ -38,7 +38,7 @@ use self::{
 };
 use super::{Instance, KernelError, cleanup::Report, pins::Pins, route::Netlink};
 use crate::{
-    clock::MonoNanos,
+    clock::{self, MonoNanos},
     model::shield::{Mode, Net, Rate, Shield as Wanted},
 };
 
@@ -100,6 +100,10 @@ pub struct Shield {
     wanted: Wanted,
     files: Vec<FileList>,
     stands: BTreeMap<String, (u32, Stand)>,
+    /// What `auto` means.
+    uplinks: Uplinks,
+    /// The next look at the interfaces is at all of them.
+    anew: bool,
     tcx: bool,
 }
 
@@ -133,6 +137,11 @@ impl Shield {
         let programs = object::load(&place)?;
         let tables = Tables::open(&place)?;
         let rules = Rules::adopt(&tables)?;
+        // Where an agent before us left it: the default route may be away just now.
+        let mut uplinks = Uplinks::default();
+        let left = place.all_links().into_iter();
+        let left = left.filter_map(|(_, index, _)| interface::name(index));
+        uplinks.follow(left.collect(), clock::now(), interface::exists);
         let manual = tables.manual.iter().flatten();
         let manual = manual
             .map(|(key, entry)| (lists::net(&key), entry))
@@ -149,6 +158,8 @@ impl Shield {
             wanted: Wanted::default(),
             files: Vec::new(),
             stands: BTreeMap::new(),
+            uplinks,
+            anew: true,
             tcx: options.tcx,
         })
     }
@@ -174,6 +185,20 @@ impl Shield {
     /// # Errors
     /// The lists don't fit: the old ones stay in force, everything else is done.
     pub fn apply(&mut self, wanted: &Wanted, files: Vec<FileList>) -> Result<(), KernelError> {
+        self.anew = true;
+        self.apply_lists(wanted, files)
+    }
+
+    /// The same, but an interface where it stands is not looked at again: what was tried there and
+    /// refused costs a driver its offloads for a moment each time.
+    ///
+    /// # Errors
+    /// As [`Shield::apply`].
+    pub fn apply_lists(
+        &mut self,
+        wanted: &Wanted,
+        files: Vec<FileList>,
+    ) -> Result<(), KernelError> {
         let before = std::mem::replace(&mut self.files, files);
         let wanted_before = std::mem::replace(&mut self.wanted, wanted.clone());
         let lists = self.relist();
@@ -187,7 +212,8 @@ impl Shield {
             .config
             .set(0, settings, 0)
             .map_err(tables::failed("SHIELD_CONFIG"))?;
-        self.attach(true)?;
+        self.attach(self.anew, clock::now())?;
+        self.anew = false;
         lists
     }
 
@@ -203,27 +229,28 @@ impl Shield {
             .filter(|(_, manual)| manual.expires_ns != 0 && manual.expires_ns <= now.0)
             .map(|(net, _)| *net)
             .collect();
+        let mut first = Ok(());
         for net in over {
-            if let Some(manual) = self.manual.remove(&net) {
-                self.keep_manual(net, None)?;
-                self.forget_manual(&rule_name(Origin::Manual, manual.entry.is_allow(), net))?;
-                tracing::info!(%net, "the time of a shield entry is over");
+            // One that fails stays, and is tried again by the next tick.
+            match self.drop_manual(net) {
+                Ok(()) => tracing::info!(%net, "the time of a shield entry is over"),
+                Err(error) => first = first.and(Err(error)),
             }
         }
-        self.attach(false)
+        first.and(self.attach(false, now))
     }
 
     /// Interfaces by name, as the configuration means them.
-    fn interfaces(&self) -> Result<BTreeSet<String>, KernelError> {
+    fn interfaces(&mut self, now: MonoNanos) -> Result<BTreeSet<String>, KernelError> {
         let mut names = BTreeSet::new();
         if self.wanted.mode == Mode::Off {
             return Ok(names);
         }
         for name in &self.wanted.interfaces {
             if name == "auto" {
-                names.extend(
-                    interface::of_default_routes().map_err(KernelError::io("default routes"))?,
-                );
+                let found = interface::of_default_routes();
+                let found = found.map_err(KernelError::io("default routes"))?;
+                names.extend(self.uplinks.follow(found, now, interface::exists));
             } else {
                 names.insert(name.clone());
             }
@@ -233,8 +260,8 @@ impl Shield {
 
     /// Brings the programs to where they are wanted; `anew`: also where they stand already, since
     /// what is best there may have changed.
-    fn attach(&mut self, anew: bool) -> Result<(), KernelError> {
-        let names = self.interfaces()?;
+    fn attach(&mut self, anew: bool, now: MonoNanos) -> Result<(), KernelError> {
+        let names = self.interfaces(now)?;
         let mut netlink = Netlink::open().map_err(KernelError::io("netlink"))?;
         let mut attacher = Attacher {
             instance: &self.instance,

@@ -50,6 +50,15 @@ pub(super) fn failed(map: &'static str) -> impl FnOnce(MapError) -> KernelError 
     move |source| KernelError::Map { map, source }
 }
 
+/// Whether there was no such entry.
+pub(super) fn is_absent(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
 const PREFIXES: &str = "SHIELD_PREFIXES";
 
 impl Tables {

@@ -199,6 +199,16 @@ impl Shield {
             .then(|| MonoNanos(manual.expires_ns).since(now).as_secs_f64().ceil() as u64)
     }
 
+    /// Interfaces where it does not stand, each with the reason.
+    pub fn bare(&self) -> Vec<String> {
+        let bare = self.stands.iter();
+        bare.filter(|(_, (_, stand))| stand.how.is_none())
+            .map(|(name, (_, stand))| {
+                format!("{name}: {}", stand.why.as_deref().unwrap_or_default())
+            })
+            .collect()
+    }
+
     /// The sources with the most SYNs dropped, then passed.
     pub fn sources(&self, limit: usize) -> Vec<SourceRow> {
         let mut rows: Vec<SourceRow> = self
