@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{demo, lint, run, setup, test};
+use crate::{demo, kernels, lint, run, setup, test};
 
 /// Runs every step even after a failure, so that one run shows all that is broken.
 ///
@@ -17,6 +17,7 @@ pub(crate) fn run() -> Result<()> {
         Err(error) => step("test", Err(error), &mut broken),
     }
     step("demo --script", demo_script(), &mut broken);
+    step("kernels --quick", kernels::run(&kernels::Args::quick()), &mut broken);
     for (name, error) in &broken {
         println!("{name}: {error}");
     }

@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::{
     error::KernelError,
     features::{Features, Role},
-    object::{chain, loader, open as open_object, present},
+    object::{OPTIONAL_HOOKS, chain, loader, open as open_object, present},
 };
 
 /// Where programs are attached for a moment: places that nobody else uses.
@@ -47,6 +47,8 @@ pub struct Surveyed {
     pub attached: Option<String>,
     /// Why it was not loaded or not attached.
     pub error: Option<String>,
+    /// Whether an agent does without it, as documented, where the kernel refuses it.
+    pub optional: bool,
 }
 
 /// Loads every program, each with its own outcome; attaches each at `scratch`, if given. Leaves
@@ -75,6 +77,7 @@ fn one(name: &str, program: &mut Program, scratch: Option<&Scratch>) -> Surveyed
         instructions: None,
         attached: None,
         error: None,
+        optional: OPTIONAL_HOOKS.iter().any(|(other, _)| *other == name),
     };
     if let Err(error) = load(program) {
         row.error = Some(chain(&error));

@@ -42,7 +42,9 @@ impl Row {
         let programs = self.programs();
         self.error().is_none()
             && !programs.is_empty()
-            && programs.iter().all(|program| program["error"].is_null())
+            && programs
+                .iter()
+                .all(|program| program["error"].is_null() || program["optional"] == true)
             && self.report["redirect"]["proxied"].as_u64().is_some()
     }
 
@@ -115,7 +117,11 @@ fn cell(program: Option<&Value>) -> String {
         return "absent".to_owned();
     };
     if program["loaded"] != true {
-        return "refused".to_owned();
+        return if program["optional"] == true {
+            "does without".to_owned()
+        } else {
+            "refused".to_owned()
+        };
     }
     // Verified instructions where the kernel tells, else those of the program.
     let count = match (
