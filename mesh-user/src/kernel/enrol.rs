@@ -24,7 +24,7 @@ use super::{
     records::Record,
     sockets::PodSockets,
     workload::{
-        self, Prepared, Sources, Workload, attach_steer, listener_key, map_addr, prepare,
+        self, Prepared, Sources, Stood, Workload, attach_steer, listener_key, map_addr, prepare,
         self_probe,
     },
 };
@@ -64,7 +64,8 @@ impl Kernel {
         let steering = self.steering();
         let (mark, shards) = (self.config.agent_mark, self.shards);
         let marked = wanted.interception.marks() || wanted.inbound.captures();
-        let prepared = match prepare(&netns, &identity, steering, marked, mark, shards) {
+        let stood = if before { Stood::Yes } else { Stood::No };
+        let prepared = match prepare(&netns, &identity, steering, (marked, stood), mark, shards) {
             Ok(prepared) => prepared,
             Err(error) => {
                 if before || wanted.interception.failure == Failure::Closed {

@@ -10,7 +10,7 @@ use super::{
     enrol::map_error,
     error::EnrolError,
     netns,
-    workload::{self, Sources, map_addr},
+    workload::{self, Sources, Stood, map_addr},
 };
 use crate::model::Mode;
 
@@ -50,7 +50,7 @@ impl Kernel {
         let unknown = || EnrolError::Unknown(pod_id);
         let workload = self.workloads.get_mut(&pod_id).ok_or_else(unknown)?;
         let netns = workload.sockets.namespace().ok_or_else(unknown)?;
-        let changed = workload::steer(&netns, steering, workload.source)?;
+        let changed = workload::steer(&netns, steering, workload.source, Stood::No)?;
         workload.sysctl_before =
             netns::merged(workload.sysctl_before.as_deref(), changed.as_deref());
         workload.steered = true;

@@ -16,7 +16,7 @@ use super::{
     object::{self, EGRESS_GUARD, PROBE_OPS, STEER},
     pins::Lock,
     records::{self, Record},
-    workload::attach_steer,
+    workload::{self, Stood, attach_steer},
     write_config,
 };
 use crate::model::kernel_table::KernelTable;
@@ -57,8 +57,8 @@ impl Kernel {
         self.apply(&known)
     }
 
-    /// Every workload has our listeners: the count of shards becomes ours, what the model does not
-    /// name any more goes at once, and the lock says who holds it.
+    /// Every workload has our listeners: the count of shards becomes ours, and the lock says who
+    /// holds it.
     ///
     /// # Errors
     /// `CONFIG` could not be written.
@@ -69,11 +69,16 @@ impl Kernel {
         };
         write_config(&mut self.tables, config)?;
         self.config = config;
-        self.drop_unwanted();
         if let Err(error) = self.lock.sign() {
             tracing::warn!(%error, "the instance's lock names the agent before us");
         }
         Ok(())
+    }
+
+    /// The agent before us has let go for good: what the model does not name any more goes at once.
+    /// Not a moment earlier, for a takeover that fails must leave those workloads captured.
+    pub fn settle_takeover(&mut self) {
+        self.drop_unwanted();
     }
 
     /// A descriptor of the instance's lock, for a successor.
@@ -144,7 +149,7 @@ impl Kernel {
         listeners.and(config).and(hooks).and(table)
     }
 
-    /// What the maps say of a workload, and its link.
+    /// What the maps say of a workload, its link, and what stands in its namespace.
     fn restore(&mut self, pod_id: u32) -> Result<(), super::EnrolError> {
         let Some(workload) = self.workloads.get(&pod_id) else {
             return Ok(());
@@ -155,6 +160,7 @@ impl Kernel {
         };
         let (live, cookie) = (workload.live, workload.identity.cookie);
         let (interception, inode) = (workload.interception, workload.identity.inode);
+        let (steered, source) = (workload.steered, workload.source);
         let addresses: Vec<_> = workload.addresses.iter().copied().collect();
         self.disclaim_others(pod_id, &addresses.iter().copied().collect());
         self.restore_inbound(pod_id)?;
@@ -163,6 +169,11 @@ impl Kernel {
         }
         let pin = self.pins.link(STEER, u64::from(pod_id));
         attach_steer(&self.steer, &netns, inode, &pin)?;
+        // The successor may have let it go. Before a connection is marked, or it would leave with
+        // nothing that turns it around.
+        if steered {
+            workload::steer(&netns, self.steering(), source, Stood::Yes)?;
+        }
         if live {
             self.write_interception(pod_id, cookie, interception)?;
             self.put_guard(pod_id)?;
