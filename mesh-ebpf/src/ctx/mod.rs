@@ -324,6 +324,12 @@ pub(crate) fn clear_intent(sk: *mut bpf_sock) {
     let _ = unsafe { bpf_sk_storage_delete(maps::INTENT.as_ptr(), sk.cast()) };
 }
 
+/// Cookie of the socket that a row of `FLOWS` is about.
+#[inline(always)]
+pub(crate) fn flow_cookie(flow: *mut Flow) -> u64 {
+    read!(flow, cookie)
+}
+
 /// Notes in `FLOWS` that a connection stands.
 #[inline(always)]
 pub(crate) fn set_established(flow: *mut Flow, time: u64) {
