@@ -270,6 +270,7 @@ fn enrol(
         workers.send(index, Command::ListenInbound { workload, listener });
     }
     if let Err(error) = kernel.go_live(enrolled.pod_id) {
+        // In the kernel the failure mode holds where it must: it knows no such workload any more.
         let_go(Some(enrolled.pod_id), kernel, workers);
         return Err(error);
     }

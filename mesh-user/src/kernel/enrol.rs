@@ -299,14 +299,24 @@ impl Kernel {
     /// Last step: from the next connect on the workload is captured.
     ///
     /// # Errors
-    /// `POD_BY_NETNS` is full, or there is no such workload.
+    /// `POD_BY_NETNS` is full, or there is no such workload. What is left then is what a failed
+    /// [`enrol`](Self::enrol) leaves.
     pub fn go_live(&mut self, pod_id: u32) -> Result<(), EnrolError> {
-        self.insert_netns(pod_id)?;
-        self.put_guard(pod_id)?;
-        if let Some(workload) = self.workloads.get_mut(&pod_id) {
-            workload.live = true;
+        let went = self
+            .insert_netns(pod_id)
+            .and_then(|()| self.put_guard(pod_id));
+        match went {
+            Ok(()) => {
+                if let Some(workload) = self.workloads.get_mut(&pod_id) {
+                    workload.live = true;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.step_back(pod_id, &error);
+                Err(error)
+            }
         }
-        Ok(())
     }
 
     fn is_closed(&self, pod_id: u32) -> bool {
@@ -329,7 +339,9 @@ impl Kernel {
         cookie: u64,
         interception: Interception,
     ) -> Result<(), EnrolError> {
-        if interception.mode == Mode::Loopback {
+        // One that is held has no listener, so nothing is sent to its loopback: what the hooks would
+        // need to be attached for must not keep its failure mode from being in force.
+        if interception.mode == Mode::Loopback && self.workloads.contains_key(&pod_id) {
             self.prepare_loopback(pod_id)?;
         }
         let broken = self.workloads.get(&pod_id).is_some_and(|w| w.broken);

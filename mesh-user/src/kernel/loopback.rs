@@ -25,7 +25,6 @@ impl Kernel {
                 } => EnrolError::io(format!("attaching {program}"))(source),
                 other => EnrolError::io("hooks of mode loopback")(std::io::Error::other(other)),
             })?;
-        // One that is held has no listener, so nothing is sent to its loopback.
         let Some(workload) = self.workloads.get(&pod_id) else {
             return Ok(());
         };
