@@ -49,6 +49,12 @@ struct Attached {
     id: u64,
 }
 
+/// Where the link stands that is pinned for a cgroup.
+fn target(pins: &Pins, id: u64) -> Option<LinkTarget> {
+    let info = sys::open_pin(&pins.link(PROBE_OPS, id)).and_then(sys::link_info);
+    info.ok().map(|info| info.target)
+}
+
 /// The kubelet's cgroup, by its usual names.
 pub(super) fn usual(mount: &Path) -> Option<PathBuf> {
     let mut places = USUAL.iter().map(|name| mount.join(name));
@@ -106,12 +112,24 @@ impl Kubelet {
         Some(Attached { path, id })
     }
 
-    /// Attaches where the cgroup is now, if it is not where it was.
+    /// Attaches where the cgroup is now, if it is not where it was, or the link is not there.
     fn follow(&mut self, pins: &Pins) -> Result<(), KernelError> {
         let wanted = self.wanted();
-        if wanted == self.attached {
+        let stands = |to: &Attached| target(pins, to.id) == Some(LinkTarget::Cgroup(to.id));
+        if wanted == self.attached && wanted.as_ref().is_none_or(stands) {
             return Ok(());
         }
+        self.put(pins, wanted)
+    }
+
+    /// Puts our program where the cgroup is now, whatever stands there or elsewhere: another agent
+    /// has written here.
+    pub(super) fn again(&mut self, pins: &Pins) -> Result<(), KernelError> {
+        let wanted = self.wanted();
+        self.put(pins, wanted)
+    }
+
+    fn put(&mut self, pins: &Pins, wanted: Option<Attached>) -> Result<(), KernelError> {
         if let Some(to) = &wanted {
             self.attach(pins, to)?;
         }

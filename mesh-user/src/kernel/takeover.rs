@@ -19,7 +19,7 @@ use super::{
     workload::{self, Stood, attach_steer},
     write_config,
 };
-use crate::model::kernel_table::KernelTable;
+use crate::model::{Mode, kernel_table::KernelTable};
 
 /// What a successor gets of the agent that it follows.
 #[derive(Debug)]
@@ -131,11 +131,14 @@ impl Kernel {
             (EGRESS_GUARD, self.guard.program()),
             (PROBE_OPS, self.kubelet.program()),
         ];
-        let loopback = (self.workloads.values()).any(|workload| !workload.interception.marks());
+        let loopback = (self.workloads.values())
+            .any(|workload| workload.interception.mode == Mode::Loopback);
         let hooks = self.hooks.again(&self.pins, &taken, loopback);
+        let kubelet = self.kubelet.again(&self.pins);
         self.installed = super::apply::Installed::adopt(&self.tables, &self.instance);
         let table = self.apply(table);
         self.purge_strangers();
+        self.adopt_guard();
         let ids: Vec<u32> = self.workloads.keys().copied().collect();
         for pod_id in ids {
             if let Err(error) = self.restore(pod_id) {
@@ -146,7 +149,7 @@ impl Kernel {
         if let Err(error) = self.lock.sign() {
             tracing::warn!(%error, "the instance's lock names another agent");
         }
-        listeners.and(config).and(hooks).and(table)
+        listeners.and(config).and(hooks).and(kubelet).and(table)
     }
 
     /// What the maps say of a workload, its link, and what stands in its namespace.
