@@ -432,6 +432,8 @@ impl Kernel {
 
     /// First step of release: capture stops at once. Connections live on.
     pub fn stop_capture(&mut self, pod_id: u32) {
+        // Off before its connects leave no grants any more.
+        self.unguard(pod_id);
         if let Some(workload) = self.workloads.get_mut(&pod_id) {
             workload.live = false;
             let cookie = workload.identity.cookie;
@@ -453,7 +455,6 @@ impl Kernel {
         let Some(workload) = self.workloads.remove(&pod_id) else {
             return;
         };
-        self.unguard(pod_id);
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
         self.remove_inbound(pod_id, &workload.inbound);
