@@ -164,6 +164,11 @@ impl Enrolments {
                     }
                     slot.error = Some(text);
                     slot.retry_at = now.after(RETRY);
+                    // The takeover has failed: each further workload would be taken from the agent
+                    // that goes on.
+                    if kernel.is_served_by_another(key) {
+                        return;
+                    }
                 }
             }
         }
@@ -181,6 +186,14 @@ impl Enrolments {
             let slot = self.slots.get(key.as_str())?;
             let why = slot.error.as_deref().filter(|_| slot.pod_id.is_none())?;
             Some(format!("workload {key} can't be taken over: {why}"))
+        })
+        .or_else(|| {
+            // After the first error of one that was not said to be captured.
+            let left = live.iter().find(|key| {
+                let slot = self.slots.get(key.as_str());
+                slot.is_some_and(|slot| slot.pod_id.is_none())
+            })?;
+            Some(format!("workload {left} was not taken over: another before it failed"))
         })
     }
 

@@ -68,7 +68,9 @@ impl Kernel {
         let prepared = match prepare(&netns, &identity, steering, (marked, stood), mark, shards) {
             Ok(prepared) => prepared,
             Err(error) => {
-                if before || wanted.interception.failure == Failure::Closed {
+                if let Some(served) = adopted.filter(|record| self.beside && !record.held) {
+                    self.adopted.insert(served.pod_id, served);
+                } else if before || wanted.interception.failure == Failure::Closed {
                     self.hold(record, wanted.interception);
                 }
                 return Err(error);
@@ -127,9 +129,15 @@ impl Kernel {
             return self.release(pod_id);
         }
         let (record, interception) = (workload.record(pod_id), workload.interception);
+        // Where another agent serves, link, listeners and addresses are taken back by that one.
+        let served = self.beside && workload.probed;
         if let Some(workload) = self.workloads.remove(&pod_id) {
             self.origins.forget(&workload.addresses);
             workload.sockets.close();
+        }
+        if served {
+            self.adopted.insert(pod_id, record);
+            return;
         }
         self.hold(record, interception);
     }

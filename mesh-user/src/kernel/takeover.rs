@@ -42,7 +42,9 @@ impl Kernel {
         let mount = cgroups::mount()?;
         let points = cgroups::attach_points(&mount, &options.attach)?;
         let lock = Lock::handed_over(&options.instance, from.lock);
-        attach::start(options, &mount, points, lock, Some(from.shards))
+        let mut kernel = attach::start(options, &mount, points, lock, Some(from.shards))?;
+        kernel.beside = true;
+        Ok(kernel)
     }
 
     /// Writes of a table what changes services that the kernel knows already, and forgets those that
@@ -78,7 +80,14 @@ impl Kernel {
     /// The agent before us has let go for good: what the model does not name any more goes at once.
     /// Not a moment earlier, for a takeover that fails must leave those workloads captured.
     pub fn settle_takeover(&mut self) {
+        self.beside = false;
         self.drop_unwanted();
+    }
+
+    /// Whether an agent before us serves a workload, which we could not enrol.
+    pub fn is_served_by_another(&self, key: &str) -> bool {
+        let left = |record: &Record| record.key == key && !record.held;
+        self.beside && self.adopted.values().any(left)
     }
 
     /// A descriptor of the instance's lock, for a successor.
