@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     Kernel,
+    audit::Hook,
     cgroups::Cgroup,
     error::KernelError,
     object::PROBE_OPS,
@@ -101,6 +102,28 @@ impl Kubelet {
     pub(super) fn pin(&self, pins: &Pins) -> Option<PathBuf> {
         let attached = self.attached.as_ref()?;
         Some(pins.link(PROBE_OPS, attached.id))
+    }
+
+    /// What must stand at its cgroup; `None`: there is no such cgroup now.
+    pub(super) fn hook(&self, pins: &Pins) -> Option<Hook> {
+        let attached = self.attached.as_ref()?;
+        let there = fs::metadata(&attached.path).is_ok_and(|found| found.ino() == attached.id);
+        there.then(|| Hook {
+            program: PROBE_OPS,
+            kind: AttachType::SockOps,
+            cgroup: attached.path.clone(),
+            id: attached.id,
+            pin: pins.link(PROBE_OPS, attached.id),
+        })
+    }
+
+    /// Makes the link anew, wherever the kubelet's cgroup is now.
+    pub(super) fn repair(&mut self, pins: &Pins) -> Result<(), KernelError> {
+        if let Some(pin) = self.pin(pins) {
+            // Detached by force, it can't be updated.
+            let _none = fs::remove_file(pin);
+        }
+        self.again(pins)
     }
 
     fn wanted(&self) -> Option<Attached> {
