@@ -23,6 +23,10 @@ pub(super) const fn mov_r1(value: i32) -> u64 {
 pub(super) const fn load_r0(offset: u16) -> u64 {
     0x61 | 1 << 12 | (offset as u64) << 16
 }
+/// `r1 = *(u64 *)(r1 + OFFSET)`.
+const fn load_r1_wide(offset: u16) -> u64 {
+    0x79 | 1 << 8 | 1 << 12 | (offset as u64) << 16
+}
 /// Calls a helper.
 pub(super) const fn call(helper: u32) -> u64 {
     0x85 | (helper as u64) << 32
@@ -38,6 +42,9 @@ pub(super) const SK_LOOKUP: u32 = 30;
 const SET_RETVAL: [u64; 4] = [mov_r1(-libc::ECONNREFUSED), call(187), mov_r0(0), EXIT];
 /// An `sk_lookup` program that reads the interface.
 const INTERFACE: [u64; 3] = [load_r0(64), mov_r0(1), EXIT];
+
+/// A connect hook that asks for the multipath socket above its own.
+const MULTIPATH: [u64; 4] = [load_r1_wide(64), call(196), mov_r0(1), EXIT];
 
 /// A `sock_ops` program that asks for the caller's cgroup.
 const CURRENT_CGROUP: [u64; 3] = [call(80), mov_r0(1), EXIT];
@@ -61,6 +68,9 @@ pub(super) struct Features {
     /// `bpf_get_current_cgroup_id` in `sock_ops` (about Linux 6.2): else one variant of `flow_ops`
     /// is attached to the agent's cgroup and another to the workloads'.
     pub(super) current_cgroup: bool,
+    /// `bpf_skc_to_mptcp_sock` (Linux 5.19): else a multipath connect that fails before its SYN
+    /// keeps its place of a connection cap.
+    pub(super) multipath: bool,
 }
 
 impl Features {
@@ -70,6 +80,7 @@ impl Features {
             set_retval: set_retval().is_ok(),
             current_cgroup: current_cgroup().is_ok(),
             interface: interface().is_ok(),
+            multipath: multipath().is_ok(),
         }
     }
 
@@ -87,6 +98,7 @@ impl Features {
         loader.override_global("FLOW_ROLE", flow_role, true);
         loader.override_global("HAS_SET_RETVAL", number(self.set_retval), true);
         loader.override_global("HAS_INTERFACE", number(self.interface), true);
+        loader.override_global("HAS_MULTIPATH", number(self.multipath), true);
     }
 }
 
@@ -98,6 +110,11 @@ pub(super) fn set_retval() -> io::Result<()> {
 /// Tries `bpf_get_current_cgroup_id` in `sock_ops`.
 pub(super) fn current_cgroup() -> io::Result<()> {
     load(SOCK_OPS, AttachType::SockOps, &CURRENT_CGROUP)
+}
+
+/// Tries `bpf_skc_to_mptcp_sock` in a connect hook.
+pub(super) fn multipath() -> io::Result<()> {
+    load(SOCK_ADDR, AttachType::Connect4, &MULTIPATH)
 }
 
 /// Tries `ingress_ifindex` in `sk_lookup`.
