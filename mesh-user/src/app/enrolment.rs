@@ -182,19 +182,22 @@ impl Enrolments {
 
     /// Why a workload of these is not captured here although it is wanted; `None`: all are.
     pub(super) fn lost(&self, live: &[String]) -> Option<String> {
-        live.iter().find_map(|key| {
-            let slot = self.slots.get(key.as_str())?;
-            let why = slot.error.as_deref().filter(|_| slot.pod_id.is_none())?;
-            Some(format!("workload {key} can't be taken over: {why}"))
-        })
-        .or_else(|| {
-            // After the first error of one that was not said to be captured.
-            let left = live.iter().find(|key| {
-                let slot = self.slots.get(key.as_str());
-                slot.is_some_and(|slot| slot.pod_id.is_none())
-            })?;
-            Some(format!("workload {left} was not taken over: another before it failed"))
-        })
+        live.iter()
+            .find_map(|key| {
+                let slot = self.slots.get(key.as_str())?;
+                let why = slot.error.as_deref().filter(|_| slot.pod_id.is_none())?;
+                Some(format!("workload {key} can't be taken over: {why}"))
+            })
+            .or_else(|| {
+                // After the first error of one that was not said to be captured.
+                let left = live.iter().find(|key| {
+                    let slot = self.slots.get(key.as_str());
+                    slot.is_some_and(|slot| slot.pod_id.is_none())
+                })?;
+                Some(format!(
+                    "workload {left} was not taken over: another before it failed"
+                ))
+            })
     }
 
     /// How each workload stands.

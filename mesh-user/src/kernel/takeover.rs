@@ -140,8 +140,8 @@ impl Kernel {
             (EGRESS_GUARD, self.guard.program()),
             (PROBE_OPS, self.kubelet.program()),
         ];
-        let loopback = (self.workloads.values())
-            .any(|workload| workload.interception.mode == Mode::Loopback);
+        let loopback =
+            (self.workloads.values()).any(|workload| workload.interception.mode == Mode::Loopback);
         let hooks = self.hooks.again(&self.pins, &taken, loopback);
         let kubelet = self.kubelet.again(&self.pins);
         self.installed = super::apply::Installed::adopt(&self.tables, &self.instance);

@@ -9,12 +9,7 @@ use std::{
 use mesh_common::maps::OUT_DENY;
 use mesh_user::testbed::{Pod, Testbed};
 
-use crate::support::{
-    Mesh,
-    agent::Mode,
-    client::connect,
-    serve_vips_on_node, vip4, vip6,
-};
+use crate::support::{Mesh, agent::Mode, client::connect, serve_vips_on_node, vip4, vip6};
 
 fn sh(bed: &Testbed, pod: &Pod, line: &str) {
     let mut command = Command::new("sh");
