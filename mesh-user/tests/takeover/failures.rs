@@ -158,6 +158,14 @@ fn successor_that_names_less_and_fails_last_leaves_every_workload_whole() {
     let at = config.find(&tester).expect("its line");
     let end = at + config[at..].find('\n').expect("whole");
     config.replace_range(at..=end, "");
+    let repaired = kernel_count(&scene, "repaired");
+    let load = scene
+        .load(
+            &scene.tester,
+            "/",
+            &["-c", "4", "-d", "6", "--rate", "400", "--new-connection"],
+        )
+        .unwrap();
     let said = fails(&scene, &config);
     assert!(said.contains("agent.metrics"), "{said}");
     assert_eq!(owner(&scene), pid);
@@ -165,6 +173,9 @@ fn successor_that_names_less_and_fails_last_leaves_every_workload_whole() {
         hooks(&scene) == before && programs(&scene) == progs
     });
     assert_captured(&scene, "after it");
+    // The successor never had a listener in it.
+    assert_no_failure("the workload that is not named", &report(load));
+    assert_eq!(kernel_count(&scene, "repaired"), repaired, "by the audit");
     drop(taken);
     scene.tear_down().unwrap();
 }
