@@ -40,7 +40,8 @@ impl Kernel {
     /// Namespace gone, address taken by another workload, map full, probe failed, ... Nothing of
     /// the workload is left then, but for one thing: where it must not bypass the mesh
     /// (`failure: closed`), or was captured by an agent before us, its failure mode is in force
-    /// until it is enrolled, [unwanted](Kernel::want) or gone.
+    /// until it is enrolled, [unwanted](Kernel::want) or gone. One that an agent beside us serves
+    /// still ([`Kernel::take_over`]) stays as that one has it.
     pub fn enrol(&mut self, wanted: &Enrol) -> Result<Enrolled, EnrolError> {
         let (netns, identity) = netns::open(&wanted.netns)?;
         self.check_identity(&identity)?;

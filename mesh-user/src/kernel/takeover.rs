@@ -32,7 +32,8 @@ pub struct Inherited {
 
 impl Kernel {
     /// Like [`Kernel::start`], beside an agent of this instance that lives and is frozen. Afterwards
-    /// enrol what it has enrolled, then [`Kernel::complete_takeover`].
+    /// enrol what it has enrolled, then [`Kernel::complete_takeover`], and when the other has let go
+    /// [`Kernel::settle_takeover`].
     ///
     /// # Errors
     /// As for a start; what was changed until then the other agent takes back.
