@@ -27,6 +27,11 @@ pub(crate) const ROLE_AGENT: u32 = 1;
 #[unsafe(no_mangle)]
 pub(crate) static HAS_OPS_NETNS: Global<u32> = Global::new(1);
 
+/// `bpf_skc_to_mptcp_sock` in connect hooks.
+#[expect(unsafe_code, reason = "the loader finds it by its name")]
+#[unsafe(no_mangle)]
+pub(crate) static HAS_MULTIPATH: Global<u32> = Global::new(1);
+
 /// `ingress_ifindex` in `sk_lookup`.
 #[expect(unsafe_code, reason = "the loader finds it by its name")]
 #[unsafe(no_mangle)]

@@ -557,6 +557,87 @@ sys.stdin.readline()
     assert_eq!(row(&mesh, unrouted).failed, 0);
 }
 
+/// The hook sees the first subflow of a multipath TCP socket, and `sock_release` the socket above it.
+///
+/// Without it: an application that speaks multipath TCP uses a cap up by connects that fail.
+#[test]
+fn multipath_socket_whose_connect_failed_before_its_syn_keeps_no_place() {
+    let mut mesh = Mesh::new("dmptcp");
+    let (pod, _) = mesh.live_pod("a", false);
+    let unrouted: SocketAddr = "203.0.113.7:80".parse().unwrap();
+    let script = "import subprocess\n\
+        subprocess.run(['ip', 'route', 'add', 'unreachable', '203.0.113.0/24'], check=True)";
+    python(&mesh.bed, &pod, script, &[]);
+    let service = capped(100).to(&[unrouted]);
+    mesh.agent().table(&[service], &[]).unwrap();
+    let program = r"
+import collections, errno, socket, sys
+seen = collections.Counter()
+for n in range(20):
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    for again in range(1 + n % 2):
+        try:
+            s.connect((sys.argv[1], int(sys.argv[2])))
+        except OSError as e:
+            seen[errno.errorcode[e.errno]] += 1
+    s.close()
+print(dict(seen))
+";
+    let (host, to) = (vip4().ip().to_string(), vip4().port().to_string());
+    let seen = python(&mesh.bed, &pod, program, &[&host, &to]);
+    assert_eq!(seen.trim(), "{'EHOSTUNREACH': 30}");
+    mesh.eventually("every place is free", || {
+        row(&mesh, unrouted).cap_active == Some(0)
+    });
+}
+
+/// Without it: multipath TCP is the way past a cap, or a killed process keeps its places for ever.
+#[test]
+fn multipath_sockets_hold_a_place_each_until_they_are_closed() {
+    let mut mesh = Mesh::new("dmpcap");
+    let (pod, _) = mesh.live_pod("a", false);
+    let end = mesh.bed.pod("end").unwrap();
+    let (port, open, most) = serve_counting(&mesh.bed, &end);
+    let good: SocketAddr = (end.v4, port).into();
+    let service = capped(3).to(&[good]);
+    mesh.agent().table(&[service], &[]).unwrap();
+    let program = r"
+import errno, socket, sys
+held = []
+for n in range(5):
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); s.settimeout(5)
+    try:
+        s.connect((sys.argv[1], int(sys.argv[2])))
+        held.append(s)
+        print('good', flush=True)
+    except OSError as e:
+        print(errno.errorcode[e.errno], flush=True)
+sys.stdin.readline()
+held.pop().close()
+print('closed', flush=True)
+sys.stdin.readline()
+";
+    let (host, to) = (vip4().ip().to_string(), vip4().port().to_string());
+    let mut run = Talker::start(&mesh.bed, &pod, program, &[&host, &to]);
+    let seen: Vec<String> = (0..5).map(|_| run.next()).collect();
+    assert_eq!(
+        seen,
+        ["good", "good", "good", "ECONNREFUSED", "ECONNREFUSED"]
+    );
+    assert_eq!(row(&mesh, good).cap_active, Some(3));
+    run.say("close one");
+    assert_eq!(run.next(), "closed");
+    mesh.eventually("its place is free", || {
+        row(&mesh, good).cap_active == Some(2)
+    });
+    drop(run);
+    mesh.eventually("killed, every place is free", || {
+        row(&mesh, good).cap_active == Some(0)
+    });
+    mesh.eventually("the destination is idle", || open.load(Relaxed) == 0);
+    assert_eq!(most.load(Relaxed), 3);
+}
+
 /// `connect_whose_intent_can_not_be_stored...`, with a cap: the place is given back.
 #[test]
 fn place_is_given_back_when_the_intent_can_not_be_stored() {

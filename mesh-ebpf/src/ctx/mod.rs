@@ -16,18 +16,21 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_sk_release,
-        bpf_sk_storage_delete, bpf_sk_storage_get,
+        bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
     },
 };
 use mesh_common::{
     abi::Config,
-    flow::{ESTABLISHED, Flow, INTENT_CONFIRMED, INTENT_RELEASED, Intent, LoopFlow, ProxyFlow},
+    flow::{
+        ESTABLISHED, Flow, INTENT_CONFIRMED, INTENT_RELEASED, Intent, LoopFlow, ProxyFlow,
+        VERDICT_PASS,
+    },
     listener::ListenerKey,
     pod::Guarded,
     service::Cap,
 };
 
-use crate::{count::add, maps};
+use crate::{count::add, features, maps};
 
 /// Reads a field of a context.
 macro_rules! read {
@@ -218,6 +221,62 @@ pub(crate) fn give_back(sk: *mut bpf_sock) {
     }
 }
 
+/// The multipath TCP socket above a subflow.
+#[inline(always)]
+fn above(sk: *mut bpf_sock) -> Option<*mut core::ffi::c_void> {
+    if features::HAS_MULTIPATH.load() == 0 {
+        return None;
+    }
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: the verifier knows `sk` to be a socket; null for any that is no subflow.
+    let above = unsafe { bpf_skc_to_mptcp_sock(sk.cast()) };
+    (!above.is_null()).then_some(above.cast())
+}
+
+/// Like [`give_back`], of the multipath socket above this one.
+#[inline(always)]
+pub(crate) fn give_back_above(sk: *mut bpf_sock) {
+    if let Some(above) = above(sk)
+        && let Some(value) = stored(above)
+    {
+        take_back(value);
+    }
+}
+
+/// Moves the place of a cap from a subflow, where [`set_intent`] has just put it, to the multipath
+/// socket above it: the application closes that one, and no hook ever sees the subflow's end when
+/// its connect fails before the SYN. The place is held until then. Whether there is nothing to move,
+/// or it is moved.
+#[inline(always)]
+pub(crate) fn raise(sk: *mut bpf_sock, intent: &Intent) -> bool {
+    let Some(above) = above(sk) else {
+        return true;
+    };
+    #[expect(unsafe_code, reason = "kernel helper")]
+    // SAFETY: as in `set_intent`.
+    let held = unsafe {
+        bpf_sk_storage_get(
+            maps::INTENT.as_ptr(),
+            above,
+            core::ptr::from_ref(intent).cast_mut().cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    };
+    let Some(value) = stored(sk.cast()) else {
+        return false;
+    };
+    if held.is_null() {
+        return false;
+    }
+    let held = held.cast::<Intent>();
+    // Of this connection nothing but its place: the hooks for names ask elsewhere.
+    write!(held, VERDICT_PASS, verdict);
+    write!(held, 0, flags);
+    write!(held, intent.cap, cap);
+    write!(value, 0, cap);
+    true
+}
+
 #[inline(always)]
 fn take_back(value: *mut Intent) {
     let cap = read!(value, cap);
@@ -319,6 +378,12 @@ pub(crate) fn clear_intent(sk: *mut bpf_sock) {
     #[expect(unsafe_code, reason = "kernel helper")]
     // SAFETY: as in `stored`.
     let _ = unsafe { bpf_sk_storage_delete(maps::INTENT.as_ptr(), sk.cast()) };
+}
+
+/// Cookie of the socket that a row of `FLOWS` is about.
+#[inline(always)]
+pub(crate) fn flow_cookie(flow: *mut Flow) -> u64 {
+    read!(flow, cookie)
 }
 
 /// Notes in `FLOWS` that a connection stands.

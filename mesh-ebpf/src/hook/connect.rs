@@ -120,7 +120,8 @@ fn carry_out<const V6: bool>(
     if !stored {
         ctx::release_cap(verdict.cap);
     }
-    let done = stored && ctx.set_mark(0, mask);
+    let kept = stored && (verdict.cap == 0 || ctx::raise(ctx.sk(), &intent));
+    let done = kept && ctx.set_mark(0, mask);
     if granted {
         return done;
     }
@@ -264,6 +265,7 @@ impl World for Kernel {
     #[inline(always)]
     fn reserve(&self, cap: u32) -> bool {
         ctx::give_back(self.0.sk());
+        ctx::give_back_above(self.0.sk());
         let (Some(places), Some(limit)) = (maps::CAPS.lookup(&cap), maps::CAP_LIMITS.get(&cap))
         else {
             return false;

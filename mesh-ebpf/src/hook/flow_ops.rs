@@ -22,7 +22,7 @@ use mesh_common::{
     abi::{ABI_VERSION, Config},
     flow::{
         BACKEND_NONE, CONNECTING, Flow, FlowKey, Grant, INTENT_CONFIRMED, INTENT_GUARDED,
-        INTENT_RELEASED, Intent, PROXY_APP, PROXY_UP, ProxyFlow, Tuple,
+        INTENT_LOOPBACK, INTENT_RELEASED, Intent, PROXY_APP, PROXY_UP, ProxyFlow, Tuple,
     },
     reason::Reason,
     service::EndpointStats,
@@ -65,7 +65,7 @@ fn flow_ops(ctx: SockOpsContext) -> u32 {
     }
     match snapshot.op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx, &snapshot, sk),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&snapshot, sk),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx, &snapshot, sk),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => loopback::accepted(ctx, &snapshot.tuple, sk),
         BPF_SOCK_OPS_STATE_CB if snapshot.new_state == CLOSE => closed(ctx, &snapshot, sk),
         _ => {}
@@ -177,10 +177,24 @@ fn app_connecting(ctx: SockOps, tuple: &Tuple, intent: &Intent) {
     ctx.arm(BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
+/// Whether a row of `FLOWS` is that of this socket. A dial of the agent that keeps the client's
+/// address may have the tuple of the client's own captured connection, and its mark.
+#[inline(always)]
+fn own_flow(ctx: SockOps, key: &FlowKey) -> Option<*mut Flow> {
+    let flow = maps::FLOWS.lookup(key)?;
+    (ctx::flow_cookie(flow) == ctx.cookie()).then_some(flow)
+}
+
+/// Whether a SYN with this intent needs a grant. One that was sent to the loopback meets no guard.
+#[inline(always)]
+fn granted(intent: &Intent) -> bool {
+    intent.flags & INTENT_GUARDED != 0 && intent.flags & INTENT_LOOPBACK == 0
+}
+
 /// What the connect hook let a guarded workload open itself: `egress_guard` sees the SYN next.
 #[inline(always)]
 fn grant(tuple: &Tuple, intent: &Intent) {
-    if intent.flags & INTENT_GUARDED == 0 {
+    if !granted(intent) {
         return;
     }
     let grant = Grant {
@@ -217,10 +231,10 @@ fn proxy_connecting(ctx: SockOps, tuple: &Tuple, marked: bool) {
 }
 
 #[inline(always)]
-fn established(snapshot: &Snapshot, sk: *mut bpf_sock) {
+fn established(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
     let Some(intent) = ctx::intent(sk) else {
         if let Some(key) = captured_key(snapshot, sk)
-            && let Some(flow) = maps::FLOWS.lookup(&key)
+            && let Some(flow) = own_flow(ctx, &key)
         {
             ctx::set_established(flow, ctx::now());
             count(Reason::FlowEstablished);
@@ -246,6 +260,7 @@ fn closed(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
     let Some(intent) = ctx::ended(sk) else {
         let key = captured_key(snapshot, sk);
         if let Some(key) = &key
+            && own_flow(ctx, key).is_some()
             && maps::FLOWS.remove(key)
         {
             count(Reason::FlowClosed);
@@ -256,7 +271,7 @@ fn closed(ctx: SockOps, snapshot: &Snapshot, sk: *mut bpf_sock) {
         }
         return;
     };
-    if intent.flags & INTENT_GUARDED != 0 {
+    if granted(&intent) {
         // Before the port can be used again: an entry that is left grants passage.
         maps::GRANTS.remove(&snapshot.tuple);
     }

@@ -437,6 +437,11 @@ impl NodeAgent {
         Ok(())
     }
 
+    /// The agent before us drains: from here on nothing is taken back.
+    pub(super) fn settle_takeover(&self) {
+        lock(&self.control).kernel.settle_takeover();
+    }
+
     /// Puts a configuration in force as a whole.
     ///
     /// Three steps, so that at no moment the kernel captures for a service that a worker doesn't

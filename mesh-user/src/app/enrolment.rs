@@ -164,6 +164,11 @@ impl Enrolments {
                     }
                     slot.error = Some(text);
                     slot.retry_at = now.after(RETRY);
+                    // The takeover has failed: each further workload would be taken from the agent
+                    // that goes on.
+                    if kernel.is_served_by_another(key) {
+                        return;
+                    }
                 }
             }
         }
@@ -177,11 +182,22 @@ impl Enrolments {
 
     /// Why a workload of these is not captured here although it is wanted; `None`: all are.
     pub(super) fn lost(&self, live: &[String]) -> Option<String> {
-        live.iter().find_map(|key| {
-            let slot = self.slots.get(key.as_str())?;
-            let why = slot.error.as_deref().filter(|_| slot.pod_id.is_none())?;
-            Some(format!("workload {key} can't be taken over: {why}"))
-        })
+        live.iter()
+            .find_map(|key| {
+                let slot = self.slots.get(key.as_str())?;
+                let why = slot.error.as_deref().filter(|_| slot.pod_id.is_none())?;
+                Some(format!("workload {key} can't be taken over: {why}"))
+            })
+            .or_else(|| {
+                // After the first error of one that was not said to be captured.
+                let left = live.iter().find(|key| {
+                    let slot = self.slots.get(key.as_str());
+                    slot.is_some_and(|slot| slot.pod_id.is_none())
+                })?;
+                Some(format!(
+                    "workload {left} was not taken over: another before it failed"
+                ))
+            })
     }
 
     /// How each workload stands.
@@ -270,6 +286,7 @@ fn enrol(
         workers.send(index, Command::ListenInbound { workload, listener });
     }
     if let Err(error) = kernel.go_live(enrolled.pod_id) {
+        // In the kernel the failure mode holds where it must: it knows no such workload any more.
         let_go(Some(enrolled.pod_id), kernel, workers);
         return Err(error);
     }

@@ -197,6 +197,7 @@ fn start(
             let lock = other.admin_lock.try_clone().context("the admin lock")?;
             let admin = Admin::take_over(options, lock, other.offer.metrics)?;
             other.finish()?;
+            agent.settle_takeover();
             admin
         }
     };

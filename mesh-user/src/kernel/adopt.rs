@@ -200,10 +200,11 @@ impl Kernel {
             .filter(|(_, entry)| entry.pod_id == pod_id)
             .map(|(cookie, _)| cookie)
             .collect();
+        // Off before its connects leave no grants any more.
+        self.unguard(pod_id);
         for cookie in cookies {
             report("POD_BY_NETNS", self.tables.pod_by_netns.remove(&cookie));
         }
-        self.unguard(pod_id);
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
         let stands = self.installed_inbound(pod_id);

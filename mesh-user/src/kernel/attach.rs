@@ -185,7 +185,8 @@ pub(super) fn attach_all(
     Ok(wanted)
 }
 
-fn hook(program: &'static str, kind: AttachType, cgroup: &Cgroup, pin: PathBuf) -> Hook {
+/// A hook that must stand.
+pub(super) fn hook(program: &'static str, kind: AttachType, cgroup: &Cgroup, pin: PathBuf) -> Hook {
     Hook {
         program,
         kind,

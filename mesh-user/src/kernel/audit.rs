@@ -146,9 +146,8 @@ impl Kernel {
         let Some(workload) = self.workloads.get(&pod_id) else {
             return Vec::new();
         };
-        if !workload.steered {
-            return Vec::new();
-        }
+        // In every mode connections come by `lo`; without marks there is nothing else on their way.
+        let steering = workload.steered.then_some(steering);
         let source = workload.source;
         sockets::inside(&netns, || path::look_and_repair(steering, source))
             .unwrap_or_else(|error| vec![("namespace".to_owned(), failed(&error))])

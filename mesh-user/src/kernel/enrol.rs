@@ -24,7 +24,7 @@ use super::{
     records::Record,
     sockets::PodSockets,
     workload::{
-        self, Prepared, Sources, Workload, attach_steer, listener_key, map_addr, prepare,
+        self, Prepared, Sources, Stood, Workload, attach_steer, listener_key, map_addr, prepare,
         self_probe,
     },
 };
@@ -40,7 +40,8 @@ impl Kernel {
     /// Namespace gone, address taken by another workload, map full, probe failed, ... Nothing of
     /// the workload is left then, but for one thing: where it must not bypass the mesh
     /// (`failure: closed`), or was captured by an agent before us, its failure mode is in force
-    /// until it is enrolled, [unwanted](Kernel::want) or gone.
+    /// until it is enrolled, [unwanted](Kernel::want) or gone. One that an agent beside us serves
+    /// still ([`Kernel::take_over`]) stays as that one has it.
     pub fn enrol(&mut self, wanted: &Enrol) -> Result<Enrolled, EnrolError> {
         let (netns, identity) = netns::open(&wanted.netns)?;
         self.check_identity(&identity)?;
@@ -64,10 +65,13 @@ impl Kernel {
         let steering = self.steering();
         let (mark, shards) = (self.config.agent_mark, self.shards);
         let marked = wanted.interception.marks() || wanted.inbound.captures();
-        let prepared = match prepare(&netns, &identity, steering, marked, mark, shards) {
+        let stood = if before { Stood::Yes } else { Stood::No };
+        let prepared = match prepare(&netns, &identity, steering, (marked, stood), mark, shards) {
             Ok(prepared) => prepared,
             Err(error) => {
-                if before || wanted.interception.failure == Failure::Closed {
+                if let Some(served) = adopted.filter(|record| self.beside && !record.held) {
+                    self.adopted.insert(served.pod_id, served);
+                } else if before || wanted.interception.failure == Failure::Closed {
                     self.hold(record, wanted.interception);
                 }
                 return Err(error);
@@ -126,9 +130,15 @@ impl Kernel {
             return self.release(pod_id);
         }
         let (record, interception) = (workload.record(pod_id), workload.interception);
+        // Where another agent serves, link, listeners and addresses are taken back by that one.
+        let served = self.beside && workload.probed;
         if let Some(workload) = self.workloads.remove(&pod_id) {
             self.origins.forget(&workload.addresses);
             workload.sockets.close();
+        }
+        if served {
+            self.adopted.insert(pod_id, record);
+            return;
         }
         self.hold(record, interception);
     }
@@ -298,14 +308,24 @@ impl Kernel {
     /// Last step: from the next connect on the workload is captured.
     ///
     /// # Errors
-    /// `POD_BY_NETNS` is full, or there is no such workload.
+    /// `POD_BY_NETNS` is full, or there is no such workload. What is left then is what a failed
+    /// [`enrol`](Self::enrol) leaves.
     pub fn go_live(&mut self, pod_id: u32) -> Result<(), EnrolError> {
-        self.insert_netns(pod_id)?;
-        self.put_guard(pod_id)?;
-        if let Some(workload) = self.workloads.get_mut(&pod_id) {
-            workload.live = true;
+        let went = self
+            .insert_netns(pod_id)
+            .and_then(|()| self.put_guard(pod_id));
+        match went {
+            Ok(()) => {
+                if let Some(workload) = self.workloads.get_mut(&pod_id) {
+                    workload.live = true;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.step_back(pod_id, &error);
+                Err(error)
+            }
         }
-        Ok(())
     }
 
     fn is_closed(&self, pod_id: u32) -> bool {
@@ -328,7 +348,9 @@ impl Kernel {
         cookie: u64,
         interception: Interception,
     ) -> Result<(), EnrolError> {
-        if interception.mode == Mode::Loopback {
+        // One that is held has no listener, so nothing is sent to its loopback: what the hooks would
+        // need to be attached for must not keep its failure mode from being in force.
+        if interception.mode == Mode::Loopback && self.workloads.contains_key(&pod_id) {
             self.prepare_loopback(pod_id)?;
         }
         let broken = self.workloads.get(&pod_id).is_some_and(|w| w.broken);
@@ -419,6 +441,8 @@ impl Kernel {
 
     /// First step of release: capture stops at once. Connections live on.
     pub fn stop_capture(&mut self, pod_id: u32) {
+        // Off before its connects leave no grants any more.
+        self.unguard(pod_id);
         if let Some(workload) = self.workloads.get_mut(&pod_id) {
             workload.live = false;
             let cookie = workload.identity.cookie;
@@ -440,7 +464,6 @@ impl Kernel {
         let Some(workload) = self.workloads.remove(&pod_id) else {
             return;
         };
-        self.unguard(pod_id);
         self.unpin_steer(pod_id);
         self.remove_listeners(pod_id);
         self.remove_inbound(pod_id, &workload.inbound);

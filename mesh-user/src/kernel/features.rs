@@ -23,6 +23,10 @@ pub(super) const fn mov_r1(value: i32) -> u64 {
 pub(super) const fn load_r0(offset: u16) -> u64 {
     0x61 | 1 << 12 | (offset as u64) << 16
 }
+/// `r1 = *(u64 *)(r1 + OFFSET)`.
+const fn load_r1_wide(offset: u16) -> u64 {
+    0x79 | 1 << 8 | 1 << 12 | (offset as u64) << 16
+}
 /// Calls a helper.
 pub(super) const fn call(helper: u32) -> u64 {
     0x85 | (helper as u64) << 32
@@ -39,6 +43,9 @@ pub(super) const SK_LOOKUP: u32 = 30;
 const SET_RETVAL: [u64; 4] = [mov_r1(-libc::ECONNREFUSED), call(187), mov_r0(0), EXIT];
 /// An `sk_lookup` program that reads the interface.
 const INTERFACE: [u64; 3] = [load_r0(64), mov_r0(1), EXIT];
+
+/// A connect hook that asks for the multipath socket above its own.
+const MULTIPATH: [u64; 4] = [load_r1_wide(64), call(196), mov_r0(1), EXIT];
 
 /// A `sock_ops` program that asks for the caller's cgroup.
 const CURRENT_CGROUP: [u64; 3] = [call(80), mov_r0(1), EXIT];
@@ -68,6 +75,9 @@ pub(super) struct Features {
     pub(super) current_cgroup: bool,
     /// `bpf_get_netns_cookie` in `sock_ops` (Linux 5.15): else mode `loopback` is refused.
     pub(super) ops_netns: bool,
+    /// `bpf_skc_to_mptcp_sock` (Linux 5.19): else a multipath connect that fails before its SYN
+    /// keeps its place of a connection cap.
+    pub(super) multipath: bool,
 }
 
 impl Features {
@@ -78,6 +88,7 @@ impl Features {
             current_cgroup: current_cgroup().is_ok(),
             interface: interface().is_ok(),
             ops_netns: ops_netns().is_ok(),
+            multipath: multipath().is_ok(),
         }
     }
 
@@ -96,6 +107,7 @@ impl Features {
         loader.override_global("HAS_SET_RETVAL", number(self.set_retval), true);
         loader.override_global("HAS_OPS_NETNS", number(self.ops_netns), true);
         loader.override_global("HAS_INTERFACE", number(self.interface), true);
+        loader.override_global("HAS_MULTIPATH", number(self.multipath), true);
     }
 }
 
@@ -117,6 +129,11 @@ pub(super) fn ops_netns() -> io::Result<()> {
 /// Tries `bpf_get_netns_cookie` in a setsockopt program.
 pub(super) fn sockopt_netns() -> io::Result<()> {
     load(SOCKOPT, AttachType::SetSockopt, &SOCKOPT_NETNS)
+}
+
+/// Tries `bpf_skc_to_mptcp_sock` in a connect hook.
+pub(super) fn multipath() -> io::Result<()> {
+    load(SOCK_ADDR, AttachType::Connect4, &MULTIPATH)
 }
 
 /// Tries `ingress_ifindex` in `sk_lookup`.

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     Kernel,
+    audit::Hook,
     cgroups::Cgroup,
     error::KernelError,
     object::PROBE_OPS,
@@ -47,6 +48,12 @@ pub(super) struct Kubelet {
 struct Attached {
     path: PathBuf,
     id: u64,
+}
+
+/// Where the link stands that is pinned for a cgroup.
+fn target(pins: &Pins, id: u64) -> Option<LinkTarget> {
+    let info = sys::open_pin(&pins.link(PROBE_OPS, id)).and_then(sys::link_info);
+    info.ok().map(|info| info.target)
 }
 
 /// The kubelet's cgroup, by its usual names.
@@ -97,6 +104,28 @@ impl Kubelet {
         Some(pins.link(PROBE_OPS, attached.id))
     }
 
+    /// What must stand at its cgroup; `None`: there is no such cgroup now.
+    pub(super) fn hook(&self, pins: &Pins) -> Option<Hook> {
+        let attached = self.attached.as_ref()?;
+        let there = fs::metadata(&attached.path).is_ok_and(|found| found.ino() == attached.id);
+        there.then(|| Hook {
+            program: PROBE_OPS,
+            kind: AttachType::SockOps,
+            cgroup: attached.path.clone(),
+            id: attached.id,
+            pin: pins.link(PROBE_OPS, attached.id),
+        })
+    }
+
+    /// Makes the link anew, wherever the kubelet's cgroup is now.
+    pub(super) fn repair(&mut self, pins: &Pins) -> Result<(), KernelError> {
+        if let Some(pin) = self.pin(pins) {
+            // Detached by force, it can't be updated.
+            let _none = fs::remove_file(pin);
+        }
+        self.again(pins)
+    }
+
     fn wanted(&self) -> Option<Attached> {
         let path = match &self.named {
             Some(path) => path.clone(),
@@ -106,12 +135,24 @@ impl Kubelet {
         Some(Attached { path, id })
     }
 
-    /// Attaches where the cgroup is now, if it is not where it was.
+    /// Attaches where the cgroup is now, if it is not where it was, or the link is not there.
     fn follow(&mut self, pins: &Pins) -> Result<(), KernelError> {
         let wanted = self.wanted();
-        if wanted == self.attached {
+        let stands = |to: &Attached| target(pins, to.id) == Some(LinkTarget::Cgroup(to.id));
+        if wanted == self.attached && wanted.as_ref().is_none_or(stands) {
             return Ok(());
         }
+        self.put(pins, wanted)
+    }
+
+    /// Puts our program where the cgroup is now, whatever stands there or elsewhere: another agent
+    /// has written here.
+    pub(super) fn again(&mut self, pins: &Pins) -> Result<(), KernelError> {
+        let wanted = self.wanted();
+        self.put(pins, wanted)
+    }
+
+    fn put(&mut self, pins: &Pins, wanted: Option<Attached>) -> Result<(), KernelError> {
         if let Some(to) = &wanted {
             self.attach(pins, to)?;
         }

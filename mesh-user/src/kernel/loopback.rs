@@ -10,7 +10,7 @@ use super::{
     enrol::map_error,
     error::EnrolError,
     netns,
-    workload::{self, Sources, map_addr},
+    workload::{self, Sources, Stood, map_addr},
 };
 use crate::model::Mode;
 
@@ -28,7 +28,6 @@ impl Kernel {
                 } => EnrolError::io(format!("attaching {program}"))(source),
                 other => EnrolError::io("hooks of mode loopback")(std::io::Error::other(other)),
             })?;
-        // One that is held has no listener, so nothing is sent to its loopback.
         let Some(workload) = self.workloads.get(&pod_id) else {
             return Ok(());
         };
@@ -53,7 +52,7 @@ impl Kernel {
         let unknown = || EnrolError::Unknown(pod_id);
         let workload = self.workloads.get_mut(&pod_id).ok_or_else(unknown)?;
         let netns = workload.sockets.namespace().ok_or_else(unknown)?;
-        let changed = workload::steer(&netns, steering, workload.source)?;
+        let changed = workload::steer(&netns, steering, workload.source, Stood::No)?;
         workload.sysctl_before =
             netns::merged(workload.sysctl_before.as_deref(), changed.as_deref());
         workload.steered = true;

@@ -212,6 +212,8 @@ pub struct Kernel {
     adopted: BTreeMap<u32, Record>,
     /// What the model wants captured; `None` before there is one.
     wanted: Option<BTreeSet<Arc<str>>>,
+    /// An agent before us serves still, and takes everything back should we fail.
+    beside: bool,
     started: Instant,
     next_id: u32,
     generation: u32,
@@ -257,6 +259,7 @@ impl Kernel {
             workloads: BTreeMap::new(),
             adopted: BTreeMap::new(),
             wanted: None,
+            beside: false,
             started: Instant::now(),
             next_id: 1,
             generation: 1,

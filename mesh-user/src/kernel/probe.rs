@@ -257,6 +257,12 @@ fn features() -> Vec<Check> {
             "Linux 5.18 or newer has it; until then a refused connect fails with EPERM instead of \
              ECONNREFUSED",
         ),
+        without(
+            "helper bpf_skc_to_mptcp_sock in connect",
+            features::multipath(),
+            "Linux 5.19 or newer has it; until then a multipath TCP connect that fails before its \
+             SYN keeps its place of a connection cap",
+        ),
         program(
             "helper bpf_get_netns_cookie in connect",
             SOCK_ADDR,

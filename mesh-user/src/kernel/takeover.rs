@@ -16,10 +16,10 @@ use super::{
     object::{self, EGRESS_GUARD, PROBE_OPS, STEER},
     pins::Lock,
     records::{self, Record},
-    workload::attach_steer,
+    workload::{self, Stood, attach_steer},
     write_config,
 };
-use crate::model::kernel_table::KernelTable;
+use crate::model::{Mode, kernel_table::KernelTable};
 
 /// What a successor gets of the agent that it follows.
 #[derive(Debug)]
@@ -32,7 +32,8 @@ pub struct Inherited {
 
 impl Kernel {
     /// Like [`Kernel::start`], beside an agent of this instance that lives and is frozen. Afterwards
-    /// enrol what it has enrolled, then [`Kernel::complete_takeover`].
+    /// enrol what it has enrolled, then [`Kernel::complete_takeover`], and when the other has let go
+    /// [`Kernel::settle_takeover`].
     ///
     /// # Errors
     /// As for a start; what was changed until then the other agent takes back.
@@ -42,7 +43,9 @@ impl Kernel {
         let mount = cgroups::mount()?;
         let points = cgroups::attach_points(&mount, &options.attach)?;
         let lock = Lock::handed_over(&options.instance, from.lock);
-        attach::start(options, &mount, points, lock, Some(from.shards))
+        let mut kernel = attach::start(options, &mount, points, lock, Some(from.shards))?;
+        kernel.beside = true;
+        Ok(kernel)
     }
 
     /// Writes of a table what changes services that the kernel knows already, and forgets those that
@@ -57,8 +60,8 @@ impl Kernel {
         self.apply(&known)
     }
 
-    /// Every workload has our listeners: the count of shards becomes ours, what the model does not
-    /// name any more goes at once, and the lock says who holds it.
+    /// Every workload has our listeners: the count of shards becomes ours, and the lock says who
+    /// holds it.
     ///
     /// # Errors
     /// `CONFIG` could not be written.
@@ -69,11 +72,23 @@ impl Kernel {
         };
         write_config(&mut self.tables, config)?;
         self.config = config;
-        self.drop_unwanted();
         if let Err(error) = self.lock.sign() {
             tracing::warn!(%error, "the instance's lock names the agent before us");
         }
         Ok(())
+    }
+
+    /// The agent before us has let go for good: what the model does not name any more goes at once.
+    /// Not a moment earlier, for a takeover that fails must leave those workloads captured.
+    pub fn settle_takeover(&mut self) {
+        self.beside = false;
+        self.drop_unwanted();
+    }
+
+    /// Whether an agent before us serves a workload, which we could not enrol.
+    pub fn is_served_by_another(&self, key: &str) -> bool {
+        let left = |record: &Record| record.key == key && !record.held;
+        self.beside && self.adopted.values().any(left)
     }
 
     /// A descriptor of the instance's lock, for a successor.
@@ -126,11 +141,14 @@ impl Kernel {
             (EGRESS_GUARD, self.guard.program()),
             (PROBE_OPS, self.kubelet.program()),
         ];
-        let loopback = (self.workloads.values()).any(|workload| !workload.interception.marks());
+        let loopback =
+            (self.workloads.values()).any(|workload| workload.interception.mode == Mode::Loopback);
         let hooks = self.hooks.again(&self.pins, &taken, loopback);
+        let kubelet = self.kubelet.again(&self.pins);
         self.installed = super::apply::Installed::adopt(&self.tables, &self.instance);
         let table = self.apply(table);
         self.purge_strangers();
+        self.adopt_guard();
         let ids: Vec<u32> = self.workloads.keys().copied().collect();
         for pod_id in ids {
             if let Err(error) = self.restore(pod_id) {
@@ -141,10 +159,10 @@ impl Kernel {
         if let Err(error) = self.lock.sign() {
             tracing::warn!(%error, "the instance's lock names another agent");
         }
-        listeners.and(config).and(hooks).and(table)
+        listeners.and(config).and(hooks).and(kubelet).and(table)
     }
 
-    /// What the maps say of a workload, and its link.
+    /// What the maps say of a workload, its link, and what stands in its namespace.
     fn restore(&mut self, pod_id: u32) -> Result<(), super::EnrolError> {
         let Some(workload) = self.workloads.get(&pod_id) else {
             return Ok(());
@@ -155,6 +173,7 @@ impl Kernel {
         };
         let (live, cookie) = (workload.live, workload.identity.cookie);
         let (interception, inode) = (workload.interception, workload.identity.inode);
+        let (steered, source) = (workload.steered, workload.source);
         let addresses: Vec<_> = workload.addresses.iter().copied().collect();
         self.disclaim_others(pod_id, &addresses.iter().copied().collect());
         self.restore_inbound(pod_id)?;
@@ -163,6 +182,11 @@ impl Kernel {
         }
         let pin = self.pins.link(STEER, u64::from(pod_id));
         attach_steer(&self.steer, &netns, inode, &pin)?;
+        // The successor may have let it go. Before a connection is marked, or it would leave with
+        // nothing that turns it around.
+        if steered {
+            workload::steer(&netns, self.steering(), source, Stood::Yes)?;
+        }
         if live {
             self.write_interception(pod_id, cookie, interception)?;
             self.put_guard(pod_id)?;

@@ -98,13 +98,21 @@ pub(super) struct Prepared {
     pub(super) inbound: Vec<TcpListener>,
 }
 
+/// Whether rule and route stood in a namespace before an attempt to put them there. Those that did
+/// stay when it fails: somebody's connections need them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stood {
+    No,
+    Yes,
+}
+
 /// Addresses and listeners; where connections are `marked`, sysctl, rule and routes: inert until
-/// something is. Leaves nothing on an error.
+/// something is. Leaves nothing of its own on an error.
 pub(super) fn prepare(
     netns: &OwnedFd,
     identity: &Identity,
     steering: Steering,
-    marked: bool,
+    (marked, stood): (bool, Stood),
     agent_mark: u32,
     shards: u16,
 ) -> Result<Prepared, EnrolError> {
@@ -118,7 +126,7 @@ pub(super) fn prepare(
             return Err(EnrolError::NoAddress(place.clone()));
         }
         let sysctl_before = if marked {
-            steer_here(&mut netlink, steering, Sources::of(&addresses))?
+            steer_here(&mut netlink, steering, Sources::of(&addresses), stood)?
         } else {
             None
         };
@@ -132,7 +140,7 @@ pub(super) fn prepare(
             }),
             Err(error) => {
                 if marked {
-                    undo_here(&mut netlink, steering, sysctl_before.as_deref());
+                    step_back(&mut netlink, steering, sysctl_before.as_deref(), stood);
                 }
                 Err(error)
             }
@@ -142,19 +150,35 @@ pub(super) fn prepare(
 }
 
 /// Sysctl, rule and routes, in the calling thread's namespace; what the sysctls were. Leaves nothing
-/// on an error.
+/// of its own on an error.
 fn steer_here(
     netlink: &mut Netlink,
     steering: Steering,
     sources: Sources,
+    stood: Stood,
 ) -> Result<Option<String>, EnrolError> {
     let before = netns::set_sysctls().map_err(EnrolError::io("net.ipv4.tcp_*"))?;
     match netlink.steer(steering, sources) {
         Ok(()) => Ok(before),
         Err(error) => {
-            undo_here(netlink, steering, before.as_deref());
+            step_back(netlink, steering, before.as_deref(), stood);
             Err(EnrolError::io("rule and route")(error))
         }
+    }
+}
+
+/// After an attempt that failed, in the calling thread's namespace.
+fn step_back(netlink: &mut Netlink, steering: Steering, changed: Option<&str>, stood: Stood) {
+    match (stood, changed) {
+        (Stood::No, _) => {
+            undo_here(netlink, steering, changed);
+        }
+        (Stood::Yes, Some(changed)) => {
+            if let Err(error) = netns::restore_sysctls(changed) {
+                tracing::warn!(%error, changed, "settings are left in a namespace");
+            }
+        }
+        (Stood::Yes, None) => {}
     }
 }
 
@@ -163,10 +187,11 @@ pub(super) fn steer(
     netns: impl AsFd,
     steering: Steering,
     sources: Sources,
+    stood: Stood,
 ) -> Result<Option<String>, EnrolError> {
     let entered = sockets::inside(netns, || {
         let mut netlink = Netlink::open().map_err(EnrolError::io("netlink"))?;
-        steer_here(&mut netlink, steering, sources)
+        steer_here(&mut netlink, steering, sources, stood)
     });
     entered.map_err(EnrolError::io("entering the namespace"))?
 }

@@ -6,9 +6,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use mesh_common::maps::OUT_DENY;
 use mesh_user::testbed::{Pod, Testbed};
 
-use crate::support::{Mesh, client::connect, serve_vips_on_node, vip4, vip6};
+use crate::support::{Mesh, agent::Mode, client::connect, serve_vips_on_node, vip4, vip6};
 
 fn sh(bed: &Testbed, pod: &Pod, line: &str) {
     let mut command = Command::new("sh");
@@ -141,6 +142,46 @@ fn links_that_were_removed_or_detached_are_attached_again() {
             assert!(captured(&mesh, &pod), "{hook} {remove}");
         }
     }
+}
+
+/// Without it: what is attached while a workload or a rule needs it is gone for good once somebody
+/// took it away, and so is `lo` in the mode that needs nothing else.
+#[test]
+fn hooks_that_are_attached_on_demand_are_attached_again() {
+    let mut mesh = Mesh::new("gdemand");
+    mesh.agent().mode(Mode::Loopback);
+    let (pod, _) = mesh.live_pod("a", false);
+    let denied = ("203.0.113.9".parse().expect("an address"), 32, 53, OUT_DENY);
+    mesh.agent().datagrams(&[denied]);
+    mesh.proxied();
+    assert_eq!(mesh.agent().audit(), Vec::<String>::new());
+    let hooks = [
+        "getsockname4-",
+        "getsockname6-",
+        "original_dst-",
+        "sendmsg4-",
+        "sendmsg6-",
+    ];
+    for hook in hooks {
+        for remove in [true, false] {
+            let pins = links(&mesh, hook);
+            let pin = pins.first().unwrap_or_else(|| panic!("{hook}"));
+            if remove {
+                std::fs::remove_file(pin).expect("a pin");
+            } else {
+                detach(pin);
+            }
+            let told = mesh.agent().audit();
+            assert_eq!(told.len(), 1, "{hook} {remove}: {told:?}");
+            assert!(told[0].ends_with(": Repaired"), "{told:?}");
+            assert_eq!(links(&mesh, hook), pins, "{hook}");
+            assert_eq!(mesh.agent().audit(), Vec::<String>::new(), "{hook}");
+        }
+    }
+    sh(&mesh.bed, &pod, "ip link set lo down");
+    assert_eq!(mesh.agent().audit(), ["interface lo: Repaired"]);
+    let seen = connect(&mesh.bed, &pod, vip4());
+    assert_eq!(seen.data, format!("proxy {}", vip4()), "{seen:?}");
 }
 
 /// Without it: a pod whose path can't be repaired is cut off, or goes past the mesh that it must not

@@ -383,7 +383,11 @@ fn full_workload_map_is_refused_by_name_and_at_the_limit_only() {
         error,
         format!("map POD_BY_NETNS is full at {capacity} entries")
     );
+    // Nothing of it is left: it may bypass the mesh.
+    mesh.agent().release(id);
+    assert_eq!(objects::steers(&pod.netns), 0);
     map.remove(&cookie(0)).unwrap();
+    let id = mesh.agent().enrol("a", &pod.netns, false).unwrap();
     mesh.agent().live(id).expect("one place is enough");
     assert!(connect(&mesh.bed, &pod, vip4()).data.starts_with("proxy "));
 }

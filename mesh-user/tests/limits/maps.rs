@@ -18,9 +18,9 @@ use mesh_user::testbed::Pod;
 
 use crate::support::{
     LIMIT, Mesh, PORT, VIP4,
-    agent::{Agent, CAPACITIES, Service},
+    agent::{Agent, CAPACITIES, Mode, Service},
     client::{connect, python},
-    objects, vip4,
+    objects, serve_vips_on_node, vip4, vip6,
 };
 
 /// A mesh whose maps have these capacities (`NAME=ENTRIES,...`).
@@ -353,4 +353,24 @@ fn probes_at_the_limit_let_the_oldest_go() {
     let left = entries.keys().flatten().count();
     assert!(left <= capacity as usize, "{left}");
     assert!(entries.get(&key(0), 0).is_err(), "the oldest is not");
+}
+
+/// Without it: a workload that must not bypass the mesh, and whose last step fails, goes past it.
+#[test]
+fn workload_that_must_not_bypass_and_can_not_go_live_is_refused() {
+    let mut mesh = shrunk("golive", "POD_SOURCES=1");
+    mesh.agent().mode(Mode::Loopback);
+    mesh.live_pod("a", true);
+    let routed = [vip4(), vip6()].map(|vip| Service::proxy(vip).routable());
+    mesh.agent().table(&routed, &[]).unwrap();
+    serve_vips_on_node(&mesh.bed);
+    let pod = mesh.bed.pod("b").unwrap();
+    let id = mesh.agent().enrol("b", &pod.netns, true).unwrap();
+    let error = mesh.agent().live(id).unwrap_err();
+    assert!(error.contains("POD_SOURCES"), "{error}");
+    // As the agent does with one that it could not put live.
+    mesh.agent().release(id);
+    let seen = connect(&mesh.bed, &pod, vip4());
+    assert_eq!(seen.errno, libc::ECONNREFUSED, "{seen:?}");
+    assert_eq!(mesh.count("refuse_agent_gone"), 1);
 }

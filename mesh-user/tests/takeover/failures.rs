@@ -112,6 +112,107 @@ fn failed_successor_names_why_and_the_running_agent_goes_on() {
     scene.tear_down().unwrap();
 }
 
+fn sh(scene: &Scene, pod: &mesh_user::testbed::Pod, line: &str) {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", line]);
+    let mut child = scene.bed.spawn_in(pod, command).expect("sh");
+    assert!(child.wait().expect("it ends").success(), "{line}");
+}
+
+/// A cgroup that stands for the kubelet's.
+struct Kubelet(std::path::PathBuf);
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// Without it: a successor that names less, and fails when everything is swapped, leaves a workload
+/// marked with nothing in its namespace that turns its connections around; or its own programs at
+/// the kubelet's cgroup and at the guarded interfaces.
+#[test]
+fn successor_that_names_less_and_fails_last_leaves_every_workload_whole() {
+    let mut scene = scene::build("l-less");
+    let kubelet = Kubelet(scene.bed.pods_cgroup().with_file_name("l-less-kubelet"));
+    std::fs::create_dir_all(&kubelet.0).unwrap();
+    let text = scene.config_with(SPLIT);
+    let text = text.replace("tags: {app:", "bypass-guard: on, tags: {app:");
+    let mount = mesh_user::kernel::mounts::cgroup2().unwrap().unwrap();
+    let below = kubelet.0.strip_prefix(mount).unwrap();
+    let setting = format!("agent:\n  kubelet-cgroup: {}\n", below.display());
+    let text = text.replace("agent:\n", &setting);
+    scene.start_with(&text).unwrap();
+    let (pid, before, progs) = (owner(&scene), hooks(&scene), programs(&scene));
+    for name in ["probe_ops", "egress_guard"] {
+        assert!(progs.iter().any(|row| row.contains(name)), "{progs:?}");
+    }
+    assert_captured(&scene, "before");
+    let taken = scene
+        .bed
+        .in_node(|| TcpListener::bind("127.0.0.1:0").unwrap())
+        .unwrap();
+    let port = taken.local_addr().unwrap().to_string();
+    let mut config = text.replace("metrics: off", &format!("metrics: {port}"));
+    let tester = format!("  - {{name: {}, netns:", scene.tester.name);
+    let at = config.find(&tester).expect("its line");
+    let end = at + config[at..].find('\n').expect("whole");
+    config.replace_range(at..=end, "");
+    let repaired = kernel_count(&scene, "repaired");
+    let load = scene
+        .load(
+            &scene.tester,
+            "/",
+            &["-c", "4", "-d", "6", "--rate", "400", "--new-connection"],
+        )
+        .unwrap();
+    let said = fails(&scene, &config);
+    assert!(said.contains("agent.metrics"), "{said}");
+    assert_eq!(owner(&scene), pid);
+    eventually("its own programs stand at the hooks", || {
+        hooks(&scene) == before && programs(&scene) == progs
+    });
+    assert_captured(&scene, "after it");
+    // The successor never had a listener in it.
+    assert_no_failure("the workload that is not named", &report(load));
+    assert_eq!(kernel_count(&scene, "repaired"), repaired, "by the audit");
+    drop(taken);
+    scene.tear_down().unwrap();
+}
+
+/// Without it: one workload that a successor can't enrol is cut off from the agent that serves it.
+#[test]
+fn workload_that_a_successor_can_not_enrol_is_served_without_a_gap() {
+    let mut scene = scene::build("l-gap");
+    let text = scene.config_with(SPLIT);
+    let text = text.replace("tags: {app:", "failure: closed, tags: {app:");
+    scene.start_with(&text).unwrap();
+    // Both have it, and nothing leaves with it: the second by name is refused.
+    for pod in [&scene.client, &scene.tester] {
+        sh(&scene, pod, "ip addr add 10.99.0.1/32 dev eth0");
+    }
+    let last = if scene.client.name < scene.tester.name {
+        &scene.tester
+    } else {
+        &scene.client
+    };
+    let load = scene
+        .load(
+            last,
+            "/",
+            &["-c", "4", "-d", "8", "--rate", "400", "--new-connection"],
+        )
+        .unwrap();
+    for _ in 0..4 {
+        let said = fails(&scene, &text);
+        assert!(said.contains("can't be taken over"), "{said}");
+        assert!(said.contains("10.99.0.1"), "{said}");
+    }
+    assert_no_failure("the workload that can't be enrolled", &report(load));
+    assert_captured(&scene, "afterwards");
+    scene.tear_down().unwrap();
+}
+
 /// Speaks with the running agent as a successor would.
 fn speak(scene: &Scene, head: &str, hello: Option<&str>) -> String {
     let mut stream = UnixStream::connect(scene.instance.admin_socket()).unwrap();

@@ -1,10 +1,6 @@
 //! The hooks at the workloads' cgroups: pinned, at the cgroup where they were put, and in force.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::PathBuf,
-};
+use std::{fs::File, path::PathBuf};
 
 use super::{super::Kernel, Outcome, failed};
 use crate::kernel::sys::{self, AttachType, LinkTarget};
@@ -22,30 +18,30 @@ pub(in super::super) struct Hook {
 }
 
 impl Kernel {
-    pub(super) fn audit_hooks(&self) -> Vec<(String, Outcome)> {
-        let missing = self.audit.hooks.iter().filter(|hook| !stands(hook));
-        missing
-            .map(|hook| {
-                let what = format!("{} at {}", hook.program, hook.cgroup.display());
-                let outcome = match self.attach_again(hook) {
-                    Ok(()) => Outcome::Repaired,
-                    Err(error) => failed(&error),
-                };
-                (what, outcome)
+    pub(super) fn audit_hooks(&mut self) -> Vec<(String, Outcome)> {
+        let on_demand = self.hooks.in_force(&self.pins);
+        let always = self.audit.hooks.iter();
+        let missing = always.chain(&on_demand).filter(|hook| !stands(hook));
+        let mut found: Vec<_> = missing
+            .map(|hook| (told(hook), self.hooks.repair(&self.pins, hook)))
+            .collect();
+        // At the cgroup that is the kubelet's now, which may be another one by this time.
+        let kubelet = self.kubelet.hook(&self.pins);
+        if let Some(hook) = kubelet.filter(|hook| !stands(hook)) {
+            found.push((told(&hook), self.kubelet.repair(&self.pins)));
+        }
+        found
+            .into_iter()
+            .map(|(what, repaired)| match repaired {
+                Ok(()) => (what, Outcome::Repaired),
+                Err(error) => (what, failed(&error)),
             })
             .collect()
     }
+}
 
-    fn attach_again(&self, hook: &Hook) -> io::Result<()> {
-        let program = sys::open_pin(&self.pins.prog(hook.program))?;
-        let cgroup = File::open(&hook.cgroup)?;
-        match fs::remove_file(&hook.pin) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let link = sys::link_create(&program, &cgroup, hook.kind)?;
-        sys::pin(&link, &hook.pin)
-    }
+fn told(hook: &Hook) -> String {
+    format!("{} at {}", hook.program, hook.cgroup.display())
 }
 
 /// Attached by our link, and among what the kernel runs there.

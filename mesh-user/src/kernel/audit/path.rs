@@ -35,16 +35,27 @@ pub(super) fn addresses() -> io::Result<Vec<IpAddr>> {
 }
 
 /// What was not as it should be, and what became of it.
-pub(super) fn look_and_repair(steering: Steering, source: Sources) -> Vec<(String, Outcome)> {
+///
+/// `steering`: `None` where no connection is marked, and `lo` is all there is.
+pub(super) fn look_and_repair(
+    steering: Option<Steering>,
+    source: Sources,
+) -> Vec<(String, Outcome)> {
     let mut found = Vec::new();
     match Netlink::open() {
         Ok(mut netlink) => {
             found.extend(loopback(&mut netlink));
+            let Some(steering) = steering else {
+                return found;
+            };
             for v6 in [false, true] {
                 found.extend(family(&mut netlink, steering, source, v6));
             }
         }
         Err(error) => found.push(("netlink".to_owned(), failed(&error))),
+    }
+    if steering.is_none() {
+        return found;
     }
     match netns::set_sysctls() {
         Ok(changed) => found.extend(
