@@ -42,7 +42,8 @@ pub trait OriginLookup: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// The enrolled workload of this node that has an address, `namespace/name`.
+    /// The workload of this node that has an address, `namespace/name`: one that is enrolled, or
+    /// that was and will be again.
     fn workload_at(&self, address: IpAddr) -> Option<Arc<str>> {
         let _nobody = address;
         None
