@@ -1,6 +1,12 @@
 //! Enrols, puts live, releases.
 
-use std::{collections::BTreeSet, fs, io, net::IpAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::{IpAddr, TcpListener},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use aya::maps::MapError;
 use mesh_common::{
@@ -190,8 +196,11 @@ impl Kernel {
             (KIND_IN, &prepared.inbound),
             (KIND_OUT, &prepared.listeners),
         ];
+        let shards = self.config.shards.clamp(u32::from(self.shards), SHARDS_MAX) as u16;
         for (kind, listeners) in kinds {
-            for (shard, listener) in (0..SHARDS_MAX as u16).zip(listeners).rev() {
+            let again = listeners.iter().cycle();
+            let places: Vec<(u16, &TcpListener)> = (0..shards).zip(again).collect();
+            for (shard, listener) in places.into_iter().rev() {
                 self.listeners
                     .insert(&listener_key(pod_id, kind, shard), listener)
                     .map_err(full("LISTENERS"))?;
