@@ -91,7 +91,12 @@ impl Kernel {
             } else {
                 InboundPorts::default()
             },
-            sockets: Arc::new(PodSockets::new(netns, mark, self.config.capture_mark)),
+            sockets: Arc::new(PodSockets::new(
+                netns,
+                mark,
+                self.config.capture_mark,
+                &prepared.addresses,
+            )),
             addresses: BTreeSet::new(),
             source: Sources::of(&prepared.addresses),
             sysctl_before: netns::merged(

@@ -26,6 +26,12 @@ pub trait SocketSource: Send + Sync + std::fmt::Debug {
         let _nowhere = (client, towards);
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    /// The addresses of the workload, of either family the one first that its connections leave
+    /// with. None: nobody knows.
+    fn addresses(&self) -> Arc<[IpAddr]> {
+        Arc::default()
+    }
 }
 
 /// Where a captured connection was really going, when its own address doesn't say (a foreign
