@@ -5,9 +5,16 @@
 
 mod support;
 
-use mesh_user::kernel::{cleanup::cleanup, inventory};
+use std::net::{IpAddr, SocketAddr};
 
-use support::{Mesh, agent::Inbound};
+use aya::maps::{HashMap, Map, MapData};
+use mesh_common::{addr::Addr, pod::PodAddr};
+use mesh_user::{
+    kernel::{cleanup::cleanup, inventory},
+    testbed::{Pod, wait_until},
+};
+
+use support::{Mesh, agent::Inbound, client::connect, serve_in};
 
 fn rows(mesh: &Mesh, pod_id: u32) -> Vec<(String, String)> {
     let rows = mesh.view().inbound();
@@ -82,4 +89,84 @@ fn rules_of_a_namespace_that_went_away_go_with_it() {
     assert_eq!(mesh.entries("IN_RULES"), 1);
     mesh.start_agent(2, false).unwrap();
     assert_eq!(mesh.entries("IN_RULES"), 0, "the next agent purges it");
+}
+
+/// Whether a pod's port can be reached from another one, over IPv4.
+fn reached(mesh: &Mesh, from: &Pod, to: &Pod, port: u16) -> bool {
+    let seen = connect(&mesh.bed, from, SocketAddr::new(to.v4.into(), port));
+    seen.data.starts_with("app ")
+}
+
+/// An address of the pod is somebody else's: it can't be enrolled.
+fn taken(mesh: &Mesh, pod: &Pod) -> (HashMap<MapData, Addr, PodAddr>, Addr) {
+    let map = Map::HashMap(MapData::from_pin(mesh.pin("POD_BY_ADDR")).unwrap());
+    let mut map: HashMap<_, Addr, PodAddr> = map.try_into().unwrap();
+    let key = Addr::from_ip(IpAddr::from(pod.v6));
+    let nobody = PodAddr {
+        pod_id: 1 << 20,
+        generation: 0,
+        fail: 0,
+        inbound: 0,
+        flags: 0,
+        _pad: 0,
+    };
+    map.insert(key, nobody, 0).unwrap();
+    (map, key)
+}
+
+/// Without it: a workload of the agent before is open at every denied port, and one that must not
+/// bypass the mesh at every captured one, for as long as it can't be enrolled again.
+#[test]
+fn inbound_rules_of_a_workload_that_can_not_be_enrolled_hold() {
+    let mut mesh = Mesh::new("inh");
+    let (app, client) = (mesh.bed.pod("a").unwrap(), mesh.bed.pod("b").unwrap());
+    let ports = [(); 3].map(|()| serve_in(&mesh.bed, &app, "app"));
+    let rules = |rest| Inbound(rest, vec![(ports[1], 'c'), (ports[2], 'd')]);
+    let open = |mesh: &Mesh| ports.map(|port| reached(mesh, &client, &app, port));
+    let id = mesh
+        .agent()
+        .enrol_as("a", &app.netns, true, rules('p'))
+        .unwrap();
+    mesh.agent().live(id).unwrap();
+    mesh.agent = None;
+    assert_eq!(open(&mesh), [true, false, false], "nobody is there");
+    mesh.start_agent(2, false).unwrap();
+    mesh.agent().want(&["a"]);
+    let origin = mesh.agent().workload_at(app.v4.into());
+    assert_eq!(origin.as_deref(), Some("a"), "adopted");
+    let (mut map, key) = taken(&mesh, &app);
+    let enrol = |mesh: &Mesh, closed, rest| {
+        let result = mesh.agent().enrol_as("a", &app.netns, closed, rules(rest));
+        result.expect_err("refused");
+    };
+    enrol(&mesh, true, 'p');
+    assert_eq!(open(&mesh), [true, false, false], "held");
+    let origin = mesh.agent().workload_at(app.v4.into());
+    assert_eq!(origin.as_deref(), Some("a"), "held");
+    // They may change meanwhile, as its failure mode may.
+    enrol(&mesh, true, 'd');
+    assert_eq!(open(&mesh), [false; 3], "all denied");
+    enrol(&mesh, false, 'p');
+    assert_eq!(open(&mesh), [true, true, false], "open");
+    mesh.agent().want(&[]);
+    let over = wait_until(std::time::Duration::from_secs(15), || {
+        mesh.agent().poll();
+        mesh.agent().workload_at(app.v4.into()).is_none()
+    });
+    assert!(over, "nobody wants it after the grace of a start");
+    assert_eq!(open(&mesh), [true; 3]);
+    // The same of one that never was enrolled.
+    mesh.agent().want(&["a"]);
+    enrol(&mesh, true, 'p');
+    assert_eq!(open(&mesh), [true, false, false], "held at once");
+    map.remove(&key).unwrap();
+    let again = mesh
+        .agent()
+        .enrol_as("a", &app.netns, true, rules('p'))
+        .unwrap();
+    assert_eq!(mesh.entries("IN_RULES"), 2);
+    mesh.agent().release(again);
+    assert_eq!(mesh.entries("IN_RULES"), 0);
+    assert_eq!(mesh.entries("POD_BY_ADDR"), 0);
+    assert_eq!(open(&mesh), [true; 3]);
 }

@@ -11,6 +11,8 @@ mod failure;
 mod http2;
 #[path = "inbound/limits.rs"]
 mod limits;
+#[path = "inbound/passes.rs"]
+mod passes;
 #[path = "inbound/ports.rs"]
 mod ports;
 #[path = "inbound/rules.rs"]

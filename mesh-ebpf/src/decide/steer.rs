@@ -6,10 +6,10 @@
 //! (docs/decisions/0008).
 //!
 //! What enters is the application's, unless its port is captured or denied (`IN_RULES`, or the
-//! workload's default). Of a captured or denied port four things pass untouched, each by an exact
-//! tuple or by both addresses: the workload's talk to itself, our own dial to its application, our
-//! dial for a client of this node that the inbound rules have judged already, and the kubelet's
-//! probes.
+//! workload's default). Of a captured port four things pass untouched, each by an exact tuple or by
+//! both addresses: the workload's talk to itself, our own dial to its application, our dial for a
+//! client of this node that the inbound rules have judged already, and the kubelet's probes. Of a
+//! denied port all of them but the third: no rule lets such a dial through.
 
 use mesh_common::{
     abi::{ABI_VERSION, Config},
@@ -189,7 +189,11 @@ fn entering(request: &Request, world: &impl World, config: &Config, pod: &PodAdd
     {
         return verdict(true, Reason::SteerPassSelf);
     }
-    if proxied(request, world, pod).is_some() {
+    // Of a denied port none but what came in by the proxy already: for a client of this node the
+    // agent judges, but it dials without asking where it doesn't know the workload (yet).
+    if let Some(kind) = proxied(request, world, pod)
+        && (kind == PROXY_APP || !denied)
+    {
         return verdict(true, Reason::SteerPassProxied);
     }
     if let Some(then) = world.probe(&request.tuple())

@@ -10,7 +10,7 @@ use crate::{
     admin::{WorkloadState, WorkloadStatus},
     clock::MonoNanos,
     kernel::{Enrol, EnrolError, Kernel},
-    model::{Model, Workload, inbound::InboundPorts},
+    model::{Interception, Model, SecondPass, Workload, inbound::InboundPorts},
     proxy::{Command, Workers, wire::WorkloadHandle},
 };
 
@@ -28,6 +28,10 @@ pub(super) struct Enrolments {
 struct Slot {
     wanted: Workload,
     inbound: InboundPorts,
+    /// How it is intercepted while it is enrolled; none: not as it should be.
+    stands: Option<Interception>,
+    /// Inbound ports could not be put in force.
+    lacks_inbound: bool,
     pod_id: Option<u32>,
     state: WorkloadState,
     error: Option<String>,
@@ -73,6 +77,8 @@ impl Enrolments {
                     slot.insert(Slot {
                         wanted: workload.clone(),
                         inbound,
+                        stands: None,
+                        lacks_inbound: false,
                         pod_id: None,
                         state: WorkloadState::Pending,
                         error: None,
@@ -88,7 +94,8 @@ impl Enrolments {
     }
 
     /// Stops capturing what the next model no longer captures: before the workers forget its
-    /// rules, as [`follow`](Self::follow) begins what is new only after they know it.
+    /// rules, as [`follow`](Self::follow) begins what is new only after they know it. A second pass
+    /// that begins does so here: the workers leave the rules to it from the moment they know of it.
     pub(super) fn narrow(&mut self, next: &Model, kernel: &mut Kernel) {
         let workloads: BTreeMap<String, &Workload> = next
             .workloads
@@ -96,7 +103,18 @@ impl Enrolments {
             .map(|workload| (workload.key(), workload))
             .collect();
         for (key, slot) in &mut self.slots {
-            let next = match workloads.get(&**key) {
+            let workload = workloads.get(&**key);
+            let second = workload.is_some_and(|next| {
+                next.capture && next.interception.second_pass == SecondPass::Full
+            });
+            if second {
+                let interception = Interception {
+                    second_pass: SecondPass::Full,
+                    ..slot.wanted.interception
+                };
+                slot.put_interception(interception, kernel);
+            }
+            let next = match workload {
                 Some(workload) => InboundPorts::of(workload, &next.inbound),
                 None => InboundPorts::default(),
             };
@@ -110,7 +128,7 @@ impl Enrolments {
     /// Takes [`narrow`](Self::narrow) back: the next model was not put in force.
     pub(super) fn widen(&mut self, kernel: &mut Kernel) {
         for slot in self.slots.values_mut() {
-            slot.put_inbound(&slot.inbound.clone(), kernel);
+            slot.put(kernel);
         }
     }
 
@@ -143,13 +161,19 @@ impl Enrolments {
 
     fn retry(&mut self, kernel: &mut Kernel, workers: &Workers, now: MonoNanos) {
         for (key, slot) in &mut self.slots {
-            if slot.pod_id.is_some() || slot.retry_at > now {
+            if slot.retry_at > now {
+                continue;
+            }
+            if slot.pod_id.is_some() {
+                slot.repair(kernel, now);
                 continue;
             }
             match enrol(key, slot, kernel, workers) {
                 Ok(pod_id) => {
                     tracing::info!(workload = %key, pod_id, "workload enrolled");
                     slot.pod_id = Some(pod_id);
+                    slot.stands = Some(slot.wanted.interception);
+                    slot.lacks_inbound = false;
                     slot.state = WorkloadState::Live;
                     slot.error = None;
                 }
@@ -223,32 +247,66 @@ impl Slot {
         kernel: &mut Kernel,
         now: MonoNanos,
     ) {
-        let interception = wanted.interception;
-        if interception != self.wanted.interception {
-            match self.pod_id {
-                Some(pod_id) => {
-                    if let Err(error) = kernel.set_interception(pod_id, interception) {
-                        tracing::warn!(workload = wanted.key(), %error, "it is intercepted as before");
-                        self.error = Some(error.to_string());
-                    }
-                }
-                // What holds a workload that could not be enrolled is its failure mode.
-                None => self.retry_at = now,
-            }
+        let same = wanted.interception == self.wanted.interception && inbound == self.inbound;
+        if self.pod_id.is_none() && !same {
+            // What holds a workload that could not be enrolled is what it was held with.
+            self.retry_at = now;
         }
         self.wanted = wanted.clone();
         self.inbound = inbound;
-        self.put_inbound(&self.inbound.clone(), kernel);
+        self.put(kernel);
     }
 
-    /// Puts inbound ports in force, where they are not yet.
-    fn put_inbound(&mut self, inbound: &InboundPorts, kernel: &mut Kernel) {
-        let Some(pod_id) = self.pod_id else { return };
-        if let Err(error) = kernel.set_inbound(pod_id, inbound) {
-            let workload = self.wanted.key();
-            tracing::warn!(workload, %error, "its inbound rules are not all in force");
-            self.error = Some(error.to_string());
+    /// Puts in force what is wanted, where it is not yet. Whether all of it is.
+    fn put(&mut self, kernel: &mut Kernel) -> bool {
+        let done = self.put_interception(self.wanted.interception, kernel);
+        self.put_inbound(&self.inbound.clone(), kernel) && done
+    }
+
+    fn put_interception(&mut self, interception: Interception, kernel: &mut Kernel) -> bool {
+        let Some(pod_id) = self.pod_id else {
+            return true;
+        };
+        if self.stands == Some(interception) {
+            return true;
         }
+        let result = kernel.set_interception(pod_id, interception);
+        // Of what failed nobody knows how far it came.
+        self.stands = result.is_ok().then_some(interception);
+        self.note(result, "it is intercepted as before")
+    }
+
+    fn put_inbound(&mut self, inbound: &InboundPorts, kernel: &mut Kernel) -> bool {
+        let Some(pod_id) = self.pod_id else {
+            return true;
+        };
+        let result = kernel.set_inbound(pod_id, inbound);
+        self.lacks_inbound = result.is_err();
+        self.note(result, "its inbound rules are not all in force")
+    }
+
+    /// Tries again what could not be put in force.
+    fn repair(&mut self, kernel: &mut Kernel, now: MonoNanos) {
+        if self.stands == Some(self.wanted.interception) && !self.lacks_inbound {
+            return;
+        }
+        if self.put(kernel) {
+            tracing::info!(workload = self.wanted.key(), "its settings are in force");
+            self.error = None;
+        } else {
+            self.retry_at = now.after(RETRY);
+        }
+    }
+
+    /// The same fault every second would drown the log.
+    fn note(&mut self, result: Result<(), EnrolError>, what: &str) -> bool {
+        let Err(error) = result else { return true };
+        let text = error.to_string();
+        if self.error.as_ref() != Some(&text) {
+            tracing::warn!(workload = self.wanted.key(), error = %text, "{what}");
+        }
+        self.error = Some(text);
+        false
     }
 }
 

@@ -296,7 +296,11 @@ impl Scene {
     /// The agent refused it, or did not take it within 10 s.
     pub fn put_in_force(&self, text: &str) -> anyhow::Result<()> {
         let before = self.status()?;
-        std::fs::write(self.config_path(), text).context("can't write the configuration")?;
+        // As a whole: the agent may read in the middle of a write, and refuses an empty file.
+        let draft = self.dir.join("next.draft");
+        std::fs::write(&draft, text)
+            .and_then(|()| std::fs::rename(&draft, self.config_path()))
+            .context("can't write the configuration")?;
         let mut refused = None;
         let done = wait_until(READY, || match self.status() {
             Ok(now) => {

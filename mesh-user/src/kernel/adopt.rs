@@ -5,20 +5,22 @@
 //! name go after a grace. One that is named and can't be enrolled is *held*: its failure mode stays
 //! in force, as that of any workload with `failure: closed` whose enrolment fails.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use mesh_common::addr::Addr;
 
 use super::{
-    Kernel,
+    Enrol, Kernel,
     enrol::report,
+    error::EnrolError,
     netns::{self, Identity},
     object::STEER,
     records::{self, Record},
+    route::Netlink,
+    sockets,
     sys::{self, LinkTarget},
-    workload::{self, map_addr},
+    workload::{self, attach_steer, map_addr},
 };
-use crate::model::Interception;
 
 /// How long an adopted workload waits to be named by the model: the first snapshot comes within
 /// seconds of the start.
@@ -57,6 +59,14 @@ impl Kernel {
                 other => self.purge(id, other.as_ref()),
             }
         }
+        // What is dialled for a workload of this node is judged by its inbound rules, whether it is
+        // enrolled again by then or not.
+        let adopted = self.adopted.values();
+        self.origins.learn_all(adopted.flat_map(|record| {
+            let key: Arc<str> = record.key.as_str().into();
+            let addresses = self.addresses_of(record.pod_id).into_iter();
+            addresses.map(move |address| (address.to_ip(), Arc::clone(&key)))
+        }));
         self.adopt_guard();
         self.write_records();
     }
@@ -89,18 +99,48 @@ impl Kernel {
         self.wanted = Some(keys.into_iter().collect());
     }
 
-    /// Keeps the failure mode of a workload in force that could not be enrolled: without a live
-    /// listener the connect hooks refuse what it says to refuse.
-    pub(super) fn hold(&mut self, record: Record, interception: Interception) {
-        let (pod_id, cookie) = (record.pod_id, record.cookie);
-        self.unpin_steer(pod_id);
+    /// Keeps the failure mode of a workload in force that could not be enrolled, and its inbound
+    /// rules: without a live listener the connect hooks refuse what it says to refuse, and `steer`
+    /// drops what is denied and, with `failure: closed`, what is to be captured.
+    pub(super) fn hold(&mut self, record: Record, wanted: &Enrol, netns: &OwnedFd) {
+        let (pod_id, inode) = (record.pod_id, record.inode);
         self.remove_listeners(pod_id);
-        let held = true;
-        self.adopted.insert(pod_id, Record { held, ..record });
-        if let Err(error) = self.write_interception(pod_id, cookie, interception) {
+        if let Err(error) = self.write_netns(pod_id, record.cookie, wanted.interception) {
             tracing::warn!(pod_id, %error, "the failure mode of a workload is not in force");
         }
+        let rules = self.hold_ports(pod_id, &wanted.inbound);
+        self.hold_addresses(pod_id, wanted, netns);
+        self.drop_stale_ports(pod_id, &wanted.inbound);
+        let pin = self.pins.link(STEER, u64::from(pod_id));
+        if let Err(error) = attach_steer(&self.steer, netns, inode, &pin).and(rules) {
+            tracing::warn!(pod_id, %error, "inbound rules of a workload are not in force");
+        }
+        let held = true;
+        self.adopted.insert(pod_id, Record { held, ..record });
         self.write_records();
+    }
+
+    /// What its inbound rules are about, as far as it can be told; an address that another workload
+    /// has stays that one's.
+    fn hold_addresses(&mut self, pod_id: u32, wanted: &Enrol, netns: &OwnedFd) {
+        let value = self.pod_addr(pod_id, wanted.interception, wanted.inbound.default);
+        let found = sockets::inside(netns, || Netlink::open()?.addresses());
+        if let Ok(Ok(found)) = found {
+            self.disclaim_others(pod_id, &found.iter().copied().collect());
+            for ip in found {
+                match self.enter(ip, value) {
+                    Ok(()) | Err(EnrolError::AddressTaken { .. }) => {}
+                    Err(error) => tracing::warn!(pod_id, %error, "an address is not protected"),
+                }
+            }
+        }
+        let (interception, inbound) = (wanted.interception, wanted.inbound.default);
+        if let Err(error) = self.write_addresses(pod_id, interception, inbound) {
+            tracing::warn!(pod_id, %error, "the failure mode of a workload is not in force");
+        }
+        let addresses = self.addresses_of(pod_id).into_iter();
+        let learnt = addresses.map(|address| (address.to_ip(), Arc::clone(&wanted.key)));
+        self.origins.learn_all(learnt);
     }
 
     /// The adopted workload with this namespace, which is then enrolled anew under its number. What
@@ -121,6 +161,7 @@ impl Kernel {
         for key in self.addresses_of(pod_id) {
             if !wanted.contains(&key) {
                 report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
+                self.origins.forget([&key.to_ip()]);
             }
         }
     }
@@ -211,6 +252,7 @@ impl Kernel {
         self.remove_inbound(pod_id, &stands);
         for key in self.addresses_of(pod_id) {
             report("POD_BY_ADDR", self.tables.pod_by_addr.remove(&key));
+            self.origins.forget([&key.to_ip()]);
         }
         report("POD_SOURCES", self.tables.pod_sources.remove(&pod_id));
         if let Some(record) = record {
@@ -218,7 +260,7 @@ impl Kernel {
             let steering = self.steering();
             // Gone: nothing to undo.
             let _ = netns::inside_if(&record.netns, record.inode, || {
-                super::route::Netlink::open()
+                Netlink::open()
                     .map(|mut netlink| workload::undo_here(&mut netlink, steering, before))
             });
         }

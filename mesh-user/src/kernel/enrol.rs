@@ -1,6 +1,12 @@
 //! Enrols, puts live, releases.
 
-use std::{collections::BTreeSet, fs, io, net::IpAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::{IpAddr, TcpListener},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use aya::maps::MapError;
 use mesh_common::{
@@ -30,7 +36,10 @@ use super::{
 };
 use crate::{
     clock,
-    model::{Failure, Interception, Mode, SecondPass, inbound::InboundPorts},
+    model::{
+        Failure, Interception, Mode, SecondPass,
+        inbound::{InboundAction, InboundPorts},
+    },
 };
 
 impl Kernel {
@@ -39,9 +48,9 @@ impl Kernel {
     /// # Errors
     /// Namespace gone, address taken by another workload, map full, probe failed, ... Nothing of
     /// the workload is left then, but for one thing: where it must not bypass the mesh
-    /// (`failure: closed`), or was captured by an agent before us, its failure mode is in force
-    /// until it is enrolled, [unwanted](Kernel::want) or gone. One that an agent beside us serves
-    /// still ([`Kernel::take_over`]) stays as that one has it.
+    /// (`failure: closed`), or was captured by an agent before us, its failure mode and its inbound
+    /// rules are in force until it is enrolled, [unwanted](Kernel::want) or gone. One that an agent
+    /// beside us serves still ([`Kernel::take_over`]) stays as that one has it.
     pub fn enrol(&mut self, wanted: &Enrol) -> Result<Enrolled, EnrolError> {
         let (netns, identity) = netns::open(&wanted.netns)?;
         self.check_identity(&identity)?;
@@ -72,7 +81,7 @@ impl Kernel {
                 if let Some(served) = adopted.filter(|record| self.beside && !record.held) {
                     self.adopted.insert(served.pod_id, served);
                 } else if before || wanted.interception.failure == Failure::Closed {
-                    self.hold(record, wanted.interception);
+                    self.hold(record, wanted, &netns);
                 }
                 return Err(error);
             }
@@ -86,7 +95,12 @@ impl Kernel {
             } else {
                 InboundPorts::default()
             },
-            sockets: Arc::new(PodSockets::new(netns, mark, self.config.capture_mark)),
+            sockets: Arc::new(PodSockets::new(
+                netns,
+                mark,
+                self.config.capture_mark,
+                &prepared.addresses,
+            )),
             addresses: BTreeSet::new(),
             source: Sources::of(&prepared.addresses),
             sysctl_before: netns::merged(
@@ -112,35 +126,35 @@ impl Kernel {
                 })
             }
             Err(error) => {
-                self.step_back(pod_id, &error);
+                self.step_back(pod_id, wanted, &error);
                 Err(error)
             }
         }
     }
 
     /// After an enrolment that failed on its way.
-    fn step_back(&mut self, pod_id: u32, error: &EnrolError) {
+    fn step_back(&mut self, pod_id: u32, wanted: &Enrol, error: &EnrolError) {
         let Some(workload) = self.workloads.get(&pod_id) else {
             return;
         };
         if matches!(error, EnrolError::OtherInstance { .. }) {
             return self.take_away(pod_id, true);
         }
-        if !(workload.live || workload.interception.failure == Failure::Closed) {
+        let holds = workload.live || workload.interception.failure == Failure::Closed;
+        let Some(netns) = workload.sockets.namespace().filter(|_| holds) else {
             return self.release(pod_id);
-        }
-        let (record, interception) = (workload.record(pod_id), workload.interception);
+        };
+        let record = workload.record(pod_id);
         // Where another agent serves, link, listeners and addresses are taken back by that one.
         let served = self.beside && workload.probed;
         if let Some(workload) = self.workloads.remove(&pod_id) {
-            self.origins.forget(&workload.addresses);
             workload.sockets.close();
         }
         if served {
             self.adopted.insert(pod_id, record);
             return;
         }
-        self.hold(record, interception);
+        self.hold(record, wanted, &netns);
     }
 
     fn check_identity(&self, identity: &Identity) -> Result<(), EnrolError> {
@@ -190,13 +204,18 @@ impl Kernel {
             self.claim(pod_id, *ip)?;
         }
         self.check_listeners(pod_id, prepared)?;
-        // The first shard last: the connect hooks take it as the sign that all are there.
+        // The first shard last: the connect hooks take it as the sign that all are there. In a
+        // takeover there are as many as the agent before us has: what comes to it knows our inbound
+        // rules from here on, and its workers don't.
         let kinds = [
             (KIND_IN, &prepared.inbound),
             (KIND_OUT, &prepared.listeners),
         ];
+        let shards = self.config.shards.clamp(u32::from(self.shards), SHARDS_MAX) as u16;
         for (kind, listeners) in kinds {
-            for (shard, listener) in (0..SHARDS_MAX as u16).zip(listeners).rev() {
+            let again = listeners.iter().cycle();
+            let places: Vec<(u16, &TcpListener)> = (0..shards).zip(again).collect();
+            for (shard, listener) in places.into_iter().rev() {
                 self.listeners
                     .insert(&listener_key(pod_id, kind, shard), listener)
                     .map_err(full("LISTENERS"))?;
@@ -252,9 +271,8 @@ impl Kernel {
             .workloads
             .get(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
-        prepared
-            .listeners
-            .iter()
+        (prepared.listeners.iter())
+            .chain(&prepared.inbound)
             .try_for_each(|listener| workload::check_listener(listener, &workload.identity))
     }
 
@@ -274,26 +292,32 @@ impl Kernel {
 
     /// Enters an address of a workload into `POD_BY_ADDR`.
     pub(super) fn claim(&mut self, pod_id: u32, ip: IpAddr) -> Result<(), EnrolError> {
+        let workload = self
+            .workloads
+            .get(&pod_id)
+            .ok_or(EnrolError::Unknown(pod_id))?;
+        let value = self.pod_addr(pod_id, workload.interception, workload.inbound.default);
+        self.enter(ip, value)?;
+        if let Some(workload) = self.workloads.get_mut(&pod_id) {
+            workload.addresses.insert(ip);
+            self.origins.learn(ip, &workload.key);
+        }
+        Ok(())
+    }
+
+    /// Enters an address, unless another workload has it.
+    pub(super) fn enter(&mut self, ip: IpAddr, value: PodAddr) -> Result<(), EnrolError> {
         let key = map_addr(&ip);
         if let Ok(holder) = self.tables.pod_by_addr.get(&key, 0)
-            && holder.pod_id != pod_id
+            && holder.pod_id != value.pod_id
         {
             return Err(EnrolError::AddressTaken {
                 addr: ip,
                 other: self.name(holder.pod_id),
             });
         }
-        let workload = self
-            .workloads
-            .get_mut(&pod_id)
-            .ok_or(EnrolError::Unknown(pod_id))?;
-        let inbound = code(workload.inbound.default);
-        let value = pod_addr(pod_id, self.generation, workload.interception, inbound);
         let result = self.tables.pod_by_addr.insert(key, value, 0);
-        result.map_err(|error| map_error("POD_BY_ADDR", error))?;
-        workload.addresses.insert(ip);
-        self.origins.learn(ip, &workload.key);
-        Ok(())
+        result.map_err(|error| map_error("POD_BY_ADDR", error))
     }
 
     fn name(&self, pod_id: u32) -> String {
@@ -322,7 +346,9 @@ impl Kernel {
                 Ok(())
             }
             Err(error) => {
-                self.step_back(pod_id, &error);
+                if let Some(wanted) = self.workloads.get(&pod_id).map(Workload::wanted) {
+                    self.step_back(pod_id, &wanted, &error);
+                }
                 Err(error)
             }
         }
@@ -374,27 +400,21 @@ impl Kernel {
         cookie: u64,
         interception: Interception,
     ) -> Result<(), EnrolError> {
+        let workload = self.workloads.get(&pod_id);
+        let workload = workload.ok_or(EnrolError::Unknown(pod_id))?;
+        let inbound = workload.inbound.default;
         self.write_netns(pod_id, cookie, interception)?;
-        self.write_addresses(pod_id, interception)
+        self.write_addresses(pod_id, interception, inbound)
     }
 
     pub(super) fn write_addresses(
         &mut self,
         pod_id: u32,
         interception: Interception,
+        inbound: InboundAction,
     ) -> Result<(), EnrolError> {
-        let known = self.workloads.get(&pod_id);
-        let known = known.map(|workload| code(workload.inbound.default));
+        let value = self.pod_addr(pod_id, interception, inbound);
         for key in self.addresses_of(pod_id) {
-            // Of one that is held, what the agent before us wrote holds on.
-            let before = || {
-                self.tables
-                    .pod_by_addr
-                    .get(&key, 0)
-                    .map_or(0, |at| at.inbound)
-            };
-            let inbound = known.unwrap_or_else(before);
-            let value = pod_addr(pod_id, self.generation, interception, inbound);
             self.tables
                 .pod_by_addr
                 .insert(key, value, 0)
@@ -425,6 +445,7 @@ impl Kernel {
             .get_mut(&pod_id)
             .ok_or(EnrolError::Unknown(pod_id))?;
         workload.interception = interception;
+        let inbound = workload.inbound.default;
         if workload.live {
             let cookie = workload.identity.cookie;
             // Off before its connects leave no grants any more, on after they do.
@@ -435,7 +456,26 @@ impl Kernel {
             self.put_guard(pod_id)
         } else {
             // `go_live` says the rest.
-            self.write_addresses(pod_id, interception)
+            self.write_addresses(pod_id, interception, inbound)
+        }
+    }
+
+    pub(super) fn pod_addr(
+        &self,
+        pod_id: u32,
+        interception: Interception,
+        inbound: InboundAction,
+    ) -> PodAddr {
+        PodAddr {
+            pod_id,
+            generation: self.generation,
+            fail: fail(interception.failure),
+            inbound: code(inbound),
+            flags: match interception.second_pass {
+                SecondPass::Full => ADDR_SECOND_PASS,
+                SecondPass::Collapse => 0,
+            },
+            _pad: 0,
         }
     }
 
@@ -522,20 +562,6 @@ impl Kernel {
             workload.addresses.remove(&ip);
             self.origins.forget([&ip]);
         }
-    }
-}
-
-fn pod_addr(pod_id: u32, generation: u32, interception: Interception, inbound: u8) -> PodAddr {
-    PodAddr {
-        pod_id,
-        generation,
-        fail: fail(interception.failure),
-        inbound,
-        flags: match interception.second_pass {
-            SecondPass::Full => ADDR_SECOND_PASS,
-            SecondPass::Collapse => 0,
-        },
-        _pad: 0,
     }
 }
 

@@ -59,8 +59,10 @@ impl Kernel {
         }
         let interception = workload.interception;
         if workload.inbound.default != next.default {
-            workload.inbound.default = next.default;
-            self.write_addresses(pod_id, interception)?;
+            self.write_addresses(pod_id, interception, next.default)?;
+            if let Some(workload) = self.workloads.get_mut(&pod_id) {
+                workload.inbound.default = next.default;
+            }
         }
         // Last: under the new default they say what they said.
         self.remove_stale_inbound(pod_id, next);
@@ -89,6 +91,29 @@ impl Kernel {
             }
             stays
         });
+    }
+
+    /// Writes the ports of a workload that is held; [`drop_stale_ports`](Self::drop_stale_ports)
+    /// when its default stands too.
+    pub(super) fn hold_ports(
+        &mut self,
+        pod_id: u32,
+        next: &InboundPorts,
+    ) -> Result<(), EnrolError> {
+        for (port, action) in &next.ports {
+            self.tables
+                .in_rules
+                .insert(key(pod_id, *port), u32::from(code(*action)), 0)
+                .map_err(|error| map_error("IN_RULES", error))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the ports of a workload that is held which say nothing any more.
+    pub(super) fn drop_stale_ports(&mut self, pod_id: u32, next: &InboundPorts) {
+        let mut stale = self.installed_inbound(pod_id);
+        stale.ports.retain(|port, _| !next.ports.contains_key(port));
+        self.remove_inbound(pod_id, &stale);
     }
 
     /// Removes what stands of a workload that is let go.

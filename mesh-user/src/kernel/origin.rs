@@ -26,7 +26,7 @@ use super::{
 };
 use crate::proxy::wire::OriginLookup;
 
-/// The tables, for reading, and the addresses of enrolled workloads.
+/// The tables, for reading, and the addresses of workloads that are enrolled, adopted or held.
 pub(super) struct Origins {
     flows: Hash<FlowKey, Flow>,
     /// `ORIGIN`.
@@ -54,8 +54,15 @@ impl Origins {
 
     /// A workload has this address from now on. One writer: the control thread.
     pub(super) fn learn(&self, address: IpAddr, key: &Arc<str>) {
+        self.learn_all([(address, Arc::clone(key))]);
+    }
+
+    /// The same of many: the table is copied once.
+    pub(super) fn learn_all(&self, found: impl IntoIterator<Item = (IpAddr, Arc<str>)>) {
         let mut addresses = HashMap::clone(&self.addresses.load());
-        addresses.insert(address.to_canonical(), Arc::clone(key));
+        for (address, key) in found {
+            addresses.insert(address.to_canonical(), key);
+        }
         self.addresses.store(Arc::new(addresses));
     }
 

@@ -111,6 +111,15 @@ impl Shards {
         self.map.delete(key)
     }
 
+    /// Shards of a workload that are asked for no more, after a takeover from more workers: who still
+    /// looked one up finds it, but it stands in for nobody.
+    pub(super) fn forget(&self, pod_id: u32, from: u16, to: u32) {
+        let gone =
+            |known: u32, shard: u16| known == pod_id && shard >= from && u32::from(shard) < to;
+        let mut state = self.state();
+        (state.known).retain(|(known, _, shard), _| !gone(*known, *shard));
+    }
+
     /// Points the shards of workers that stand still (bit N: worker N) to the others' listeners, and
     /// those of workers that turn again back to their own. Cheap when nothing changed.
     ///

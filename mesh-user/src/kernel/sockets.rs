@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -74,11 +74,14 @@ pub(super) struct PodSockets {
     mark: u32,
     /// Of dials to the application, with somebody else's address: it turns the answers around.
     app_mark: u32,
+    /// In the kernel's order.
+    addresses: ArcSwap<Arc<[IpAddr]>>,
 }
 
 impl PodSockets {
-    pub(super) fn new(netns: OwnedFd, mark: u32, app_mark: u32) -> Self {
+    pub(super) fn new(netns: OwnedFd, mark: u32, app_mark: u32, addresses: &[IpAddr]) -> Self {
         Self {
+            addresses: ArcSwap::from_pointee(addresses.into()),
             netns: ArcSwapOption::from_pointee(netns),
             mark,
             app_mark,
@@ -99,6 +102,11 @@ impl PodSockets {
         self.netns.load_full()
     }
 
+    /// They changed.
+    pub(super) fn move_to(&self, addresses: &[IpAddr]) {
+        self.addresses.store(Arc::new(addresses.into()));
+    }
+
     /// Lets the namespace go.
     pub(super) fn close(&self) {
         self.netns.store(None);
@@ -112,6 +120,10 @@ impl SocketSource for PodSockets {
 
     fn app_socket(&self, client: SocketAddr, towards: SocketAddr) -> io::Result<OwnedFd> {
         self.make(|| as_client(client, towards, self.app_mark))
+    }
+
+    fn addresses(&self) -> Arc<[IpAddr]> {
+        Arc::clone(&self.addresses.load())
     }
 }
 

@@ -71,7 +71,10 @@ impl Kernel {
             ..self.config
         };
         write_config(&mut self.tables, config)?;
-        self.config = config;
+        let before = std::mem::replace(&mut self.config, config).shards;
+        for pod_id in self.workloads.keys() {
+            self.listeners.forget(*pod_id, self.shards, before);
+        }
         if let Err(error) = self.lock.sign() {
             tracing::warn!(%error, "the instance's lock names the agent before us");
         }

@@ -8,6 +8,7 @@ use super::{
     sockets,
     workload::{Sources, Workload},
 };
+use crate::proxy::wire::SocketSource as _;
 
 /// Workloads whose addresses are read in one call. Every workload has its turn within two seconds
 /// (eight calls) up to 512 of them; a namespace that is gone is noticed on every call.
@@ -69,6 +70,9 @@ impl Kernel {
             .copied()
             .collect();
         let (key, old_source) = (workload.key.clone(), workload.source);
+        if *workload.sockets.addresses() != *now {
+            workload.sockets.move_to(now);
+        }
         for ip in lost {
             self.disclaim(pod_id, ip);
         }

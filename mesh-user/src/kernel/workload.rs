@@ -14,6 +14,7 @@ use std::{
 use mesh_common::{addr::Addr, listener::ListenerKey};
 
 use super::{
+    Enrol,
     error::EnrolError,
     netns::{self, Identity},
     records::Record,
@@ -21,7 +22,7 @@ use super::{
     sockets::{self, PodSockets},
     sys::{self, AttachType, LinkTarget},
 };
-use crate::model::{Interception, inbound::InboundPorts};
+use crate::model::{Interception, Netns, inbound::InboundPorts};
 
 /// How long the self-probe waits: a connection over `lo` arrives within microseconds.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
@@ -76,6 +77,16 @@ impl Sources {
 }
 
 impl Workload {
+    /// What it was enrolled with.
+    pub(super) fn wanted(&self) -> Enrol {
+        Enrol {
+            key: Arc::clone(&self.key),
+            netns: Netns::Path(self.identity.path.clone()),
+            interception: self.interception,
+            inbound: self.inbound.clone(),
+        }
+    }
+
     pub(super) fn record(&self, pod_id: u32) -> Record {
         Record {
             pod_id,
@@ -373,7 +384,6 @@ pub(super) fn map_addr(ip: &IpAddr) -> Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Netns;
 
     /// Pitfall 2. Without it: a listener of another namespace is given the workload's connections,
     /// and each of them is reset.

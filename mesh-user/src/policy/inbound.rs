@@ -43,6 +43,17 @@ pub struct InboundPlan {
     deny: Vec<PeerMatch>,
 }
 
+/// What judges a connection that this agent makes to a workload of its own node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BeforeDialling {
+    /// Nothing does: its port is not captured, or nobody knows it.
+    Nothing,
+    /// Its inbound listener will.
+    SecondPass,
+    /// This inbound port, before the connection is made.
+    Judge(PortIx),
+}
+
 /// What stands for one workload.
 #[derive(Debug)]
 pub(super) struct InboundTable {
@@ -152,13 +163,16 @@ impl Snapshot {
         self.inbound.any
     }
 
-    /// The inbound port that judges what this agent dials for a workload of this node; none when
-    /// nothing does, or the second pass will.
-    pub fn inbound_before_dialling(&self, workload: &str, port: u16) -> Option<PortIx> {
-        let table = self.inbound.tables.get(workload)?;
-        let judged = table.second_pass == SecondPass::Collapse
-            && table.actions.action(port) != InboundAction::Pass;
-        judged.then(|| table.ports.get(&port).copied().unwrap_or(table.rest))
+    /// What judges what this agent dials for a workload of this node.
+    pub fn inbound_before_dialling(&self, workload: &str, port: u16) -> BeforeDialling {
+        let table = self.inbound.tables.get(workload);
+        match table.filter(|table| table.actions.action(port) != InboundAction::Pass) {
+            None => BeforeDialling::Nothing,
+            Some(table) if table.second_pass == SecondPass::Full => BeforeDialling::SecondPass,
+            Some(table) => {
+                BeforeDialling::Judge(table.ports.get(&port).copied().unwrap_or(table.rest))
+            }
+        }
     }
 
     /// Who connects from an address: the workload of this node that has it, else the endpoint of
@@ -204,6 +218,12 @@ impl Snapshot {
             return Err(Reject::InboundDenied);
         }
         Ok(())
+    }
+
+    /// Whether a peer is denied by name.
+    pub fn denies(&self, port: PortIx, peer: &Peer<'_>) -> bool {
+        let plan = self.port(port).inbound.as_ref();
+        plan.is_some_and(|plan| plan.deny.iter().any(|wanted| peer.matches(wanted)))
     }
 }
 

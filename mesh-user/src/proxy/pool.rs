@@ -29,7 +29,8 @@ pub(super) struct Key {
     pub(super) breaker: usize,
     /// `EndpointState::id`.
     pub(super) endpoint: u64,
-    /// The same as `breaker`, of the destination's inbound rules; 0: none.
+    /// The same as `breaker`, of the destination's inbound rules; 0: none; [`SECOND_PASS`]: they
+    /// are applied where the connection comes in.
     pub(super) inbound: usize,
     /// For which client the workload's own application was dialled, and where.
     pub(super) app: Option<App>,
@@ -41,6 +42,10 @@ impl Key {
         self.breaker == breaker || self.inbound == breaker
     }
 }
+
+/// Stands for the breaker of connections that the destination's inbound listener judges: never
+/// interchangeable with one that nobody does. No address: breakers are aligned.
+pub(super) const SECOND_PASS: usize = 1;
 
 /// Source of connections that leave from the agent's own namespace.
 pub(super) const NODE: u32 = u32::MAX;

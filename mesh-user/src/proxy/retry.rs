@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::core::Core;
-use crate::policy::{breaker::RetryPermit, retry::Failure, snapshot::VersionPlan};
+use crate::policy::{PortIx, breaker::RetryPermit, retry::Failure, snapshot::VersionPlan};
 
 /// What the attempts of one request share.
 #[derive(Debug, Default)]
@@ -14,8 +14,22 @@ pub(super) struct Attempts {
     pub(super) tried: Vec<u64>,
     /// A connection at hand turned out to be dead: the next one is made anew.
     pub(super) stale: bool,
+    /// Inbound rate limits of the endpoint's workload.
+    pub(super) charged: Charged,
     /// The right to retry, once a retry was made.
     permit: Option<RetryPermit>,
+}
+
+/// Whose inbound rate limits an attempt has paid. One that met a dead connection brought nothing to
+/// the application: the next one to the same port is free.
+#[derive(Debug, Default)]
+pub(super) struct Charged(Option<PortIx>);
+
+impl Charged {
+    /// Whether this port's limits are to be charged; they are then.
+    pub(super) fn by(&mut self, port: PortIx) -> bool {
+        self.0.replace(port) != Some(port)
+    }
 }
 
 /// Asks the policy, then the breaker, whether to try again, and after which pause.
@@ -35,5 +49,6 @@ pub(super) fn retry_after(
     if attempts.permit.is_none() {
         attempts.permit = Some(version.breaker.retry()?);
     }
+    attempts.charged = Charged::default();
     Some(pause)
 }

@@ -16,6 +16,7 @@ use super::{
     inbound,
     io::reset_on_close,
     record::ConnectionLog,
+    retry::Charged,
     timer::Timer,
     upstream::{Target, connect_now},
 };
@@ -129,11 +130,12 @@ async fn forward(
         );
     };
     let mut tried = Vec::new();
+    let mut charged = Charged::default();
     let (mut upstream, endpoint, mut permit, _judged): (_, _, RequestPermit, _) = loop {
         let endpoint = inbound::pick(conn, &snapshot, plan.version, &tried, now)?;
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
-        let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, now)?;
+        let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, &mut charged, now)?;
         let target = Target::new(&snapshot, plan.version, &endpoint, conn, &judged);
         let connected = tokio::select! {
             biased;

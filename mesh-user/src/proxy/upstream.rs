@@ -9,7 +9,7 @@ use super::{
     core::{Conn, Core, NodePermit},
     inbound::{Held, Judged, dial as app_dial},
     io::set_nodelay,
-    pool::{Key, NODE},
+    pool::{Key, NODE, SECOND_PASS},
     wire::WorkloadHandle,
 };
 use crate::{
@@ -103,9 +103,11 @@ impl<'a> Target<'a> {
                 },
                 breaker: Arc::as_ptr(&plan.breaker).addr(),
                 endpoint: endpoint.id,
-                inbound: judged
-                    .breaker
-                    .map_or(0, |breaker| Arc::as_ptr(breaker).addr()),
+                inbound: match judged.breaker {
+                    Some(breaker) => Arc::as_ptr(breaker).addr(),
+                    None if judged.second_pass => SECOND_PASS,
+                    None => 0,
+                },
                 app: conn.inbound.as_ref().map(|inbound| inbound.app()),
             },
             breaker: &plan.breaker,

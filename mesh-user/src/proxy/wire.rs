@@ -26,6 +26,12 @@ pub trait SocketSource: Send + Sync + std::fmt::Debug {
         let _nowhere = (client, towards);
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    /// The addresses of the workload, of either family the one first that its connections leave
+    /// with. None: nobody knows.
+    fn addresses(&self) -> Arc<[IpAddr]> {
+        Arc::default()
+    }
 }
 
 /// Where a captured connection was really going, when its own address doesn't say (a foreign
@@ -42,7 +48,8 @@ pub trait OriginLookup: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// The enrolled workload of this node that has an address, `namespace/name`.
+    /// The workload of this node that has an address, `namespace/name`: one that is enrolled, or
+    /// that was and will be again.
     fn workload_at(&self, address: IpAddr) -> Option<Arc<str>> {
         let _nobody = address;
         None

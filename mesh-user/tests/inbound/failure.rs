@@ -72,7 +72,7 @@ fn hung_agent_is_passed_by_within_its_heartbeat() {
     });
 }
 
-fn pin(stage: &Stage, map: &str) -> PathBuf {
+pub(crate) fn pin(stage: &Stage, map: &str) -> PathBuf {
     let bpffs = mounts::bpffs().expect("mountinfo").expect("a bpffs");
     let root = bpffs.join("mesh").join(stage.scene.instance.name());
     let mut versions = std::fs::read_dir(root).expect("pins").flatten();

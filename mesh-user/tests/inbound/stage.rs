@@ -16,7 +16,7 @@ pub(crate) const DENIED: u16 = 9001;
 pub(crate) const VIP: &str = "10.96.7.7";
 
 /// Tells each connection when it is accepted. `/hold` answers when a line comes in; every answer
-/// names the client that the application sees.
+/// names the client that the application sees. A second `/once` on a connection ends it.
 const APP: &str = r"
 import select
 go = threading.Event()
@@ -28,8 +28,12 @@ def say(value):
 
 def http(s, peer):
     f = s.makefile('rb')
+    served = 0
     while line := f.readline():
         path = line.split()[1].decode()
+        if path == '/once' and served:
+            break
+        served += 1
         last = path == '/last'
         while (field := f.readline()) not in (b'\r\n', b'\n', b''):
             last |= field.lower().startswith(b'connection: close')
@@ -229,7 +233,7 @@ impl Stage {
         format!(
             "{head}\n{}  - name: app\n    hostnames: [app]\n    addresses: [{VIP}]\n    \
              ports:\n      - {{name: http, number: 80, target: {HTTP}, protocol: http}}\n      \
-             - {{name: echo, number: 7, target: {ECHO}, protocol: tcp}}\n    endpoints:\n      \
+             - {{name: echo, number: 7, target: {ECHO}, protocol: tcp, path: proxy}}\n    endpoints:\n      \
              - {{address: {}}}\n{}  - {{name: app, netns: {}, tags: {{app: app}}, {}}}\n{}\n",
             scene.services_text(),
             self.app.v4,

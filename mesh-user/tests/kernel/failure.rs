@@ -419,7 +419,8 @@ fn closed_pod_is_refused_while_it_can_not_be_enrolled() {
     for _ in 0..2 {
         enrol(&mesh, true).expect_err("refused");
         refused(&mesh, &pod, "its first enrolment");
-        assert_eq!(objects::steers(&pod.netns), 0);
+        // Its inbound rules hold without an agent.
+        assert_eq!(objects::steers(&pod.netns), 1);
         assert_eq!(mesh.entries("LISTENERS"), 0);
     }
     // Its mode may change, and what else it does is none of our business.

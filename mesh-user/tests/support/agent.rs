@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::{
         fd::AsFd as _,
         unix::net::{UnixListener, UnixStream},
@@ -87,7 +87,7 @@ impl Service {
 }
 
 /// An outbound rule: address, prefix length of its own family, port, action.
-pub(crate) type Rule = (std::net::IpAddr, u8, u16, u32);
+pub(crate) type Rule = (IpAddr, u8, u16, u32);
 
 /// How a test's workloads are captured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +150,7 @@ enum Request {
         on: bool,
     },
     Audit,
+    WorkloadAt(IpAddr),
     WithoutTcx,
     EnrolGuarded {
         key: String,
@@ -305,10 +306,21 @@ impl Agent {
         netns: &Path,
         inbound: Inbound,
     ) -> Result<u32, String> {
+        self.enrol_as(key, netns, false, inbound)
+    }
+
+    /// With inbound ports.
+    pub(crate) fn enrol_as(
+        &self,
+        key: &str,
+        netns: &Path,
+        closed: bool,
+        inbound: Inbound,
+    ) -> Result<u32, String> {
         let request = Request::Enrol {
             key: key.to_owned(),
             netns: netns.to_owned(),
-            closed: false,
+            closed,
             inbound,
         };
         let id = self.ask(&request)?.as_u64().expect("a number");
@@ -319,6 +331,12 @@ impl Agent {
     pub(crate) fn inbound(&self, pod_id: u32, default: char, ports: &[(u16, char)]) {
         let inbound = Inbound(default, ports.to_vec());
         self.done(&Request::Inbound(pod_id, inbound)).expect("set");
+    }
+
+    /// Whose an address is.
+    pub(crate) fn workload_at(&self, address: IpAddr) -> Option<String> {
+        let key = self.ask(&Request::WorkloadAt(address)).expect("asked");
+        key.as_str().map(str::to_owned)
     }
 
     pub(crate) fn live(&self, pod_id: u32) -> Result<(), String> {
@@ -548,6 +566,12 @@ impl State {
         let kernel = self.kernel.as_mut().ok_or("not started")?;
         match request {
             Request::Start { .. } => Err("answered above".to_owned()),
+            Request::WorkloadAt(address) => Ok(json!(
+                kernel
+                    .origins()
+                    .workload_at(address)
+                    .map(|key| key.to_string())
+            )),
             Request::Inbound(pod_id, inbound) => kernel
                 .set_inbound(pod_id, &inbound.ports())
                 .map(|()| Value::Null)

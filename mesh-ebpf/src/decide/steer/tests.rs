@@ -467,19 +467,23 @@ mod inbound {
 
     #[test]
     fn dial_for_a_client_of_this_node_passes_unless_a_second_pass_is_asked_for() {
-        for action in [INBOUND_CAPTURE, INBOUND_DENY] {
-            let mut world = ruled(&[(80, action)]);
-            let dial = arriving("10.0.0.1");
-            world.proxied.push((dial.tuple(), PROXY_UP));
-            assert_eq!(told(&dial, &world), (true, Reason::SteerPassProxied, 1));
-            world.pods.get_mut(&addr("10.0.0.1")).unwrap().flags = ADDR_SECOND_PASS;
-            let want = if action == INBOUND_DENY {
-                (false, Reason::RefuseInbound, 1)
-            } else {
-                (true, Reason::SteerIn, 1)
-            };
-            assert_eq!(told(&dial, &world), want);
-        }
+        let mut world = ruled(&[(80, INBOUND_CAPTURE)]);
+        let dial = arriving("10.0.0.1");
+        world.proxied.push((dial.tuple(), PROXY_UP));
+        assert_eq!(told(&dial, &world), (true, Reason::SteerPassProxied, 1));
+        world.pods.get_mut(&addr("10.0.0.1")).unwrap().flags = ADDR_SECOND_PASS;
+        assert_eq!(told(&dial, &world), (true, Reason::SteerIn, 1));
+    }
+
+    /// Without it: an agent that doesn't know the workload yet dials, and a denied port is open.
+    #[test]
+    fn dial_for_a_client_of_this_node_is_dropped_at_a_denied_port() {
+        let mut world = ruled(&[(80, INBOUND_DENY)]);
+        let dial = arriving("10.0.0.1");
+        world.proxied.push((dial.tuple(), PROXY_UP));
+        assert_eq!(told(&dial, &world), (false, Reason::RefuseInbound, 1));
+        world.proxied[0].1 = PROXY_APP;
+        assert_eq!(told(&dial, &world), (true, Reason::SteerPassProxied, 1));
     }
 
     /// Pitfall 21, and pitfall 5: an old entry is no permission.

@@ -228,16 +228,22 @@ fn dial_for_a_neighbour_is_judged_only_where_something_is_asked_and_the_pass_is_
     let mut full = model(vec![denied, rule("r", None, &[80])]);
     let snapshot = compile(full.clone());
     assert!(snapshot.judges_before_dialling());
-    assert!(snapshot.inbound_before_dialling("shop/web", 80).is_some());
-    assert!(snapshot.inbound_before_dialling("shop/web", 81).is_none());
-    let dropped = snapshot.inbound_before_dialling("shop/web", 82).unwrap();
+    let at = |port| snapshot.inbound_before_dialling("shop/web", port);
+    assert!(matches!(at(80), BeforeDialling::Judge(_)));
+    assert_eq!(at(81), BeforeDialling::Nothing);
+    let BeforeDialling::Judge(dropped) = at(82) else {
+        panic!("it is judged")
+    };
     let peer = snapshot.peer("10.9.9.9".parse().unwrap(), None);
     assert_eq!(
         snapshot.authorise(dropped, 82, &peer),
         Err(Reject::InboundDenied)
     );
     full.workloads[0].interception.second_pass = SecondPass::Full;
-    assert_eq!(compile(full).inbound_before_dialling("shop/web", 80), None);
+    let full = compile(full);
+    let at = |port| full.inbound_before_dialling("shop/web", port);
+    assert_eq!(at(80), BeforeDialling::SecondPass);
+    assert_eq!(at(81), BeforeDialling::Nothing);
     let mut nothing = model(Vec::new());
     nothing.workloads.truncate(1);
     assert!(!compile(nothing).judges_before_dialling());

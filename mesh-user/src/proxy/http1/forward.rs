@@ -264,6 +264,7 @@ impl Session {
             course.snapshot,
             log.source,
             &chosen.endpoint,
+            &mut attempts.charged,
             now,
         );
         let judged = match judged {

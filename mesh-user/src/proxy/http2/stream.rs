@@ -236,7 +236,14 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         // Held until the attempt has ended.
-        let judged = inbound::judge(&conn, &snapshot, self.log.source, &endpoint, started);
+        let judged = inbound::judge(
+            &conn,
+            &snapshot,
+            self.log.source,
+            &endpoint,
+            &mut attempts.charged,
+            started,
+        );
         let judged = match judged {
             Ok(judged) => judged,
             Err(reject) => return Turn::Refuse(reject),
