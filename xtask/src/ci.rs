@@ -17,7 +17,11 @@ pub(crate) fn run() -> Result<()> {
         Err(error) => step("test", Err(error), &mut broken),
     }
     step("demo --script", demo_script(), &mut broken);
-    step("kernels --quick", kernels::run(&kernels::Args::quick()), &mut broken);
+    step(
+        "kernels --quick",
+        kernels::run(&kernels::Args::quick()),
+        &mut broken,
+    );
     for (name, error) in &broken {
         println!("{name}: {error}");
     }

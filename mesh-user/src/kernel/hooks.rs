@@ -116,7 +116,15 @@ impl Hooks {
             .filter(|_| hook.program == FLOW_OPS && hook.id == self.agent.id);
         let program = own.map_or_else(|| self.programs.get(hook.program), Ok)?;
         remove(hook.pin.clone())?;
-        attach(pins, program, hook.program, hook.kind, &point, &mut Vec::new()).map(drop)
+        attach(
+            pins,
+            program,
+            hook.program,
+            hook.kind,
+            &point,
+            &mut Vec::new(),
+        )
+        .map(drop)
     }
 
     fn set(
