@@ -44,7 +44,7 @@ fn recorded() -> io::Result<u64> {
     let _ = socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, 9)).into());
     drop(link);
     let cookie = option_u64(&socket, SO_COOKIE)?;
-    let found = sys::map_lookup_u64(map.as_fd(), &cookie)?;
+    let found = sys::batch::lookup::<_, u64>(map.as_fd(), &cookie)?;
     found.ok_or_else(|| io::Error::other("the hook at the own cgroup saw no connect"))
 }
 

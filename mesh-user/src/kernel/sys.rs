@@ -352,27 +352,6 @@ pub(super) fn map_next<K: Plain + aya::Pod>(
     }
 }
 
-/// A value of 8 bytes.
-pub(super) fn map_lookup_u64<K: Plain>(map: impl AsFd, key: &K) -> io::Result<Option<u64>> {
-    let mut value = 0_u64;
-    let mut attr = Element {
-        map: raw(&map),
-        _pad: 0,
-        key: ptr::from_ref(key) as u64,
-        value: (&raw mut value) as u64,
-        flags: 0,
-    };
-    #[expect(unsafe_code, reason = "a raw system call")]
-    // SAFETY: the key is plain memory of the map's key size, `value` writable memory of the map's
-    // value size (8: compared with the map when it was opened).
-    let result = unsafe { bpf(Command::MapLookup, &mut attr) };
-    match result {
-        Ok(_) => Ok(Some(value)),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// What is stored with a socket in a map of socket storage.
 pub(super) fn storage_lookup<V: Plain + aya::Pod>(
     map: impl AsFd,

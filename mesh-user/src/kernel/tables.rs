@@ -154,7 +154,7 @@ impl Sockets {
         // A key that is removed while we stand on it restarts the walk: bounded by twice the size.
         let limit = get("LISTENERS").capacity as usize * 2;
         while let Some(next) = sys::map_next::<ListenerKey>(&self.0, key.as_ref())? {
-            if let Some(cookie) = sys::map_lookup_u64(&self.0, &next)? {
+            if let Some(cookie) = sys::batch::lookup::<_, u64>(&self.0, &next)? {
                 found.push((next, cookie));
             }
             key = Some(next);

@@ -331,7 +331,7 @@ pub fn keep_until_restart(running: &AgentConfig, new: &mut AgentConfig) -> Vec<S
 
 /// What tells that a file was written or exchanged, without reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Fingerprint {
+pub(super) struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
@@ -341,7 +341,7 @@ struct Fingerprint {
 
 impl Fingerprint {
     /// None: there is no such file, or it can't be asked.
-    fn of(path: &Path) -> Option<Self> {
+    pub(super) fn of(path: &Path) -> Option<Self> {
         let meta = std::fs::metadata(path).ok()?;
         Some(Self {
             device: meta.dev(),

@@ -6,11 +6,11 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use super::file::Fingerprint;
 use crate::model::shield::Net;
 
 /// Largest file. A million of the longest lines take 50 MB.
@@ -28,29 +28,6 @@ pub struct ListFile {
     pub good: Option<Arc<[Net]>>,
     /// Why what is in it now can't be used.
     pub fault: Option<String>,
-}
-
-/// What tells that a file was written or exchanged, without reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Fingerprint {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Fingerprint {
-    fn of(path: &Path) -> Option<Self> {
-        let meta = std::fs::metadata(path).ok()?;
-        Some(Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
 }
 
 impl ListFile {
