@@ -158,6 +158,8 @@ const RACE: &str = r"
 import ctypes, socket, threading
 libc = ctypes.CDLL(None)
 value = (ctypes.c_uint32 * 2048)()
+value[0] = 0x200000
+assert libc.setsockopt(socket.socket().fileno(), 1, 36, value, 4) != 0
 stop = False
 def flip():
     while not stop:

@@ -87,7 +87,9 @@ pub(crate) fn network(netns: &Path) -> Vec<String> {
         &["-6", "route", "list", "table", "all"],
     ] {
         let all = [&["-j", "-n", name(netns)], args].concat();
-        found.extend(list("ip", &all).iter().map(ToString::to_string));
+        // What the kernel adds by itself comes when duplicate address detection is over.
+        let own = |entry: &String| !entry.contains("fe80:") && !entry.contains("\"ff00::/8\"");
+        found.extend(list("ip", &all).iter().map(ToString::to_string).filter(own));
     }
     found.sort();
     found
