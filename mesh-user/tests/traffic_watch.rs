@@ -173,6 +173,27 @@ policies:
     breaker: {ejection: {consecutive-5xx: 2, interval: 1s, base: 60s, max-percent: 100}}
 ";
 
+const LIMITED: &str = "\
+rules:
+  - {service: web, route: [{version: v1}]}
+policies:
+  - {service: web, rate-limit: [{rate: 1/s, burst: 1}]}
+";
+
+/// Without it: an operator sees what the kernel refuses, and not what the proxy does.
+#[test]
+fn monitor_tells_what_the_proxy_refuses() {
+    let scene = scene::start("kn-refused", LIMITED);
+    let monitor = Monitor::start(&scene, &["--kind", "refused"]);
+    let answers = scene.ask(&scene.client, &["--count", "40"]).expect("asked");
+    assert!(answers.status(429) > 30, "{answers:?}");
+    let event = monitor.next();
+    assert_eq!(event["reason"], "rate_limited", "{event}");
+    assert_eq!(event["workload"], "default/client", "{event}");
+    let to = event["destination"].as_str().expect("an address");
+    assert!(to.ends_with(":80"), "{event}");
+}
+
 /// Without it: nobody sees in time that an endpoint left, or a watcher hangs when its agent goes.
 #[test]
 fn monitor_tells_an_ejection_at_once_and_ends_with_the_agent() {

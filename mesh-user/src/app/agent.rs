@@ -36,7 +36,7 @@ use crate::{
         ejection::{Change, What},
     },
     proxy::{Command, Workers},
-    telemetry::{ShieldSample, Telemetry},
+    telemetry::{Refused, ShieldSample, Telemetry},
 };
 
 /// Hooks without which nothing is captured.
@@ -243,6 +243,24 @@ fn event_row(
         tgid: (event.tgid != 0).then_some(event.tgid),
         ..EventRow::default()
     }
+}
+
+/// What the proxy refused, or could not carry to its end; the last row says how many more.
+fn refusal_rows(refused: &[Refused], more: u64) -> Vec<EventRow> {
+    let row = |refused: &Refused| EventRow {
+        time: seconds_ago(Duration::ZERO),
+        kind: "refused".to_owned(),
+        reason: refused.reject.label().to_owned(),
+        workload: Some(refused.workload.to_string()),
+        source: Some(refused.peer.to_string()),
+        destination: Some(refused.destination.to_string()),
+        ..EventRow::default()
+    };
+    let mut rows: Vec<EventRow> = refused.iter().map(row).collect();
+    if let Some(last) = rows.last_mut().filter(|_| more > 0) {
+        last.detail = Some(format!("and {more} more like these in the access log"));
+    }
+    rows
 }
 
 /// An endpoint that left or came back.
@@ -596,6 +614,10 @@ impl NodeAgent {
         }
         if let Err(error) = kernel_path.rotate(kernel, &snapshot) {
             tracing::warn!(%error, "the kernel's split could not be written anew");
+        }
+        let (refused, more) = self.telemetry.take_refusals();
+        if !refused.is_empty() {
+            self.events.publish(refusal_rows(&refused, more));
         }
         let changes = self.telemetry.take_ejections();
         if !changes.is_empty() {

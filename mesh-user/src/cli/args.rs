@@ -55,11 +55,11 @@ pub(super) enum Verb {
         output: GlobalOutputArgs,
     },
     /// Stream what an operator may have to act on: refusals and bypasses of the kernel's hooks,
-    /// lookup misses, ejections, hooks of others that run before ours.
+    /// refusals of the proxy, lookup misses, ejections, repairs, hooks of others that run before ours.
     ///
     /// From now on, until ^C or until the agent stops (exit status 0 for both). A reader that is
-    /// too slow loses the oldest events and is told how many. Refusals of single requests by the
-    /// proxy are in the access log.
+    /// too slow loses the oldest events and is told how many. Of many refusals by the proxy at
+    /// once the first 16 in each quarter of a second are shown, with how many more there were.
     Monitor(MonitorArgs),
     /// Show the decisions in force in the running agent.
     Config {

@@ -13,6 +13,7 @@ mod local;
 pub mod logging;
 pub mod metrics;
 mod process;
+mod refusals;
 mod series;
 mod shield;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use std::{
 pub use docs::markdown;
 pub use expose::{BREAKERS_MAX, Breaker, Scrape};
 pub use kernel::KernelCounts;
+pub use refusals::Refused;
 pub use series::{GONE_KEPT, SERIES_MAX};
 pub use shield::ShieldSample;
 
@@ -61,6 +63,7 @@ pub struct Telemetry {
     sources_lost: AtomicU64,
     /// Changes that nobody has taken yet, the newest.
     changes: Mutex<VecDeque<Change>>,
+    refusals: refusals::Refusals,
     panics: Mutex<BTreeMap<&'static str, u64>>,
     log: AccessLog,
 }
@@ -221,6 +224,7 @@ impl Telemetry {
             ejections: [const { AtomicU64::new(0) }; 3],
             sources_lost: AtomicU64::new(0),
             changes: Mutex::default(),
+            refusals: refusals::Refusals::default(),
             panics: Mutex::default(),
             log: AccessLog::start(log)?,
         }))
@@ -228,6 +232,16 @@ impl Telemetry {
 
     /// Counts a finished request and writes its log line.
     pub fn request(&self, record: &RequestRecord<'_>) {
+        // A client that went away was refused nothing.
+        if let Some(reject) = record.reject.filter(|why| *why != Reject::DownstreamClosed) {
+            self.refusals.note(|| Refused {
+                reject,
+                workload: Arc::clone(record.workload),
+                direction: record.direction,
+                peer: record.peer,
+                destination: record.destination,
+            });
+        }
         local::with(self, |local| {
             local.count_request(self, record);
             self.log.request(&local.lane, &mut local.clock, record);
@@ -248,10 +262,26 @@ impl Telemetry {
 
     /// Counts a finished connection and writes its log line.
     pub fn connection(&self, record: &ConnectionRecord<'_>) {
+        // A client that went away was refused nothing.
+        if let Some(reject) = record.reject.filter(|why| *why != Reject::DownstreamClosed) {
+            self.refusals.note(|| Refused {
+                reject,
+                workload: Arc::clone(record.workload),
+                direction: record.direction,
+                peer: record.peer,
+                destination: record.destination,
+            });
+        }
         local::with(self, |local| {
             local.count_connection(self, record);
             self.log.connection(&local.lane, &mut local.clock, record);
         });
+    }
+
+    /// The first refusals of the proxy since the last call, at most 16, and how many more there
+    /// were.
+    pub fn take_refusals(&self) -> (Vec<Refused>, u64) {
+        self.refusals.take()
     }
 
     /// Counts a panic that was caught at a task's root.
