@@ -200,6 +200,11 @@ fn invalid_update_leaves_the_rules_in_force_and_is_seen_in_status() {
     std::fs::remove_file(scene.config_path()).unwrap();
     let answers = scene.ask(&scene.client, &["--count", "100"]).unwrap();
     assert_eq!(answers.version("v2"), 10, "a deleted file changes nothing");
+    let told = wait_until(std::time::Duration::from_secs(5), || {
+        let error = scene.status().unwrap().config.last_error;
+        error.is_some_and(|error| error.message.contains("does not exist"))
+    });
+    assert!(told, "the deleted file is not in status");
     scene.put_in_force(&scene.config_with(SPLIT)).unwrap();
     assert!(scene.status().unwrap().config.last_error.is_none());
     scene.tear_down().unwrap();

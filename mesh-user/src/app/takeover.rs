@@ -184,19 +184,28 @@ impl Predecessor {
             )
         };
         stream.set_read_timeout(Some(WORD)).with_context(silent)?;
-        upgrade(&stream).with_context(silent)?;
+        if let Err(error) = upgrade(&stream) {
+            return ended(error).with_context(silent);
+        }
         let session = Session(stream);
         let hello = Hello {
             abi: ABI_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
         };
-        session.send(&hello, &[]).with_context(silent)?;
-        let answer = session.receive(Some(WORD)).with_context(silent)?;
+        let answer = session
+            .send(&hello, &[])
+            .and_then(|()| session.receive(Some(WORD)));
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return ended(error.into()).with_context(silent),
+        };
         let (offer, fds) = match answer {
             Some((Answer::Offered(offer), fds)) => (offer, fds),
             Some((Answer::Refused(why), _)) => bail!("the running agent does not hand over: {why}"),
-            Some((Answer::Bye, _)) | None => bail!(silent()),
+            Some((Answer::Bye, _)) => bail!(silent()),
+            // Killed a moment ago. One that lives still holds the instance, and says so.
+            None => return Ok(None),
         };
         let Ok([lock, admin_lock]) = <[OwnedFd; 2]>::try_from(fds) else {
             bail!("the running agent handed over no locks");
@@ -240,6 +249,20 @@ impl Predecessor {
         }
         Ok(())
     }
+}
+
+/// A connection that broke before anything was offered: the agent was killed a moment ago, and there
+/// is none. One that lives still holds the instance's lock, which the start then names.
+fn ended(error: anyhow::Error) -> anyhow::Result<Option<Predecessor>> {
+    let broke = error.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        )
+    });
+    if broke { Ok(None) } else { Err(error) }
 }
 
 fn is_nobody(error: &io::Error) -> bool {

@@ -28,7 +28,7 @@ use super::{
     netns::{self, Identity},
     object::STEER,
     records::Record,
-    sockets::PodSockets,
+    sockets::{self, PodSockets},
     workload::{
         self, Prepared, Sources, Stood, Workload, attach_steer, listener_key, map_addr, prepare,
         self_probe,
@@ -75,6 +75,9 @@ impl Kernel {
         let (mark, shards) = (self.config.agent_mark, self.shards);
         let marked = wanted.interception.marks() || wanted.inbound.captures();
         let stood = if before { Stood::Yes } else { Stood::No };
+        if marked {
+            self.announce(&netns, &record);
+        }
         let prepared = match prepare(&netns, &identity, steering, (marked, stood), mark, shards) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -83,6 +86,7 @@ impl Kernel {
                 } else if before || wanted.interception.failure == Failure::Closed {
                     self.hold(record, wanted, &netns);
                 }
+                self.write_records();
                 return Err(error);
             }
         };
@@ -129,6 +133,19 @@ impl Kernel {
                 self.step_back(pod_id, wanted, &error);
                 Err(error)
             }
+        }
+    }
+
+    /// Writes down what a workload's settings were, before they change: whoever cleans up after an
+    /// agent that was killed in between knows no other way.
+    fn announce(&self, netns: &OwnedFd, record: &Record) {
+        let planned = sockets::inside(netns, netns::sysctls_to_set);
+        if let Ok(Ok(planned)) = planned {
+            let before = netns::merged(record.sysctl_before.as_deref(), planned.as_deref());
+            self.write_records_and(Some(&Record {
+                sysctl_before: before,
+                ..record.clone()
+            }));
         }
     }
 

@@ -368,12 +368,19 @@ impl Kernel {
 
     /// Names for the CLI, and what a cleanup must undo. A failure is no reason to stop serving.
     fn write_records(&self) {
+        self.write_records_and(None);
+    }
+
+    /// With one more, of a workload that is about to be touched.
+    fn write_records_and(&self, more: Option<&Record>) {
         let own: Vec<Record> = self
             .workloads
             .iter()
             .map(|(pod_id, workload)| workload.record(*pod_id))
             .collect();
-        let all: Vec<&Record> = own.iter().chain(self.adopted.values()).collect();
+        let all: Vec<&Record> = (own.iter().chain(self.adopted.values()))
+            .chain(more)
+            .collect();
         if let Err(error) = records::write(&self.instance, &all) {
             tracing::warn!(%error, "workloads.json could not be written: the command line shows no names");
         }

@@ -116,7 +116,30 @@ fn parse_stat(stat: &str) -> Option<u64> {
 /// Sets what mode `mark` needs, in the calling thread's namespace. What was changed and what it was
 /// before: `name=value`, by spaces; `None`: nothing.
 pub(super) fn set_sysctls() -> io::Result<Option<String>> {
-    let mut before = Vec::new();
+    let changes = changes()?;
+    for (name, to, _) in &changes {
+        fs::write(sysctl(name), to)?;
+    }
+    Ok(told(&changes))
+}
+
+/// What [`set_sysctls`] would say, and change.
+pub(super) fn sysctls_to_set() -> io::Result<Option<String>> {
+    Ok(told(&changes()?))
+}
+
+/// Name, value to set, value now.
+type Change = (&'static str, &'static str, String);
+
+fn told(changes: &[Change]) -> Option<String> {
+    let words: Vec<String> = (changes.iter())
+        .map(|(name, _, value)| format!("{name}={value}"))
+        .collect();
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+fn changes() -> io::Result<Vec<Change>> {
+    let mut changes = Vec::new();
     for (name, from, to) in SYSCTLS {
         let value = match fs::read_to_string(sysctl(name)) {
             Ok(value) => value.trim().to_owned(),
@@ -125,11 +148,10 @@ pub(super) fn set_sysctls() -> io::Result<Option<String>> {
             Err(error) => return Err(error),
         };
         if value != to && (from.is_empty() || value == from) {
-            fs::write(sysctl(name), to)?;
-            before.push(format!("{name}={value}"));
+            changes.push((name, to, value));
         }
     }
-    Ok((!before.is_empty()).then(|| before.join(" ")))
+    Ok(changes)
 }
 
 /// Puts back what [`set_sysctls`] found. In the calling thread's namespace.
