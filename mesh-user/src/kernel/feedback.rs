@@ -4,7 +4,9 @@
 //! at the endpoints of the table that stands. The kernel counts, the agent ejects.
 
 use std::{
+    io,
     num::NonZeroUsize,
+    os::fd::OwnedFd,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
@@ -32,9 +34,14 @@ pub struct Counted {
     pub delta: EndpointStats,
 }
 
-/// `EP_STATS` as memory.
+/// Places that are mapped at first. Not the whole map: the kernel enters every page of a mapping
+/// into the page table at once, and each counts as memory of the agent.
+const FIRST_PLACES: usize = 1_024;
+
+/// `EP_STATS` as memory: as far as there are endpoints.
 #[derive(Debug)]
 pub(super) struct Counters {
+    map: OwnedFd,
     words: NonNull<AtomicU64>,
     length: NonZeroUsize,
 }
@@ -44,31 +51,54 @@ pub(super) struct Counters {
 unsafe impl Send for Counters {}
 
 impl Counters {
-    /// Maps the map.
+    /// Maps the map's first places.
     pub(super) fn map(pins: &Pins) -> Result<Self, KernelError> {
         let path = pins.map("EP_STATS");
         let failed = |source| KernelError::io(format!("{}", path.display()))(source);
-        let fd = sys::open_pin(&path).map_err(failed)?;
-        let length = NonZeroUsize::new(get("EP_STATS").capacity as usize * EndpointStats::SIZE)
-            .expect("the map has a capacity");
+        let map = sys::open_pin(&path).map_err(failed)?;
+        let (words, length) = Self::places(&map, FIRST_PLACES).map_err(failed)?;
+        Ok(Self { map, words, length })
+    }
+
+    /// Maps so many places, or all that there are.
+    fn places(map: &OwnedFd, places: usize) -> io::Result<(NonNull<AtomicU64>, NonZeroUsize)> {
+        let places = places.clamp(1, get("EP_STATS").capacity as usize);
+        let length = NonZeroUsize::new(places * EndpointStats::SIZE).expect("at least one place");
         #[expect(unsafe_code, reason = "maps memory")]
-        // SAFETY: no address is asked for, so no memory of ours is replaced; the file is a map
-        // that keeps its size, compared with the shared table when it was opened.
+        // SAFETY: no address is asked for, so no memory of ours is replaced; the file is a map that
+        // keeps its size, compared with the shared table when it was opened, and no more than that
+        // is mapped.
         let base = unsafe {
             mmap(
                 None,
                 length,
                 ProtFlags::PROT_READ,
                 MapFlags::MAP_SHARED,
-                fd,
+                map,
                 0,
             )
         };
-        let base = base.map_err(|errno| failed(errno.into()))?;
-        Ok(Self {
-            words: base.cast(),
-            length,
-        })
+        Ok((base?.cast(), length))
+    }
+
+    /// Maps more, when there are endpoints beyond what is mapped.
+    fn cover(&mut self, places: usize) {
+        if places * EndpointStats::SIZE <= self.length.get() {
+            return;
+        }
+        match Self::places(&self.map, places.next_power_of_two()) {
+            Ok((words, length)) => {
+                // The old mapping goes with its value.
+                let (words, length) = (
+                    std::mem::replace(&mut self.words, words),
+                    std::mem::replace(&mut self.length, length),
+                );
+                unmap(words, length);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "counters of new endpoints can't be read: they are not ejected");
+            }
+        }
     }
 
     /// The numbers at a place; zeros beyond the map.
@@ -102,11 +132,17 @@ impl Counters {
 
 impl Drop for Counters {
     fn drop(&mut self) {
-        #[expect(unsafe_code, reason = "unmaps memory")]
-        // SAFETY: exactly the mapping made in `map`; no reference into it outlives `self`.
-        let result = unsafe { munmap(self.words.cast(), self.length.get()) };
-        debug_assert!(result.is_ok(), "our own mapping");
+        unmap(self.words, self.length);
     }
+}
+
+/// Gives a mapping of [`Counters::places`] back.
+fn unmap(words: NonNull<AtomicU64>, length: NonZeroUsize) {
+    #[expect(unsafe_code, reason = "unmaps memory")]
+    // SAFETY: exactly a mapping made in `places`, which its owner has just let go of; references
+    // into it live no longer than a call of `get`.
+    let result = unsafe { munmap(words.cast(), length.get()) };
+    debug_assert!(result.is_ok(), "our own mapping");
 }
 
 /// The numbers of the last look.
@@ -144,6 +180,7 @@ impl Feedback {
             .watched
             .last()
             .map_or(0, |watched| watched.place as usize + 1);
+        self.counters.cover(length);
         while self.last.len() < length {
             let place = self.last.len() as u32;
             let known = installed.fresh().contains(&place);
