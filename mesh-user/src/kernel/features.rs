@@ -49,10 +49,8 @@ const MULTIPATH: [u64; 4] = [load_r1_wide(64), call(196), mov_r0(1), EXIT];
 
 /// A `sock_ops` program that asks for the caller's cgroup.
 const CURRENT_CGROUP: [u64; 3] = [call(80), mov_r0(1), EXIT];
-/// A `sock_ops` program that asks for the socket's network namespace.
-const OPS_NETNS: [u64; 3] = [call(122), mov_r0(1), EXIT];
-/// The same in a setsockopt program.
-const SOCKOPT_NETNS: [u64; 3] = [call(122), mov_r0(1), EXIT];
+/// A program that asks for its socket's network namespace.
+const NETNS: [u64; 3] = [call(122), mov_r0(1), EXIT];
 
 /// For which cgroups a load of `flow_ops` is meant, where the program can't ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,12 +121,12 @@ pub(super) fn current_cgroup() -> io::Result<()> {
 
 /// Tries `bpf_get_netns_cookie` in `sock_ops`.
 pub(super) fn ops_netns() -> io::Result<()> {
-    load(SOCK_OPS, AttachType::SockOps, &OPS_NETNS)
+    load(SOCK_OPS, AttachType::SockOps, &NETNS)
 }
 
 /// Tries `bpf_get_netns_cookie` in a setsockopt program.
 pub(super) fn sockopt_netns() -> io::Result<()> {
-    load(SOCKOPT, AttachType::SetSockopt, &SOCKOPT_NETNS)
+    load(SOCKOPT, AttachType::SetSockopt, &NETNS)
 }
 
 /// Tries `bpf_skc_to_mptcp_sock` in a connect hook.

@@ -147,7 +147,6 @@ impl SocketSource for NodeSockets {
 
 fn dialling(towards: SocketAddr, mark: u32) -> io::Result<OwnedFd> {
     let socket = tcp(Domain::for_address(towards), mark)?;
-    socket.set_tcp_nodelay(true)?;
     Ok(socket.into())
 }
 
@@ -164,7 +163,6 @@ fn as_client(client: SocketAddr, towards: SocketAddr, mark: u32) -> io::Result<O
         socket.set_ip_transparent_v4(true)?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_tcp_nodelay(true)?;
     socket.bind(&client.into())?;
     Ok(socket.into())
 }

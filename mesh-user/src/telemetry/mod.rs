@@ -232,16 +232,13 @@ impl Telemetry {
 
     /// Counts a finished request and writes its log line.
     pub fn request(&self, record: &RequestRecord<'_>) {
-        // A client that went away was refused nothing.
-        if let Some(reject) = record.reject.filter(|why| *why != Reject::DownstreamClosed) {
-            self.refusals.note(|| Refused {
-                reject,
-                workload: Arc::clone(record.workload),
-                direction: record.direction,
-                peer: record.peer,
-                destination: record.destination,
-            });
-        }
+        self.refusals.note(record.reject, |reject| Refused {
+            reject,
+            workload: Arc::clone(record.workload),
+            direction: record.direction,
+            peer: record.peer,
+            destination: record.destination,
+        });
         local::with(self, |local| {
             local.count_request(self, record);
             self.log.request(&local.lane, &mut local.clock, record);
@@ -262,16 +259,13 @@ impl Telemetry {
 
     /// Counts a finished connection and writes its log line.
     pub fn connection(&self, record: &ConnectionRecord<'_>) {
-        // A client that went away was refused nothing.
-        if let Some(reject) = record.reject.filter(|why| *why != Reject::DownstreamClosed) {
-            self.refusals.note(|| Refused {
-                reject,
-                workload: Arc::clone(record.workload),
-                direction: record.direction,
-                peer: record.peer,
-                destination: record.destination,
-            });
-        }
+        self.refusals.note(record.reject, |reject| Refused {
+            reject,
+            workload: Arc::clone(record.workload),
+            direction: record.direction,
+            peer: record.peer,
+            destination: record.destination,
+        });
         local::with(self, |local| {
             local.count_connection(self, record);
             self.log.connection(&local.lane, &mut local.clock, record);

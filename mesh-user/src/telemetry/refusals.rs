@@ -37,10 +37,15 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Never waits: where another worker writes, or there are enough, it is only counted.
-    pub(super) fn note(&self, make: impl FnOnce() -> Refused) {
+    /// Notes how a request or a connection ended, if it was refused: a client that went away was
+    /// refused nothing. Never waits: where another worker writes, or there are enough, it is only
+    /// counted.
+    pub(super) fn note(&self, end: Option<Reject>, make: impl FnOnce(Reject) -> Refused) {
+        let Some(reject) = end.filter(|why| *why != Reject::DownstreamClosed) else {
+            return;
+        };
         match self.kept.try_lock() {
-            Ok(mut kept) if kept.len() < KEPT => kept.push(make()),
+            Ok(mut kept) if kept.len() < KEPT => kept.push(make(reject)),
             _ => {
                 self.more.fetch_add(1, Relaxed);
             }
@@ -60,20 +65,24 @@ mod tests {
 
     #[test]
     fn refusals_beyond_a_few_are_only_counted_until_somebody_looks() {
-        let refused = || Refused {
-            reject: Reject::RateLimited,
+        let limited = Some(Reject::RateLimited);
+        let note = |reject| Refused {
+            reject,
             workload: "shop/client".into(),
             direction: Direction::Outbound,
             peer: ([10, 0, 0, 1], 1).into(),
             destination: ([10, 0, 0, 2], 2).into(),
         };
         let refusals = Refusals::default();
+        let refused = || note(Reject::RateLimited);
         for _ in 0..KEPT + 3 {
-            refusals.note(refused);
+            refusals.note(limited, note);
         }
+        refusals.note(None, note);
+        refusals.note(Some(Reject::DownstreamClosed), note);
         assert_eq!(refusals.take(), (vec![refused(); KEPT], 3));
         assert_eq!(refusals.take(), (Vec::new(), 0));
-        refusals.note(refused);
+        refusals.note(limited, note);
         assert_eq!(refusals.take(), (vec![refused()], 0));
     }
 }
