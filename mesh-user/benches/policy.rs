@@ -12,8 +12,8 @@ use mesh_user::{
     clock::MonoNanos,
     model::{
         DialFrom, EjectionPolicy, Endpoint, Interception, Match, Model, Netns, PathChoice,
-        PathMatch, Policy, Port, Protocol, RateKey, RateLimitPolicy, Rule, Select, Service, Tags,
-        Target, TimeoutPolicy, ValueMatch, Workload,
+        PathMatch, Policy, Port, Protocol, RateLimitPolicy, Rule, Select, Service, Tags, Target,
+        TimeoutPolicy, ValueMatch, Workload,
     },
     policy::{
         NoObserver, PortIx, RequestView, Snapshot, balance, rate_limit, rng::Rng, route,
@@ -195,6 +195,7 @@ fn example(count: usize) -> Model {
     let to = |name: &str, weight| Target {
         select: Select::Version(name.to_owned()),
         weight,
+        ..Target::default()
     };
     let rule = |name: String, precedence, matches, route| Rule {
         name,
@@ -203,6 +204,7 @@ fn example(count: usize) -> Model {
         precedence,
         matches,
         route,
+        extra: None,
     };
     let beta = Match {
         headers: vec![("x-user".to_owned(), ValueMatch::Exact("beta".to_owned()))],
@@ -226,12 +228,8 @@ fn example(count: usize) -> Model {
     }));
     let endpoint = |n: usize| Endpoint {
         address: format!("10.1.0.{n}").parse().expect("an address"),
-        ports: [].into(),
         tags: version(if n < 5 { "v1" } else { "v2" }),
-        locality: String::new(),
-        identity: None,
-        healthy: true,
-        weight: 1,
+        ..Endpoint::default()
     };
     let service = Service {
         name: "web".to_owned(),
@@ -262,7 +260,7 @@ fn example(count: usize) -> Model {
         ejection: Some(EjectionPolicy::default()),
         rate_limits: vec![RateLimitPolicy {
             name: "each".to_owned(),
-            key: vec![RateKey::SourceWorkload],
+            key: vec![mesh_user::model::Attribute::SourceWorkload],
             requests: 10_000_000,
             per: std::time::Duration::from_secs(1),
             burst: 10_000_000,

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
 use http::{HeaderMap, Request, Response};
-use mesh_user::model::{Protocol, RateKey, RateLimitPolicy, RetryPolicy, TimeoutPolicy};
+use mesh_user::model::{Attribute, Protocol, RateLimitPolicy, RetryPolicy, TimeoutPolicy};
 use proxy_support::*;
 
 fn one(protocol: Protocol, address: SocketAddr) -> Plan {
@@ -387,7 +387,7 @@ fn refusal_of_grpc_is_a_status_without_a_body() {
         .policy(|policy| {
             policy.rate_limits = vec![RateLimitPolicy {
                 name: "few".into(),
-                key: vec![RateKey::Path],
+                key: vec![Attribute::Path],
                 requests: 1,
                 per: Duration::from_secs(3600),
                 burst: 1,

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_user::model::{Protocol, RateKey, RateLimitPolicy, RetryPolicy, TimeoutPolicy};
+use mesh_user::model::{Attribute, Protocol, RateLimitPolicy, RetryPolicy, TimeoutPolicy};
 use mesh_user::proxy::wire::SocketSource;
 use proxy_support::*;
 
@@ -303,7 +303,7 @@ fn rate_limit_answers_429_with_its_fields_and_admits_who_waits() {
     let plan = one(http("ok")).policy(|policy| {
         policy.rate_limits = vec![RateLimitPolicy {
             name: "per-workload".into(),
-            key: vec![RateKey::SourceWorkload],
+            key: vec![Attribute::SourceWorkload],
             requests: 1,
             per: Duration::from_secs(1),
             burst: 2,

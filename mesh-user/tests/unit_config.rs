@@ -12,8 +12,8 @@ use std::{
 use mesh_user::{
     config::{self, AgentConfig, Code, Config, Limits},
     model::{
-        Balance, BreakerPolicy, DialFrom, EjectionPolicy, Failure, Match, Netns, Protocol, RateKey,
-        Select, SourceMatch, Tags, TimeoutPolicy, ValueMatch,
+        Attribute, Balance, BreakerPolicy, DialFrom, EjectionPolicy, Failure, Match, Netns,
+        Protocol, Select, SourceMatch, Tags, TimeoutPolicy, ValueMatch,
     },
 };
 
@@ -177,7 +177,7 @@ fn design_example_means_what_it_says() {
     );
     assert_eq!(
         (&limit.key[..], limit.per),
-        (&[RateKey::SourceWorkload][..], Duration::from_secs(1))
+        (&[Attribute::SourceWorkload][..], Duration::from_secs(1))
     );
     let seconds = |seconds| Some(Duration::from_secs(seconds));
     let timeouts = TimeoutPolicy {

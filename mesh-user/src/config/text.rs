@@ -136,8 +136,9 @@ impl Text {
                 .to_owned(),
             Self::Rate => "^[1-9][0-9]{0,9}/[smh]$".to_owned(),
             Self::RateKey => format!(
-                "^(?:source[.](?:workload|namespace|identity)|source[.]tag[.]{TAG_KEY}|\
-                 destination|version|header[.]{TOKEN}|path|method)$"
+                "^(?:source[.](?:workload|namespace|identity|address)|source[.]tag[.]{TAG_KEY}|\
+                 destination|version|rule|(?:header|cookie)[.]{TOKEN}|query[.][^\\x00-\\x1f\\x7f]+|\
+                 authority|path|method)$"
             ),
             Self::Cidr => "^[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?$".to_owned(),
             Self::Listen => {
@@ -199,8 +200,9 @@ impl Text {
             }
             Self::Rate => "requests in a time: 100/s, 60/m or 1000/h, at least 1",
             Self::RateKey => {
-                "source.workload, source.namespace, source.identity, source.tag.KEY, destination, \
-                 version, header.NAME, path or method"
+                "source.workload, source.namespace, source.identity, source.address, source.tag.KEY, \
+                 destination, version, rule, header.NAME, cookie.NAME, query.NAME, authority, path \
+                 or method"
             }
             Self::Address => "an IPv4 or IPv6 address, such as 10.96.0.10 or fd00::10",
             Self::Cidr => "an address range, such as 10.0.0.0/8 or fd00::/8",

@@ -4,7 +4,10 @@
 //! which endpoints are ejected. Everything else needs the proxy. Asked by the configuration's check
 //! (for a port that insists on the kernel) and by the compiler (for the others).
 
-use super::{Balance, BreakerPolicy, DialFrom, Match, Policy, Port, Rule, Service, TimeoutPolicy};
+use super::{
+    Balance, BreakerPolicy, DialFrom, Match, Policy, Port, Rule, Select, Service, Target,
+    TimeoutPolicy,
+};
 
 /// What needs the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +57,29 @@ fn of_rule(rule: &Rule) -> Option<&'static str> {
     if rule.matches.iter().any(Match::needs_http) {
         return Some("matches on HTTP");
     }
-    rule.matches
+    if rule
+        .matches
+        .iter()
+        .any(|condition| !condition.sni.is_empty())
+    {
+        return Some("matches the TLS server name");
+    }
+    if rule
+        .matches
         .iter()
         .any(|condition| condition.source.is_some())
-        .then_some("matches the source")
+    {
+        return Some("matches the source");
+    }
+    if rule.extra.is_some() || rule.route.iter().any(|target| target.actions.is_some()) {
+        return Some("does more than to choose a version");
+    }
+    let elsewhere =
+        |target: &Target| target.backend.is_some() || matches!(target.select, Select::Invalid(_));
+    rule.route
+        .iter()
+        .any(elsewhere)
+        .then_some("sends to another service")
 }
 
 /// What a policy asks that the kernel can't do, for a port that it covers.

@@ -2,15 +2,26 @@
 //!
 //! Adapters (`platform`) fill it; `policy::snapshot` compiles it. Plain data: no I/O, no tokio.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
 
+pub mod action;
+pub mod attribute;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
 pub mod shield;
+
+pub use action::{Actions, RuleExtra};
+pub use attribute::Attribute;
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
 /// set selects every endpoint.
@@ -145,7 +156,7 @@ pub struct Endpoint {
     pub ports: BTreeMap<String, u16>,
     /// Its tags.
     pub tags: Tags,
-    /// Zone or region; empty when unknown.
+    /// `region/zone/subzone`, from the left as far as it is known; empty when unknown.
     pub locality: String,
     /// Identity (SPIFFE id) where known.
     pub identity: Option<String>,
@@ -153,6 +164,23 @@ pub struct Endpoint {
     pub healthy: bool,
     /// Share among the endpoints of a version, 1 when all are equal. 0: gets nothing.
     pub weight: u32,
+    /// Failover group, 0 first: a group gets what those before it have no room for.
+    pub priority: u32,
+}
+
+impl Default for Endpoint {
+    fn default() -> Self {
+        Self {
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            ports: BTreeMap::new(),
+            tags: Tags::new(),
+            locality: String::new(),
+            identity: None,
+            healthy: true,
+            weight: 1,
+            priority: 0,
+        }
+    }
 }
 
 /// A workload on this node: a network namespace.
@@ -268,7 +296,7 @@ pub enum Failure {
 }
 
 /// A traffic rule of one service.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Rule {
     /// Name for logs, metrics and `explain`; unique inside the service. Made by the adapter when
     /// the user gave none.
@@ -281,8 +309,32 @@ pub struct Rule {
     pub precedence: i32,
     /// Alternatives: the rule matches when any of them does, or when there is none.
     pub matches: Vec<Match>,
-    /// Where to. At least one.
+    /// Where to. At least one, unless an action answers by itself.
     pub route: Vec<Target>,
+    /// What else happens with what matches; none: it is forwarded as it is.
+    pub extra: Option<Box<RuleExtra>>,
+}
+
+impl Rule {
+    /// Everything that requests may be sent to: the targets and the mirrors.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        let actions = std::iter::once(&self.extra().actions);
+        let own = self.route.iter();
+        let each = own.clone().filter_map(|target| target.actions.as_deref());
+        let mirrors = actions.chain(each).flat_map(|actions| &actions.mirrors);
+        own.chain(mirrors.map(|mirror| &mirror.target))
+    }
+
+    /// Whether it is about this port, by name.
+    pub fn covers(&self, port: &str) -> bool {
+        self.port.as_deref().is_none_or(|name| name == port)
+    }
+
+    /// What happens with what matches, besides being forwarded.
+    pub fn extra(&self) -> &RuleExtra {
+        static NOTHING: RuleExtra = RuleExtra::NOTHING;
+        self.extra.as_deref().unwrap_or(&NOTHING)
+    }
 }
 
 /// Conditions that must all hold. An empty one holds always.
@@ -300,6 +352,9 @@ pub struct Match {
     pub authority: Option<ValueMatch>,
     /// The workload that asks.
     pub source: Option<SourceMatch>,
+    /// Server names of a TLS ClientHello, one of which must be it: lower-case, exact or `*.` and a
+    /// suffix (one label or more). Empty: any, also none.
+    pub sni: Vec<String>,
 }
 
 impl Match {
@@ -351,32 +406,63 @@ pub struct SourceMatch {
     pub identity: Option<String>,
     /// Tags that the workload must carry.
     pub tags: Tags,
+    /// Namespaces in which the workload must not be. Alone it is met by an unknown source too.
+    pub except_namespaces: Vec<String>,
 }
 
 /// One destination of a rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Target {
-    /// What it selects among the service's endpoints.
+    /// What it selects among the endpoints of the service.
     pub select: Select,
     /// Its share: weight / sum of weights, 0 to 1,000,000. 0: receives nothing.
     pub weight: u32,
+    /// Another service; none: the rule's own, on the port that was dialled.
+    pub backend: Option<Backend>,
+    /// What happens on the way to this target alone, after the rule's own actions.
+    pub actions: Option<Box<Actions>>,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self {
+            select: Select::All,
+            weight: 100,
+            backend: None,
+            actions: None,
+        }
+    }
+}
+
+/// A port of another service than the rule's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Backend {
+    /// Its index in [`Model::services`].
+    pub service: usize,
+    /// Number of the service port.
+    pub port: u16,
 }
 
 /// What a target or a policy selects.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Select {
     /// Every endpoint.
+    #[default]
     All,
     /// A named version.
     Version(String),
     /// The endpoints that carry these tags.
     Tags(Tags),
+    /// Those endpoints of the service that are dialled at these addresses.
+    Endpoints(Vec<SocketAddr>),
+    /// Nothing: the reference can't be resolved, for this reason. Its share is answered with 500.
+    Invalid(String),
 }
 
 /// A policy of a service, or of one version of it. What it leaves out falls to the service's
 /// policy, then to the default.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Policy {
     /// The service's index in [`Model::services`].
     pub service: usize,
@@ -466,37 +552,13 @@ pub struct RateLimitPolicy {
     /// Name in the `RateLimit-Policy` field, metrics and `explain`.
     pub name: String,
     /// One bucket for each distinct combination of these; empty: one for all.
-    pub key: Vec<RateKey>,
+    pub key: Vec<Attribute>,
     /// Requests in each `per`. At least 1.
     pub requests: u64,
     /// The period of `requests`.
     pub per: Duration,
     /// Size of the bucket. At least 1.
     pub burst: u64,
-}
-
-/// An attribute that keys a rate limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RateKey {
-    /// `namespace/name` of the workload that asks.
-    SourceWorkload,
-    /// Its namespace.
-    SourceNamespace,
-    /// Its identity.
-    SourceIdentity,
-    /// One of its tags.
-    SourceTag(String),
-    /// The service.
-    Destination,
-    /// The version that was chosen.
-    Version,
-    /// A header's value, by lower-case name.
-    Header(String),
-    /// The path, without query.
-    Path,
-    /// The method.
-    Method,
 }
 
 /// How an endpoint is chosen inside a version.

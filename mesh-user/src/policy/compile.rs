@@ -15,7 +15,7 @@ use super::{
     next_id,
     rate_limit::Limiter,
     retry::RetryPlan,
-    route::{RouteTable, RulePlan},
+    route::{RouteTable, RulePlan, TargetPlan},
     slots::{self, Numbers},
     snapshot::{EndpointState, PortPlan, Source, VersionPlan},
     split::Split,
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clock::MonoNanos,
     model::{
-        DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags,
+        Backend, DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags,
         kernel_table::KernelTable, selects,
     },
 };
@@ -82,13 +82,25 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         snapshot,
         limiters: HashMap::new(),
     };
+    let wanted = wanted(&model);
+    let mut pending = Vec::new();
     for (index, service) in model.services.iter().enumerate() {
         // Stable: equal precedence keeps the order of the model.
         rules[index].sort_by_key(|rule| std::cmp::Reverse(rule.precedence));
         for port in &service.ports {
-            compiler.port(index, service, port, &rules[index], &policies[index]);
+            let selects = wanted.get(&(index, port.number));
+            let selects = selects.map(Vec::as_slice).unwrap_or_default();
+            pending.push(compiler.port(
+                index,
+                service,
+                port,
+                (&rules[index], selects),
+                &policies[index],
+            ));
         }
     }
+    // Targets of other services' ports are there only now.
+    compiler.routes(&pending);
     let (mut snapshot, carry) = (compiler.snapshot, compiler.carry);
     snapshot.service_ports = snapshot.ports.len();
     let numbers = previous.map(|previous| &previous.numbers);
@@ -96,6 +108,37 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
     settle_paths(&mut snapshot);
     super::inbound::add(&mut snapshot, &carry, now);
     snapshot
+}
+
+/// What rules select of each service port, by the service's index and the port's number.
+fn wanted(model: &Model) -> HashMap<(usize, u16), Vec<&Select>> {
+    let mut wanted: HashMap<(usize, u16), Vec<&Select>> = HashMap::new();
+    for rule in &model.rules {
+        let Some(service) = model.services.get(rule.service) else {
+            continue;
+        };
+        for target in rule.targets() {
+            if let Some(backend) = target.backend {
+                let of_port = wanted.entry((backend.service, backend.port)).or_default();
+                of_port.push(&target.select);
+                continue;
+            }
+            let ports = service.ports.iter().filter(|port| rule.covers(&port.name));
+            for port in ports {
+                let of_port = wanted.entry((rule.service, port.number)).or_default();
+                of_port.push(&target.select);
+            }
+        }
+    }
+    wanted
+}
+
+/// A port whose rules are still to be compiled.
+struct Pending<'m> {
+    ix: PortIx,
+    place: (usize, u16),
+    rules: Vec<&'m Rule>,
+    by_select: HashMap<&'m Select, VersionIx>,
 }
 
 /// A port for whose split the kernel has no room is the proxy's after all.
@@ -132,18 +175,18 @@ struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    fn port(
+    fn port<'m>(
         &mut self,
         service_index: usize,
-        service: &Service,
+        service: &'m Service,
         port: &Port,
-        rules: &[&Rule],
+        (rules, selects): (&[&'m Rule], &[&'m Select]),
         policies: &[(usize, &Policy)],
-    ) {
+    ) -> Pending<'m> {
         let key: Arc<str> = service.key().into();
         let ix = PortIx(self.snapshot.ports.len() as u32);
         let covers = |of: &Option<String>| of.as_deref().is_none_or(|name| name == port.name);
-        let rules: Vec<&Rule> = rules
+        let rules: Vec<&'m Rule> = rules
             .iter()
             .copied()
             .filter(|rule| covers(&rule.port))
@@ -166,11 +209,7 @@ impl Compiler<'_> {
             policies: &policies,
             lock: &ejection_lock,
         };
-        let (versions, by_select) = self.versions(&mut place, service, &endpoints, &rules);
-        let plans = self.rules(&place, &rules, &by_select);
-        let with_rules: Vec<(RuleIx, &Rule)> =
-            plans.into_iter().zip(rules.iter().copied()).collect();
-        let routes = RouteTable::new(&with_rules, &self.snapshot.sources);
+        let (versions, by_select) = self.versions(&mut place, service, &endpoints, selects);
         let (path, path_reason) = path(service, port, &rules, &policies);
         self.snapshot.ports.push(PortPlan {
             service: service.name.as_str().into(),
@@ -181,7 +220,7 @@ impl Compiler<'_> {
             dial_from_node: service.dial_from == DialFrom::Node,
             path,
             path_reason,
-            routes,
+            routes: RouteTable::default(),
             all: versions[0],
             versions,
             inbound: None,
@@ -190,6 +229,25 @@ impl Compiler<'_> {
             key,
         });
         self.names(service, port.number, ix);
+        Pending {
+            ix,
+            place: (service_index, port.number),
+            rules,
+            by_select,
+        }
+    }
+
+    /// Compiles the rules of all ports.
+    fn routes(&mut self, pending: &[Pending<'_>]) {
+        let places: HashMap<(usize, u16), &Pending<'_>> =
+            pending.iter().map(|port| (port.place, port)).collect();
+        for port in pending {
+            let plans = self.rules(port, &places);
+            let with_rules: Vec<(RuleIx, &Rule)> =
+                plans.into_iter().zip(port.rules.iter().copied()).collect();
+            let routes = RouteTable::new(&with_rules, &self.snapshot.sources);
+            self.snapshot.ports[port.ix.0 as usize].routes = routes;
+        }
     }
 
     fn names(&mut self, service: &Service, port: u16, ix: PortIx) {
@@ -243,7 +301,7 @@ impl Compiler<'_> {
         place: &mut Place<'_>,
         service: &'m Service,
         endpoints: &[Arc<EndpointState>],
-        rules: &[&'m Rule],
+        selects: &[&'m Select],
     ) -> (Vec<VersionIx>, HashMap<&'m Select, VersionIx>) {
         let all = self.version(place, "*", None, Tags::new(), endpoints.to_vec());
         let mut versions = vec![all];
@@ -257,11 +315,7 @@ impl Compiler<'_> {
             by_tags.entry(tags).or_insert(ix);
         }
         let mut by_select: HashMap<&Select, VersionIx> = HashMap::new();
-        for select in rules
-            .iter()
-            .flat_map(|rule| &rule.route)
-            .map(|target| &target.select)
-        {
+        for select in selects.iter().copied() {
             if by_select.contains_key(select) {
                 continue;
             }
@@ -271,6 +325,9 @@ impl Compiler<'_> {
                 // Tags that a named version has mean that version, with its policies and caps.
                 Select::Tags(tags) if tags.is_empty() => Some(all),
                 Select::Tags(tags) => by_tags.get(tags).copied(),
+                Select::Endpoints(_) => None,
+                // Refused before it comes to an endpoint.
+                Select::Invalid(_) => Some(all),
             };
             let ix = known.unwrap_or_else(|| {
                 let ix = match select {
@@ -282,7 +339,14 @@ impl Compiler<'_> {
                     Select::Version(name) => {
                         self.version(place, name, Some(name), Tags::new(), Vec::new())
                     }
-                    Select::All => all,
+                    Select::Endpoints(addresses) => {
+                        let members = endpoints
+                            .iter()
+                            .filter(|endpoint| addresses.contains(&endpoint.address));
+                        let name = endpoints_name(addresses);
+                        self.version(place, &name, None, Tags::new(), members.cloned().collect())
+                    }
+                    Select::All | Select::Invalid(_) => all,
                 };
                 versions.push(ix);
                 ix
@@ -377,25 +441,34 @@ impl Compiler<'_> {
 
     fn rules(
         &mut self,
-        place: &Place<'_>,
-        rules: &[&Rule],
-        by_select: &HashMap<&Select, VersionIx>,
+        port: &Pending<'_>,
+        places: &HashMap<(usize, u16), &Pending<'_>>,
     ) -> Vec<RuleIx> {
-        let mut plans = Vec::with_capacity(rules.len());
-        for rule in rules {
-            let targets = rule
-                .route
+        let mut plans = Vec::with_capacity(port.rules.len());
+        for rule in &port.rules {
+            let targets = rule.route.iter().map(|target| {
+                let of = match target.backend {
+                    Some(Backend { service, port }) => places.get(&(service, port)).copied(),
+                    None => Some(port),
+                };
+                let version = of.and_then(|of| of.by_select.get(&target.select));
+                TargetPlan {
+                    // A port that is not there: the configuration refuses it by name.
+                    version: version.copied().unwrap_or(self.snapshot.port(port.ix).all),
+                    weight: target.weight,
+                    invalid: version.is_none() || matches!(target.select, Select::Invalid(_)),
+                }
+            });
+            let targets: Vec<TargetPlan> = targets.collect();
+            let named: Vec<_> = targets
                 .iter()
-                .map(|target| (by_select[&target.select], target.weight));
-            let targets: Vec<(VersionIx, u32)> = targets.collect();
-            let named: Vec<(&str, u32)> = targets
-                .iter()
-                .map(|(ix, weight)| (&*self.snapshot.version(*ix).name, *weight))
+                .map(|target| split_name(&self.snapshot, target))
                 .collect();
+            let of = self.snapshot.port(port.ix);
             let carried = self
                 .carry
                 .splits
-                .get(&((place.key, place.port.number), rule.name.as_str()));
+                .get(&((&*of.key, of.number), rule.name.as_str()));
             let id = carried
                 .filter(|(had, _)| *had == named)
                 .map_or_else(next_id, |(_, id)| *id);
@@ -418,6 +491,28 @@ struct Place<'a> {
     port: &'a Port,
     policies: &'a [(usize, &'a Policy)],
     lock: &'a Arc<Mutex<()>>,
+}
+
+/// What makes a target the same one in the next snapshot.
+pub(super) fn split_name<'s>(snapshot: &'s Snapshot, target: &TargetPlan) -> SplitName<'s> {
+    let version = snapshot.version(target.version);
+    let port = snapshot.port(version.port);
+    (
+        &port.key,
+        port.number,
+        &version.name,
+        target.weight,
+        target.invalid,
+    )
+}
+
+/// See [`split_name`].
+pub(super) type SplitName<'s> = (&'s str, u16, &'s str, u32, bool);
+
+/// `10.0.0.1:80,10.0.0.2:80`.
+fn endpoints_name(addresses: &[SocketAddr]) -> String {
+    let parts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    parts.join(",")
 }
 
 fn members(endpoints: &[Arc<EndpointState>], tags: &Tags) -> Vec<Arc<EndpointState>> {

@@ -231,7 +231,7 @@ impl Snapshot {
         let rule = self.rule(rule);
         let targets = rule.targets.iter();
         targets
-            .map(|(ix, weight)| self.target(*ix, *weight, rule.split.sum))
+            .map(|target| self.target(target.version, target.weight, rule.split.sum))
             .collect()
     }
 

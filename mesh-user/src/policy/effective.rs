@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::{
     describe::{Origin, PolicyRow},
-    rate_limit::key_name,
     retry::ON_DEFAULT,
 };
 use crate::model::{
@@ -249,7 +248,7 @@ const fn on_name(on: RetryOn) -> &'static str {
 }
 
 fn limit_text(limit: &RateLimitPolicy) -> String {
-    let keys: Vec<String> = limit.key.iter().map(key_name).collect();
+    let keys: Vec<String> = limit.key.iter().map(ToString::to_string).collect();
     let keys = if keys.is_empty() {
         "all together".to_owned()
     } else {

@@ -1,6 +1,6 @@
 //! Models for the tests of this module.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     HeaderView, NoObserver, PortIx, Reject, RequestView, Snapshot, SourceIx,
@@ -12,7 +12,7 @@ use crate::{
     clock::MonoNanos,
     model::{
         Balance, DialFrom, Endpoint, Interception, Match, Model, Netns, PathChoice, Policy, Port,
-        Protocol, Rule, Select, Service, Tags, Target, TimeoutPolicy, Workload,
+        Protocol, Rule, Select, Service, Tags, Target, Workload,
     },
 };
 
@@ -37,12 +37,8 @@ pub(super) fn tags(pairs: &[(&str, &str)]) -> Tags {
 pub(super) fn endpoint(address: &str, version: &str) -> Endpoint {
     Endpoint {
         address: address.parse().unwrap(),
-        ports: BTreeMap::new(),
         tags: tags(&[("version", version)]),
-        locality: String::new(),
-        identity: None,
-        healthy: true,
-        weight: 1,
+        ..Endpoint::default()
     }
 }
 
@@ -82,6 +78,7 @@ pub(super) fn to(version: &str, weight: u32) -> Target {
     Target {
         select: Select::Version(version.to_owned()),
         weight,
+        ..Target::default()
     }
 }
 
@@ -93,21 +90,12 @@ pub(super) fn rule(name: &str, precedence: i32, matches: Vec<Match>, route: Vec<
         precedence,
         matches,
         route,
+        extra: None,
     }
 }
 
 pub(super) fn policy() -> Policy {
-    Policy {
-        service: 0,
-        version: None,
-        port: None,
-        breaker: None,
-        ejection: None,
-        rate_limits: Vec::new(),
-        balance: None,
-        timeouts: TimeoutPolicy::default(),
-        retries: None,
-    }
+    Policy::default()
 }
 
 pub(super) fn balanced(balance: Balance) -> Policy {

@@ -101,7 +101,10 @@ impl Index {
             query: common_names(QUERY, entries.iter().map(|entry| &*entry.query), |_| true),
             ..Self::default()
         };
-        let keys: Vec<Vec<Key>> = entries.iter().map(|entry| index.keys(entry)).collect();
+        let keys: Vec<Vec<Key>> = entries
+            .iter()
+            .map(|entry| index.keys(entry, sets))
+            .collect();
         let mut uses: IdMap<u32> = IdMap::default();
         for key in keys.iter().flatten() {
             *uses.entry(key.hash()).or_default() += 1;
@@ -147,7 +150,7 @@ impl Index {
         index
     }
 
-    fn keys(&self, entry: &Entry) -> Vec<Key> {
+    fn keys(&self, entry: &Entry, sets: &[SourceSet]) -> Vec<Key> {
         let mut keys = Vec::new();
         if let Some(PathCond::Exact(path)) = &entry.path {
             keys.push(Key::Path(of(PATH, path.as_bytes())));
@@ -179,7 +182,10 @@ impl Index {
         if let Some(PathCond::Prefix(prefix)) = &entry.path {
             keys.extend(prefix_key(prefix));
         }
-        if let Some(set) = entry.source {
+        if let Some(set) = entry
+            .source
+            .filter(|set| !sets[*set as usize].has_unknown())
+        {
             keys.push(Key::Source(join(SOURCE, u64::from(set))));
         }
         keys

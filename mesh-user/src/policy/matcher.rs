@@ -56,6 +56,8 @@ impl fmt::Display for PathCond {
 #[derive(Debug)]
 pub(super) struct SourceSet {
     bits: Box<[u64]>,
+    /// Nothing is asked but where it is not.
+    unknown: bool,
     pub(super) text: Box<str>,
 }
 
@@ -70,23 +72,38 @@ impl SourceSet {
                 && same(&from.namespace, Some(&source.namespace))
                 && same(&from.identity, source.identity.as_deref())
                 && selects(&from.tags, &source.tags)
+                && !from
+                    .except_namespaces
+                    .iter()
+                    .any(|not| **not == *source.namespace)
             {
                 bits[at / 64] |= 1 << (at % 64);
             }
         }
         Self {
             bits: bits.into(),
+            unknown: !from.except_namespaces.is_empty()
+                && *from
+                    == SourceMatch {
+                        except_namespaces: from.except_namespaces.clone(),
+                        ..SourceMatch::default()
+                    },
             text: source_text(from).into(),
         }
     }
 
-    /// An unknown source is in no set: a condition on the source is never met by guess.
+    /// A condition on what the source is is never met by guess: an unknown one is in no such set.
     pub(super) fn has(&self, source: Option<SourceIx>) -> bool {
-        source.is_some_and(|SourceIx(at)| {
+        source.map_or(self.unknown, |SourceIx(at)| {
             self.bits
                 .get(at as usize / 64)
                 .is_some_and(|word| word >> (at % 64) & 1 == 1)
         })
+    }
+
+    /// Whether an unknown source is in it: such a set can't be found by the source.
+    pub(super) const fn has_unknown(&self) -> bool {
+        self.unknown
     }
 }
 
@@ -103,6 +120,11 @@ fn source_text(from: &SourceMatch) -> String {
         from.tags
             .iter()
             .map(|(key, value)| format!("tag {key}={value}")),
+    );
+    parts.extend(
+        from.except_namespaces
+            .iter()
+            .map(|namespace| format!("not in namespace {namespace:?}")),
     );
     if parts.is_empty() {
         "any known workload".to_owned()

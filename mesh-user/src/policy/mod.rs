@@ -7,6 +7,7 @@
 //! (once per request) -> for each attempt: [`balance::pick`] -> [`breaker::Breaker::request`]
 //! (last, so that a refused request never spends a permit) -> forward -> [`Snapshot::record`].
 
+mod attribute;
 pub mod balance;
 pub mod breaker;
 mod compile;
@@ -35,7 +36,7 @@ mod fixture;
 
 pub use observe::{NoObserver, Observer};
 pub use reject::Reject;
-pub use request::{HeaderView, RequestView};
+pub use request::{Client, HeaderView, RequestView};
 pub use snapshot::{EndpointIx, PortIx, RuleIx, Snapshot, SourceIx, VersionIx};
 
 /// A number that no other endpoint, split or ejection of this process has or had.

@@ -14,16 +14,13 @@ use std::{
     },
 };
 
-use super::{HeaderView, Observer, RequestView, Snapshot, SourceIx, route::Plan};
+use super::{Client, HeaderView, Observer, RequestView, Snapshot, attribute::Asker, route::Plan};
 use crate::{clock::MonoNanos, model::RateLimitPolicy};
 
-mod asker;
 mod bucket;
 mod keyed;
 mod verdict;
 
-use asker::Asker;
-pub use asker::key_name;
 use bucket::{Answer, Shape};
 pub use keyed::KEYS_MAX;
 use keyed::{Buckets, Taken};
@@ -100,16 +97,11 @@ impl Limiter {
 
     /// The bucket's key, for people.
     fn key_text<H: HeaderView>(&self, asker: &Asker<'_, H>) -> String {
-        let parts = self.policy.key.iter().map(|key| {
-            let mut value = Vec::new();
-            let there = asker.attribute(key, |part| value.extend_from_slice(part));
-            let value = if there {
-                String::from_utf8_lossy(&value).into_owned()
-            } else {
-                "-".into()
-            };
-            format!("{}={value}", key_name(key))
-        });
+        let parts = self
+            .policy
+            .key
+            .iter()
+            .map(|key| format!("{key}={}", asker.text(key)));
         parts.collect::<Vec<_>>().join(",")
     }
 
@@ -158,18 +150,14 @@ impl Held<'_> {
 pub fn admit<H: HeaderView>(
     snapshot: &Snapshot,
     plan: &Plan,
-    source: Option<SourceIx>,
+    client: impl Into<Client>,
     request: Option<&RequestView<'_, H>>,
     now: MonoNanos,
     observer: &mut impl Observer,
 ) -> Verdict {
-    let asker = Asker {
-        snapshot,
-        plan,
-        source,
-        request,
-    };
-    let verdict = match &*snapshot.version(plan.version).limits {
+    let asker = asker(snapshot, plan, client.into(), request);
+    let limits = &snapshot.version(plan.version).limits;
+    let verdict = match &**limits {
         [] => return Verdict::default(),
         [limit] => {
             let answer = limit.take(&asker, now).answer();
@@ -181,27 +169,39 @@ pub fn admit<H: HeaderView>(
         }
         limits => admit_all(limits, &asker, now),
     };
-    tell(&asker, &verdict, observer);
+    tell(&asker, limits, &verdict, observer);
     verdict
+}
+
+fn asker<'a, H>(
+    snapshot: &'a Snapshot,
+    plan: &Plan,
+    client: Client,
+    request: Option<&'a RequestView<'a, H>>,
+) -> Asker<'a, H> {
+    Asker {
+        snapshot,
+        port: plan.port,
+        rule: plan.rule,
+        version: Some(plan.version),
+        client,
+        request,
+    }
 }
 
 /// What [`admit`] would say now. Nothing is spent, and `left` is what there is before the request.
 pub fn peek<H: HeaderView>(
     snapshot: &Snapshot,
     plan: &Plan,
-    source: Option<SourceIx>,
+    client: impl Into<Client>,
     request: Option<&RequestView<'_, H>>,
     now: MonoNanos,
     observer: &mut impl Observer,
 ) -> Verdict {
-    let asker = Asker {
-        snapshot,
-        plan,
-        source,
-        request,
-    };
-    let verdict = peek_all(&snapshot.version(plan.version).limits, &asker, now);
-    tell(&asker, &verdict, observer);
+    let asker = asker(snapshot, plan, client.into(), request);
+    let limits = &snapshot.version(plan.version).limits;
+    let verdict = peek_all(limits, &asker, now);
+    tell(&asker, limits, &verdict, observer);
     verdict
 }
 
@@ -256,11 +256,15 @@ fn admit_all<H: HeaderView>(
     }
 }
 
-fn tell<H: HeaderView>(asker: &Asker<'_, H>, verdict: &Verdict, observer: &mut impl Observer) {
+fn tell<H: HeaderView>(
+    asker: &Asker<'_, H>,
+    limits: &[Arc<Limiter>],
+    verdict: &Verdict,
+    observer: &mut impl Observer,
+) {
     if !observer.active() {
         return;
     }
-    let limits = &asker.snapshot.version(asker.plan.version).limits;
     for (limit, asked) in limits.iter().zip(verdict.asked.iter()) {
         // When one refuses nothing is spent: who has something left would have admitted.
         let admitted = verdict.refused.is_none() || asked.left > 0;

@@ -14,6 +14,8 @@ pub enum Reject {
     NoHealthyEndpoint,
     /// Every target of the rule has weight 0.
     NoWeight,
+    /// The target that was chosen can't be resolved.
+    InvalidBackend,
     /// `max-connections` of the version, and no room to wait (or TCP).
     OverflowConnections,
     /// `max-pending` of the version.
@@ -73,6 +75,7 @@ impl Reject {
         Self::NoEndpoint,
         Self::NoHealthyEndpoint,
         Self::NoWeight,
+        Self::InvalidBackend,
         Self::OverflowConnections,
         Self::OverflowPending,
         Self::OverflowRequests,
@@ -107,6 +110,7 @@ impl Reject {
             Self::NoEndpoint => "no_endpoint",
             Self::NoHealthyEndpoint => "no_healthy_endpoint",
             Self::NoWeight => "no_weight",
+            Self::InvalidBackend => "invalid_backend",
             Self::OverflowConnections => "overflow_connections",
             Self::OverflowPending => "overflow_pending",
             Self::OverflowRequests => "overflow_requests",
@@ -139,7 +143,7 @@ impl Reject {
     pub const fn status(self) -> u16 {
         match self {
             Self::NoRoute => 404,
-            Self::NoWeight => 500,
+            Self::NoWeight | Self::InvalidBackend => 500,
             Self::NoEndpoint
             | Self::NoHealthyEndpoint
             | Self::OverflowConnections
@@ -181,7 +185,8 @@ impl Reject {
             | Self::UnknownVersion
             | Self::UpstreamMalformed
             | Self::Loop
-            | Self::NoWeight => 13,
+            | Self::NoWeight
+            | Self::InvalidBackend => 13,
             Self::HeaderTimeout | Self::BodyTimeout | Self::DownstreamClosed => 1,
             Self::NoEndpoint
             | Self::NoHealthyEndpoint
@@ -201,7 +206,7 @@ impl Reject {
     /// Envoy's response flag in the access log.
     pub const fn flag(self) -> &'static str {
         match self {
-            Self::NoRoute | Self::NoWeight => "NR",
+            Self::NoRoute | Self::NoWeight | Self::InvalidBackend => "NR",
             Self::NoEndpoint | Self::NoHealthyEndpoint => "UH",
             Self::OverflowConnections | Self::OverflowPending | Self::OverflowRequests => "UO",
             Self::RateLimited => "RL",
@@ -244,6 +249,7 @@ impl Reject {
             Self::NoEndpoint => "the chosen version has no endpoint",
             Self::NoHealthyEndpoint => "the chosen version has no healthy endpoint",
             Self::NoWeight => "every target of the rule has weight 0",
+            Self::InvalidBackend => "the target of the rule does not exist",
             Self::OverflowConnections => "overflow: max-connections of the version is reached",
             Self::OverflowPending => "overflow: max-pending of the version is reached",
             Self::OverflowRequests => "overflow: max-requests of the version is reached",

@@ -1,5 +1,27 @@
 //! A request as the rules see it: borrowed from whatever holds the bytes.
 
+use std::net::IpAddr;
+
+use super::SourceIx;
+
+/// Who asks: known from the socket, never from what is said in the request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// The workload, where it is one of this node.
+    pub source: Option<SourceIx>,
+    /// The address that the connection comes from.
+    pub address: Option<IpAddr>,
+}
+
+impl From<Option<SourceIx>> for Client {
+    fn from(source: Option<SourceIx>) -> Self {
+        Self {
+            source,
+            address: None,
+        }
+    }
+}
+
 /// Read access to header fields, by lower-case name.
 pub trait HeaderView {
     /// The values of every field of that name, in order, one by one (not joined).

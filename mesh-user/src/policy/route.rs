@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use super::{
-    HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx, VersionIx,
+    Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
+    VersionIx,
     index::Index,
     matcher::{Entry, SourceSet},
     request::HeaderList,
@@ -40,10 +41,21 @@ pub struct RulePlan {
     pub name: Arc<str>,
     /// Its precedence.
     pub precedence: i32,
-    /// Targets: version and weight.
-    pub targets: Vec<(VersionIx, u32)>,
+    /// Where to.
+    pub targets: Vec<TargetPlan>,
     /// Their weights, summed up and named.
     pub(super) split: Split,
+}
+
+/// One target of a rule, compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetPlan {
+    /// The version; of another service's port when the rule says so.
+    pub version: VersionIx,
+    /// Its weight.
+    pub weight: u32,
+    /// The reference could not be resolved: its share is answered with 500.
+    pub invalid: bool,
 }
 
 /// Where a request or connection goes.
@@ -53,6 +65,8 @@ pub struct Plan {
     pub port: PortIx,
     /// The rule; none when the service has no rules and all endpoints serve.
     pub rule: Option<RuleIx>,
+    /// Which of the rule's targets, from 0.
+    pub target: u32,
     /// The version.
     pub version: VersionIx,
 }
@@ -207,6 +221,7 @@ fn source_key(source: &SourceMatch) -> impl Eq + std::hash::Hash + use<> {
         source.namespace.clone(),
         source.identity.clone(),
         source.tags.clone(),
+        source.except_namespaces.clone(),
     )
 }
 
@@ -214,15 +229,16 @@ fn source_key(source: &SourceMatch) -> impl Eq + std::hash::Hash + use<> {
 ///
 /// # Errors
 /// [`Reject::NoRoute`] when the port has rules and none matches; [`Reject::NoWeight`] when all
-/// weights of the rule are 0. (A version without endpoints is found out by `balance::pick`.)
+/// weights of the rule are 0; [`Reject::InvalidBackend`]. (A version without endpoints is found out by `balance::pick`.)
 pub fn decide<H: HeaderView>(
     snapshot: &Snapshot,
     port: PortIx,
-    source: Option<SourceIx>,
+    client: impl Into<Client>,
     request: &RequestView<'_, H>,
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
+    let Client { source, .. } = client.into();
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
         table.watch(source, Some(request), observer)
@@ -239,10 +255,11 @@ pub fn decide<H: HeaderView>(
 pub fn decide_tcp(
     snapshot: &Snapshot,
     port: PortIx,
-    source: Option<SourceIx>,
+    client: impl Into<Client>,
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
+    let Client { source, .. } = client.into();
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
         table.watch::<HeaderList>(source, None, observer)
@@ -265,6 +282,7 @@ fn choose(
         return Ok(Plan {
             port,
             rule: None,
+            target: 0,
             version: plan.all,
         });
     }
@@ -273,11 +291,19 @@ fn choose(
     let target = cursors
         .next(snapshot, compiled.split, &compiled.targets)
         .ok_or(Reject::NoWeight)?;
-    let (version, weight) = compiled.targets[target];
+    let TargetPlan {
+        version,
+        weight,
+        invalid,
+    } = compiled.targets[target];
+    if invalid {
+        return Err(Reject::InvalidBackend);
+    }
     observer.version(version, weight, compiled.split.sum);
     Ok(Plan {
         port,
         rule: Some(rule),
+        target: target as u32,
         version,
     })
 }

@@ -183,7 +183,13 @@ struct Part {
 /// conditions, else all endpoints. On the kernel path there are no conditions.
 fn targets(snapshot: &Snapshot, port: &PortPlan) -> Vec<(VersionIx, u32)> {
     match port.routes.catch_all() {
-        Some(rule) => snapshot.rule(rule).targets.clone(),
+        Some(rule) => snapshot
+            .rule(rule)
+            .targets
+            .iter()
+            .filter(|target| !target.invalid)
+            .map(|target| (target.version, target.weight))
+            .collect(),
         None => vec![(port.all, 1)],
     }
 }

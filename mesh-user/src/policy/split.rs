@@ -5,7 +5,7 @@
 //! and in between the picks are spread evenly. Cores don't share cursors, so that over k cores a
 //! count may be off by what one core may be off, k times.
 
-use super::{Snapshot, VersionIx, hash::IdMap};
+use super::{Snapshot, hash::IdMap, route::TargetPlan};
 
 /// Cursors kept at least, before those of vanished rules are looked for.
 const PRUNE_MIN: usize = 64;
@@ -30,15 +30,15 @@ pub(super) struct Split {
 }
 
 impl Split {
-    pub(super) fn new(id: u64, targets: &[(VersionIx, u32)]) -> Self {
+    pub(super) fn new(id: u64, targets: &[TargetPlan]) -> Self {
         let mut weighted = (0_u32..)
             .zip(targets)
-            .filter(|(_, (_, weight))| *weight > 0);
+            .filter(|(_, target)| target.weight > 0);
         let only = weighted
             .next()
             .map(|(at, _)| at)
             .filter(|_| weighted.next().is_none());
-        let sum = targets.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let sum = targets.iter().map(|target| u64::from(target.weight)).sum();
         Self { id, sum, only }
     }
 }
@@ -49,7 +49,7 @@ impl Cursors {
         &mut self,
         snapshot: &Snapshot,
         split: Split,
-        targets: &[(VersionIx, u32)],
+        targets: &[TargetPlan],
     ) -> Option<usize> {
         if let Some(only) = split.only {
             return Some(only as usize);
@@ -62,7 +62,9 @@ impl Cursors {
         }
         let positions = self.positions.get_mut(&split.id)?;
         let mut most: Option<(usize, i64)> = None;
-        for (at, (position, (_, weight))) in positions.iter_mut().zip(targets).enumerate() {
+        for (at, (position, TargetPlan { weight, .. })) in
+            positions.iter_mut().zip(targets).enumerate()
+        {
             *position += i64::from(*weight);
             // The first of equals wins; a target without weight never stands above 0 and is
             // never chosen, also when all others stand below.

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     clock::MonoNanos,
     policy::{
-        HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
+        Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
         rate_limit::{self, Verdict},
         route::{self, Plan},
         snapshot::{EndpointState, Outcome},
@@ -29,6 +29,14 @@ pub(super) struct Refused {
     pub(super) plan: Option<Plan>,
     pub(super) reject: Reject,
     pub(super) verdict: Verdict,
+}
+
+/// Who asks.
+pub(super) fn client(conn: &Conn, place: &Place) -> Client {
+    Client {
+        source: place.source,
+        address: Some(conn.peer.ip()),
+    }
 }
 
 /// Route, version, rate limit: once for each request.
@@ -51,6 +59,7 @@ pub(super) fn admit<H: HeaderView>(
         plan: Some(Plan {
             port,
             rule: None,
+            target: 0,
             version: snapshot.port(port).all,
         }),
         ..refuse(reject)
@@ -59,7 +68,7 @@ pub(super) fn admit<H: HeaderView>(
     let plan = route::decide(
         snapshot,
         port,
-        place.source,
+        client(conn, place),
         request,
         &mut cursors,
         &mut NoObserver,
@@ -68,7 +77,7 @@ pub(super) fn admit<H: HeaderView>(
     let verdict = rate_limit::admit(
         snapshot,
         &plan,
-        place.source,
+        client(conn, place),
         Some(request),
         now,
         &mut NoObserver,

@@ -11,6 +11,7 @@ use tokio::{io::Interest, net::TcpStream};
 
 pub(super) use self::copy::{CopyEnd, Side, copy};
 use super::{
+    attempt::client,
     buffer::Buf,
     core::{Conn, Place},
     inbound,
@@ -107,14 +108,21 @@ async fn forward(
     let plan = route::decide_tcp(
         &snapshot,
         port,
-        place.source,
+        client(conn, place),
         &mut core.cursors.borrow_mut(),
         &mut NoObserver,
     )?;
     log.rule = plan.rule;
     log.version = Some(plan.version);
     let none: Option<&request::RequestView<'_, request::HeaderList>> = None;
-    let verdict = rate_limit::admit(&snapshot, &plan, place.source, none, now, &mut NoObserver);
+    let verdict = rate_limit::admit(
+        &snapshot,
+        &plan,
+        client(conn, place),
+        none,
+        now,
+        &mut NoObserver,
+    );
     if verdict.refused.is_some() {
         return Err(Reject::RateLimited);
     }

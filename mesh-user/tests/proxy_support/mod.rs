@@ -111,10 +111,7 @@ impl Plan {
             address: address.ip(),
             ports: [("main".to_owned(), address.port())].into(),
             tags: tags(version),
-            locality: String::new(),
-            identity: None,
-            healthy: true,
-            weight: 1,
+            ..Endpoint::default()
         });
         self
     }
@@ -132,8 +129,10 @@ impl Plan {
                 .map(|(version, weight)| Target {
                     select: Select::Version((*version).into()),
                     weight: *weight,
+                    ..Target::default()
                 })
                 .collect(),
+            extra: None,
         });
         self
     }

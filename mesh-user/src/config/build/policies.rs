@@ -9,8 +9,8 @@ use super::{
 use crate::{
     config::{collect::Collector, path::FieldPath, units},
     model::{
-        Balance, BreakerPolicy, EjectionPolicy, Policy, RateKey, RateLimitPolicy, RetryOn,
-        RetryPolicy, Service, TimeoutPolicy,
+        Balance, BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy,
+        Service, TimeoutPolicy,
     },
 };
 
@@ -115,7 +115,7 @@ pub(super) fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
                     .nodes("key")
                     .iter()
                     .filter_map(reader::text)
-                    .filter_map(rate_key)
+                    .filter_map(|text| text.parse().ok())
                     .collect(),
                 requests,
                 per,
@@ -123,27 +123,6 @@ pub(super) fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
             }
         })
         .collect()
-}
-
-fn rate_key(text: &str) -> Option<RateKey> {
-    Some(match text {
-        "source.workload" => RateKey::SourceWorkload,
-        "source.namespace" => RateKey::SourceNamespace,
-        "source.identity" => RateKey::SourceIdentity,
-        "destination" => RateKey::Destination,
-        "version" => RateKey::Version,
-        "path" => RateKey::Path,
-        "method" => RateKey::Method,
-        other => {
-            return other
-                .strip_prefix("source.tag.")
-                .map(|tag| RateKey::SourceTag(tag.to_owned()))
-                .or_else(|| {
-                    let name = other.strip_prefix("header.")?;
-                    Some(RateKey::Header(name.to_ascii_lowercase()))
-                });
-        }
-    })
 }
 
 fn balance(word: &str) -> Option<Balance> {

@@ -146,6 +146,7 @@ pub(super) fn rules(
                 precedence: from.int("precedence").unwrap_or(0),
                 matches: from.items("match").map(condition).collect(),
                 route: from.items("route").map(target).collect(),
+                extra: None,
             }
         })
         .collect();
@@ -183,6 +184,8 @@ fn target(from: Reader<'_>) -> Target {
     Target {
         select,
         weight: from.int("weight").unwrap_or(100),
+        backend: None,
+        actions: None,
     }
 }
 
@@ -205,6 +208,7 @@ fn condition(from: Reader<'_>) -> Match {
             .collect(),
         authority: from.get("authority").and_then(value_match).map(lower),
         source: from.has("source").then(|| source(from.object("source"))),
+        sni: Vec::new(),
     }
 }
 
@@ -252,5 +256,6 @@ pub(super) fn source(from: Reader<'_>) -> SourceMatch {
         namespace: owned("namespace"),
         identity: owned("identity"),
         tags: from.tags("tags"),
+        except_namespaces: Vec::new(),
     }
 }

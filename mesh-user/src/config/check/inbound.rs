@@ -6,7 +6,7 @@ use super::Findings;
 use crate::{
     config::{path::FieldPath, report::Code},
     model::{
-        Inbound, Model, RateKey, SourceMatch,
+        Attribute, Inbound, Model, SourceMatch,
         inbound::{InboundAction, InboundPorts, InboundRule, PeerMatch},
     },
 };
@@ -82,18 +82,18 @@ fn limits(rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
         for (n, key) in limit.key.iter().enumerate() {
             let about_source = matches!(
                 key,
-                RateKey::SourceWorkload
-                    | RateKey::SourceNamespace
-                    | RateKey::SourceIdentity
-                    | RateKey::SourceTag(_)
+                Attribute::SourceWorkload
+                    | Attribute::SourceNamespace
+                    | Attribute::SourceIdentity
+                    | Attribute::SourceTag(_)
+                    | Attribute::SourceAddress
             );
             if !about_source {
                 let message =
                     "this is no key of an inbound limit: it must hold for opaque connections, \
                                and for what is judged before it is dialled"
                         .to_owned();
-                let expected =
-                    "source.workload, source.namespace, source.identity or source.tag.NAME";
+                let expected = "source.workload, source.namespace, source.identity, source.address or source.tag.NAME";
                 out.error(Code::BadKey, path.key("key").at(n), message, expected);
             }
         }

@@ -89,7 +89,7 @@ fn targets(rule: &Rule, service: Option<(usize, &Service)>, item: &FieldPath, ou
                     );
                 }
             }
-            Select::All => {}
+            Select::All | Select::Endpoints(_) | Select::Invalid(_) => {}
         }
     }
     if !rule.route.is_empty() && rule.route.iter().all(|Target { weight, .. }| *weight == 0) {

@@ -24,7 +24,9 @@ fn rule(service: usize) -> Rule {
         route: vec![Target {
             select: Select::Version("v".to_owned()),
             weight: 1,
+            ..Target::default()
         }],
+        extra: None,
     }
 }
 

@@ -49,7 +49,14 @@ fn text_examples_are_taken() {
         (bound, &["0s", "1h", "59m59s"]),
         (
             Text::RateKey,
-            &["source.workload", "source.tag.app", "header.x-user", "path"],
+            &[
+                "source.workload",
+                "source.tag.app",
+                "header.x-user",
+                "cookie.s",
+                "query.a b",
+                "path",
+            ],
         ),
         (Text::Address, &["10.0.0.1", "fd00::1"]),
         (Text::Cidr, &["10.0.0.0/8", "10.0.0.1", "fd00::/8"]),
@@ -74,7 +81,7 @@ fn text_slips_are_refused() {
         (bound, &["0s", "1h1us", "15", "1.5s", "999999999h"]),
         (
             Text::RateKey,
-            &["source", "source.tag.", "header.", "cookie.x"],
+            &["source", "source.tag.", "header.", "cookie.", "body"],
         ),
         (Text::Address, &["10.0.0", "10.0.0.1/8", "fe80::1%eth0"]),
         (Text::Cidr, &["10.0.0.1/8", "10.0.0.0/33", "x"]),

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
-use super::LimiterKey;
+use super::{LimiterKey, SplitName, split_name};
 use crate::{
     model::Endpoint,
     policy::{
@@ -15,8 +15,8 @@ use crate::{
 /// Names a port: `namespace/name` and number.
 type PortKey<'a> = (&'a str, u16);
 
-/// A rule's targets by version name, with their weights, and the id of that split.
-type KnownSplit<'a> = (Vec<(&'a str, u32)>, u64);
+/// A rule's targets, with their weights, and the id of that split.
+type KnownSplit<'a> = (Vec<SplitName<'a>>, u64);
 
 /// What the previous snapshot has, by stable keys.
 #[derive(Default)]
@@ -55,7 +55,7 @@ impl<'a> Carry<'a> {
             }
             for rule in port.routes.rules().iter().map(|ix| previous.rule(*ix)) {
                 let targets = rule.targets.iter();
-                let targets = targets.map(|(ix, weight)| (&*previous.version(*ix).name, *weight));
+                let targets = targets.map(|target| split_name(previous, target));
                 carry
                     .splits
                     .insert((key, &rule.name), (targets.collect(), rule.split.id));

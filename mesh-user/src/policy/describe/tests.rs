@@ -6,7 +6,7 @@ use super::{
     *,
 };
 use crate::model::{
-    Balance, BreakerPolicy, EjectionPolicy, Match, PathMatch, Policy, RateKey, RateLimitPolicy,
+    Attribute, Balance, BreakerPolicy, EjectionPolicy, Match, PathMatch, Policy, RateLimitPolicy,
     SourceMatch, ValueMatch,
 };
 
@@ -21,6 +21,7 @@ fn example() -> Snapshot {
             tags: super::super::fixture::tags(&[("app", "tester")]),
             ..SourceMatch::default()
         }),
+        ..Match::default()
     };
     let rules = vec![
         rule("default", 0, Vec::new(), vec![to("v1", 90), to("v2", 10)]),
@@ -39,7 +40,7 @@ fn example() -> Snapshot {
             }),
             rate_limits: vec![RateLimitPolicy {
                 name: "each".into(),
-                key: vec![RateKey::SourceWorkload],
+                key: vec![Attribute::SourceWorkload],
                 requests: 100,
                 per: secs(1),
                 burst: 200,

@@ -11,8 +11,8 @@ use super::{
     *,
 };
 use crate::model::{
-    BreakerPolicy, EjectionPolicy, Match, PathMatch, Policy, RateKey, RateLimitPolicy, SourceMatch,
-    ValueMatch,
+    Attribute, BreakerPolicy, EjectionPolicy, Match, PathMatch, Policy, RateLimitPolicy,
+    SourceMatch, ValueMatch,
 };
 
 fn of(snapshot: &Snapshot, ask: &super::super::fixture::Ask) -> Explanation {
@@ -95,7 +95,7 @@ fn explanation_names_every_rule_tried_and_the_shares() {
 fn explanation_moves_no_cursor_and_spends_no_token() {
     let limit = RateLimitPolicy {
         name: "one".into(),
-        key: vec![RateKey::SourceWorkload],
+        key: vec![Attribute::SourceWorkload],
         requests: 1,
         per: secs(1_000),
         burst: 1,

@@ -155,11 +155,8 @@ fn endpoints_of_the_model_are_known_by_address_and_strangers_are_no_source() {
     let endpoint = |address: &str, identity: Option<&str>| Endpoint {
         address: address.parse().unwrap(),
         ports: [("grpc".to_owned(), 9_999)].into(),
-        tags: Tags::new(),
-        locality: String::new(),
         identity: identity.map(str::to_owned),
-        healthy: true,
-        weight: 1,
+        ..Endpoint::default()
     };
     let port = |name: &str, target, protocol| Port {
         name: name.into(),

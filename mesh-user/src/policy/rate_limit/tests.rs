@@ -6,7 +6,7 @@ use std::{
 
 use super::{
     super::{
-        NoObserver, VersionIx,
+        NoObserver, SourceIx, VersionIx,
         fixture::{
             Ask, PORT, at_ms, compile, get, model, policy, recompile, secs, service, workload,
         },
@@ -15,11 +15,11 @@ use super::{
     },
     *,
 };
-use crate::model::{Model, Policy, RateKey};
+use crate::model::{Attribute, Model, Policy};
 
 fn limit(
     name: &str,
-    key: Vec<RateKey>,
+    key: Vec<Attribute>,
     requests: u64,
     per: Duration,
     burst: u64,
@@ -49,6 +49,7 @@ fn limited(limits: Vec<RateLimitPolicy>) -> Model {
 const ALL: Plan = Plan {
     port: PORT,
     rule: None,
+    target: 0,
     version: VersionIx(0),
 };
 
@@ -149,7 +150,7 @@ fn rates_that_divide_badly_are_kept_within_a_thousandth() {
 
 #[test]
 fn sixteen_threads_share_one_exact_bucket() {
-    let keyed = vec![RateKey::Header("x".into())];
+    let keyed = vec![Attribute::Header("x".into())];
     for key in [Vec::new(), keyed] {
         let snapshot = compile(limited(vec![limit("l", key, 1_000, secs(1), 50)]));
         let clock = AtomicU64::new(0);
@@ -235,7 +236,7 @@ fn client_that_waits_retry_after_is_admitted_and_one_second_less_would_not_do() 
 fn fields_are_structured_fields_with_quota_window_rest_and_reset() {
     let limits = vec![
         limit("perhr", Vec::new(), 1_000, secs(3_600), 1_000),
-        limit("odd \"n\\me", vec![RateKey::Path], 1, secs(2), 3),
+        limit("odd \"n\\me", vec![Attribute::Path], 1, secs(2), 3),
     ];
     let snapshot = compile(limited(limits));
     let verdict = ask(&snapshot, None, &get("/a"), at_ms(1));
@@ -274,7 +275,7 @@ fn refused_request_spends_nothing_of_the_other_limits() {
     let limits = vec![
         limit("wide", Vec::new(), 1, secs(1_000), 10),
         limit("narrow", Vec::new(), 1, secs(1_000), 1),
-        limit("keyed", vec![RateKey::Method], 1, secs(1_000), 10),
+        limit("keyed", vec![Attribute::Method], 1, secs(1_000), 10),
     ];
     let snapshot = compile(limited(limits));
     assert_eq!(ask(&snapshot, None, &get("/"), at_ms(1)).refused, None);
@@ -288,7 +289,7 @@ fn refused_request_spends_nothing_of_the_other_limits() {
 
 #[test]
 fn keys_have_buckets_of_their_own() {
-    let sources = |key: RateKey, asks: &[(Option<&str>, Ask)]| -> Vec<bool> {
+    let sources = |key: Attribute, asks: &[(Option<&str>, Ask)]| -> Vec<bool> {
         let snapshot = compile(limited(vec![limit("l", vec![key], 1, secs(1_000), 1)]));
         asks.iter()
             .map(|(source, one)| {
@@ -307,28 +308,28 @@ fn keys_have_buckets_of_their_own() {
         (unknown, root()),
     ];
     assert_eq!(
-        sources(RateKey::SourceWorkload, &three),
+        sources(Attribute::SourceWorkload, &three),
         [true, true, false, true, false]
     );
     assert_eq!(
-        sources(RateKey::SourceIdentity, &three),
+        sources(Attribute::SourceIdentity, &three),
         [true, true, false, true, false]
     );
     assert_eq!(
-        sources(RateKey::SourceNamespace, &three),
+        sources(Attribute::SourceNamespace, &three),
         [true, false, false, true, false]
     );
     assert_eq!(
-        sources(RateKey::SourceTag("app".into()), &three),
+        sources(Attribute::SourceTag("app".into()), &three),
         [true, false, false, true, false]
     );
     // Who has no such tag shares one bucket, known or not.
     assert_eq!(
-        sources(RateKey::SourceTag("no".into()), &three),
+        sources(Attribute::SourceTag("no".into()), &three),
         [true, false, false, false, false]
     );
     assert_eq!(
-        sources(RateKey::Destination, &three),
+        sources(Attribute::Destination, &three),
         [true, false, false, false, false]
     );
     let asks = [
@@ -343,20 +344,23 @@ fn keys_have_buckets_of_their_own() {
         (a, root().with("x", "1, 2")),
     ];
     let expected = [true, false, true, true, false, true, true, false];
-    assert_eq!(sources(RateKey::Header("x".into()), &asks), expected);
+    assert_eq!(sources(Attribute::Header("x".into()), &asks), expected);
     let asks = [
         (a, get("/a")),
         (a, get("/a?q")),
         (a, get("/b")),
         (a, get("/a").method("PUT")),
     ];
-    assert_eq!(sources(RateKey::Path, &asks), [true, false, true, false]);
-    assert_eq!(sources(RateKey::Method, &asks), [true, false, false, true]);
+    assert_eq!(sources(Attribute::Path, &asks), [true, false, true, false]);
+    assert_eq!(
+        sources(Attribute::Method, &asks),
+        [true, false, false, true]
+    );
 }
 
 #[test]
 fn combined_keys_do_not_run_into_each_other() {
-    let key = vec![RateKey::Header("x".into()), RateKey::Header("y".into())];
+    let key = vec![Attribute::Header("x".into()), Attribute::Header("y".into())];
     let snapshot = compile(limited(vec![limit("l", key, 1, secs(1_000), 1)]));
     for (x, y) in [("ab", "c"), ("a", "bc"), ("abc", ""), ("", "abc")] {
         let one = get("/").with("x", x).with("y", y);
@@ -379,7 +383,7 @@ fn versions_share_the_service_limit_unless_the_key_says_version() {
         version: VersionIx(2),
         ..ALL
     };
-    for (key, expected) in [(Vec::new(), Some(0)), (vec![RateKey::Version], None)] {
+    for (key, expected) in [(Vec::new(), Some(0)), (vec![Attribute::Version], None)] {
         let snapshot = compile(limited(vec![limit("l", key, 1, secs(1_000), 1)]));
         assert_eq!(ask(&snapshot, None, &get("/"), at_ms(1)).refused, None);
         let second = admit(
@@ -396,7 +400,7 @@ fn versions_share_the_service_limit_unless_the_key_says_version() {
 
 #[test]
 fn opaque_connection_is_limited_by_what_it_has() {
-    let key = vec![RateKey::SourceWorkload, RateKey::Path];
+    let key = vec![Attribute::SourceWorkload, Attribute::Path];
     let snapshot = compile(limited(vec![limit("l", key, 1, secs(1_000), 1)]));
     let connect = |source: &str| {
         let source = snapshot.source(source);
@@ -409,7 +413,7 @@ fn opaque_connection_is_limited_by_what_it_has() {
 
 #[test]
 fn peek_spends_nothing_and_says_what_admit_will_say() {
-    let limits = vec![limit("l", vec![RateKey::Path], 1, secs(1_000), 2)];
+    let limits = vec![limit("l", vec![Attribute::Path], 1, secs(1_000), 2)];
     let snapshot = compile(limited(limits));
     let look = || {
         let one = get("/a");
@@ -433,7 +437,15 @@ fn peek_spends_nothing_and_says_what_admit_will_say() {
 
 #[test]
 fn reload_keeps_the_level_of_an_unchanged_limit_only() {
-    let with = |burst| limited(vec![limit("l", vec![RateKey::Path], 1, secs(1_000), burst)]);
+    let with = |burst| {
+        limited(vec![limit(
+            "l",
+            vec![Attribute::Path],
+            1,
+            secs(1_000),
+            burst,
+        )])
+    };
     let first = compile(with(2));
     assert!(is_admitted(&first, at_ms(1)) && is_admitted(&first, at_ms(1)));
     let second = recompile(with(2), &first, at_ms(2));

@@ -50,6 +50,7 @@ fn statuses_follow_the_table_of_local_replies() {
         (Reject::NoEndpoint, 503, "UH"),
         (Reject::NoHealthyEndpoint, 503, "UH"),
         (Reject::NoWeight, 500, "NR"),
+        (Reject::InvalidBackend, 500, "NR"),
         (Reject::ConnectFailed, 503, "UF"),
         (Reject::OverflowRequests, 503, "UO"),
         (Reject::OverflowPending, 503, "UO"),

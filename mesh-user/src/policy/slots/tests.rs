@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     clock::MonoNanos,
-    model::{Match, Model, OutboundRule, Protocol, Select, Target},
+    model::{Match, Model, OutboundRule, Protocol, Target},
 };
 
 /// How many slots each address has, at the service's first address and port 80.
@@ -156,8 +156,8 @@ fn unready_endpoints_and_empty_versions_have_no_slots() {
 #[test]
 fn endpoint_in_two_targets_has_the_sum_of_both_shares() {
     let all = Target {
-        select: Select::All,
         weight: 1,
+        ..Target::default()
     };
     let rules = vec![rule("default", 0, Vec::new(), vec![to("v1", 1), all])];
     let table = compile(model(service(1, 1), rules, Vec::new())).kernel_table();

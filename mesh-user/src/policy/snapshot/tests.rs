@@ -38,6 +38,7 @@ fn by_tags(pairs: &[(&str, &str)]) -> Rule {
     let target = Target {
         select: Select::Tags(tags(pairs)),
         weight: 1,
+        ..Target::default()
     };
     rule("by-tags", 0, Vec::new(), vec![target])
 }

@@ -41,7 +41,7 @@ fn counts(snapshot: &Snapshot, cursors: &mut Cursors, picks: u64, targets: usize
         let at = rule
             .targets
             .iter()
-            .position(|(version, _)| *version == plan.version)
+            .position(|target| target.version == plan.version)
             .unwrap();
         counts[at] += 1;
     }

@@ -110,6 +110,7 @@ fn admit(
     let plan = Plan {
         port,
         rule: None,
+        target: 0,
         version: snapshot.port(port).all,
     };
     // Keys of inbound limits are about the source only.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    model::{Match, Model, PathMatch, Select, SourceMatch, Tags, Target, ValueMatch},
+    model::{Match, Model, PathMatch, SourceMatch, Tags, Target, ValueMatch},
     policy::{
         fixture::{Ask, get, model, rule, service, tags, to, workload},
         rng::Rng,
@@ -87,6 +87,7 @@ impl Draw {
             query,
             authority,
             source,
+            sni: Vec::new(),
         }
     }
 
@@ -103,6 +104,11 @@ impl Draw {
             namespace: self.chance(20).then(|| "default".to_owned()),
             identity: None,
             tags,
+            except_namespaces: if self.chance(15) {
+                vec![self.one(&["default", "other"]).to_owned()]
+            } else {
+                Vec::new()
+            },
         }
     }
 
@@ -122,8 +128,8 @@ impl Draw {
                 to("v1", self.0.below(3)),
                 to("v2", self.0.below(3)),
                 Target {
-                    select: Select::All,
                     weight: 1,
+                    ..Target::default()
                 },
             ];
             rule(&format!("r{n}"), self.0.below(3) as i32, matches, route)

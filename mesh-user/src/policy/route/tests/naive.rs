@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use crate::{
-    model::{Match, Model, PathMatch, Rule, ValueMatch, Workload, selects},
+    model::{Match, Model, PathMatch, Rule, SourceMatch, ValueMatch, Workload, selects},
     policy::fixture::Ask,
 };
 
@@ -70,7 +70,11 @@ fn naive_match(from: &Match, source: Option<&Workload>, ask: &Ask) -> bool {
     };
     let workload = match (&from.source, source) {
         (None, _) => true,
-        (Some(_), None) => false,
+        (Some(cond), None) => {
+            let mut only = cond.clone();
+            only.except_namespaces.clear();
+            !cond.except_namespaces.is_empty() && only == SourceMatch::default()
+        }
         (Some(cond), Some(source)) => {
             cond.workload
                 .as_ref()
@@ -84,6 +88,7 @@ fn naive_match(from: &Match, source: Option<&Workload>, ask: &Ask) -> bool {
                     .as_ref()
                     .is_none_or(|id| Some(id) == source.identity.as_ref())
                 && selects(&cond.tags, &source.tags)
+                && !cond.except_namespaces.contains(&source.namespace)
         }
     };
     let host = ask.authority.split(':').next().unwrap().to_lowercase();
