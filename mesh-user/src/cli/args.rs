@@ -76,6 +76,12 @@ pub(super) enum Verb {
     Explain(ExplainArgs),
     /// Check configuration files: every problem at once, with its place.
     Validate(ValidateArgs),
+    /// Check configuration files, and tell what is valid but probably not meant: shadowed rules,
+    /// versions that nothing is sent to, weights that don't add up, missing endpoints.
+    ///
+    /// Every finding has a code, a place and a severity. Exit status 1 when one is at least as bad
+    /// as `--fail-on`.
+    Analyze(AnalyzeArgs),
     /// Print the JSON Schema of the configuration file.
     Schema,
     /// Check a file, then put it in the place of the one that the agent watches, and wait for it.
@@ -426,6 +432,31 @@ pub(super) struct ValidateArgs {
     pub(super) files: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) output: PlainOutputArgs,
+}
+
+/// `mesh analyze`.
+#[derive(Args, Debug)]
+pub(super) struct AnalyzeArgs {
+    /// The files; `-`: standard input.
+    #[arg(short, long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub(super) files: Vec<PathBuf>,
+    /// From which severity on the exit status is 1.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) fail_on: FailOn,
+    #[command(flatten)]
+    pub(super) output: PlainOutputArgs,
+}
+
+/// Severities of [`AnalyzeArgs`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum FailOn {
+    /// Only what makes the file invalid.
+    #[default]
+    Error,
+    /// What does probably not do what was meant, too.
+    Warning,
+    /// Anything.
+    Note,
 }
 
 /// `mesh apply`.

@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::model::{Model, shield::Shield};
 
+mod analyze;
 mod build;
 mod check;
 mod collect;
@@ -79,6 +80,17 @@ pub fn examine(path: &Path) -> Examined {
     }
 }
 
+/// [`examine`], and what is valid but probably not meant (`mesh analyze`).
+pub fn analyze(path: &Path) -> Examined {
+    match read_file(path) {
+        Ok(text) => analyze_text(&path.display().to_string(), &text),
+        Err(report) => Examined {
+            config: None,
+            report,
+        },
+    }
+}
+
 /// The text of a configuration file, not examined yet.
 ///
 /// # Errors
@@ -102,9 +114,24 @@ pub(crate) fn read_file(path: &Path) -> Result<String, Report> {
 
 /// [`examine`] for a text at hand.
 pub fn examine_text(name: &str, text: &str) -> Examined {
+    examine_with(name, text, check)
+}
+
+/// [`examine_text`], and what is valid but probably not meant (`mesh analyze`).
+pub fn analyze_text(name: &str, text: &str) -> Examined {
+    examine_with(name, text, |model| {
+        let mut findings = check(model);
+        if findings.iter().all(|found| found.severity != Severity::Error) {
+            findings.extend(analyze::analyze(model));
+        }
+        findings
+    })
+}
+
+fn examine_with(name: &str, text: &str, check: impl Fn(&Model) -> Vec<Finding>) -> Examined {
     let source = Arc::new(Source::new(name, text));
     let mut out = Collector::new();
-    let config = read(&source, &mut out);
+    let config = read(&source, &mut out, check);
     let config = config.filter(|_| !out.has_errors());
     Examined {
         config,
@@ -114,7 +141,11 @@ pub fn examine_text(name: &str, text: &str) -> Examined {
 
 /// Text to tree, tree to values, and all the checks. What comes back may hold placeholders when
 /// there are errors.
-fn read(source: &Source, out: &mut Collector) -> Option<Config> {
+fn read(
+    source: &Source,
+    out: &mut Collector,
+    meaning: impl Fn(&Model) -> Vec<Finding>,
+) -> Option<Config> {
     if source.text.len() as u64 > source::FILE_BYTES_MAX {
         let message = format!("there are {} bytes", source.text.len());
         let expected = Some("at most 16 MiB".to_owned());
@@ -159,12 +190,12 @@ fn read(source: &Source, out: &mut Collector) -> Option<Config> {
     };
     walk::walk_object(&root, &fields::ROOT, Trail::ROOT, out);
     let config = build::config(&root, out);
-    let mut findings = check(&config.model);
+    let mut findings = meaning(&config.model);
     findings.extend(check::agent(&config.agent));
     findings.sort_by_key(|finding| finding.severity);
     for finding in findings {
         // A warning about a file that is refused anyway would often follow from the error.
-        let needless = finding.severity == Severity::Warning && out.has_errors();
+        let needless = finding.severity != Severity::Error && out.has_errors();
         let follows = out.spoils(&finding.path)
             || finding
                 .because
