@@ -9,7 +9,7 @@ use crate::{
     model::OutboundAction,
     policy::{
         PortIx, RequestView, Snapshot,
-        explain::{Explanation, explain},
+        explain::{Explanation, explain, explain_tcp},
         request::HeaderList,
         split::Cursors,
     },
@@ -33,6 +33,9 @@ pub struct Question {
     pub path: String,
     /// Header fields, in order. `host` takes the place of the dialled host.
     pub headers: Vec<(String, String)>,
+    /// An opaque connection: no request is asked about.
+    #[serde(default)]
+    pub tcp: bool,
 }
 
 /// The answer.
@@ -142,6 +145,11 @@ pub fn answer(
     let Some(port) = port else {
         return outside(question, address);
     };
+    let cursors = Cursors::default();
+    if question.tcp {
+        let explanation = explain_tcp(snapshot, port, Some(source), &cursors, now);
+        return Ok(Answer::Service(Box::new(explanation)));
+    }
     let (path, query) = match question.path.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (&*question.path, None),
@@ -159,7 +167,6 @@ pub fn answer(
         authority: given.map_or(&*dialled, |(_, value)| value),
         headers: &headers,
     };
-    let cursors = Cursors::default();
     let explanation = explain(snapshot, port, Some(source), &request, &cursors, now);
     Ok(Answer::Service(Box::new(explanation)))
 }

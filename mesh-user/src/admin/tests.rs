@@ -644,6 +644,7 @@ fn question(host: &str, headers: &[(&str, &str)]) -> explain::Question {
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect(),
+        tcp: false,
     }
 }
 

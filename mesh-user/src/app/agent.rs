@@ -36,7 +36,7 @@ use crate::{
         ejection::{Change, What},
     },
     proxy::{Command, Workers},
-    telemetry::{Refused, ShieldSample, Telemetry},
+    telemetry::{LiveConnection, Refused, ShieldSample, Telemetry},
 };
 
 /// Hooks without which nothing is captured.
@@ -808,6 +808,10 @@ impl Agent for NodeAgent {
 
     fn shield(&self, ask: &ShieldAsk) -> Result<serde_json::Value, String> {
         self.shield.ask(ask)
+    }
+
+    fn connections(&self, peer: Option<std::net::SocketAddr>) -> Vec<LiveConnection> {
+        self.workers.connections(peer)
     }
 
     fn shield_sample(&self) -> Option<ShieldSample> {

@@ -376,11 +376,28 @@ pub(super) enum MonitorFormat {
 #[derive(Args, Debug)]
 pub(super) struct ExplainArgs {
     /// The workload that asks: `namespace/name`, or a name in `default`.
-    #[arg(long, value_name = "WORKLOAD")]
-    pub(super) from: String,
+    #[arg(long, value_name = "WORKLOAD", required_unless_present = "live")]
+    pub(super) from: Option<String>,
     /// Where to: a service's hostname or address, and port. IPv6 in brackets.
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_target)]
-    pub(super) to: Target,
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_parser = parse_target,
+        required_unless_present = "live"
+    )]
+    pub(super) to: Option<Target>,
+    /// A live connection instead: the client's ADDRESS:PORT, or its cookie (`mesh bpf conns -o
+    /// wide`). Tells what was decided for it last, by which configuration, and what would be
+    /// decided for a new one. Needs a running agent.
+    #[arg(
+        long,
+        value_name = "CONN",
+        conflicts_with_all = ["from", "to", "method", "path", "headers", "file", "tcp"]
+    )]
+    pub(super) live: Option<String>,
+    /// An opaque connection: no request.
+    #[arg(long, conflicts_with_all = ["method", "path", "headers"])]
+    pub(super) tcp: bool,
     /// Method.
     #[arg(long, default_value = "GET", value_name = "M", value_parser = parse_method)]
     pub(super) method: String,

@@ -121,7 +121,10 @@ pub fn examine_text(name: &str, text: &str) -> Examined {
 pub fn analyze_text(name: &str, text: &str) -> Examined {
     examine_with(name, text, |model| {
         let mut findings = check(model);
-        if findings.iter().all(|found| found.severity != Severity::Error) {
+        if findings
+            .iter()
+            .all(|found| found.severity != Severity::Error)
+        {
             findings.extend(analyze::analyze(model));
         }
         findings

@@ -1,7 +1,6 @@
 //! Accepting connections, and the bounds on them.
 
 use std::{
-    cell::Cell,
     collections::HashMap,
     future::poll_fn,
     io,
@@ -22,6 +21,7 @@ use tokio::{
 use super::{
     connection,
     core::{Conn, Core, Slot, canonical},
+    live::Watched,
     wire::WorkloadHandle,
 };
 use crate::{clock, policy::Reject, telemetry::Direction};
@@ -178,7 +178,8 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
     let workload = &from.workload;
     let peer = canonical(peer);
     let max = core.limits().workload_connections_max;
-    let idle = Rc::new(Cell::new(false));
+    let opened = clock::now();
+    let idle = Watched::new(workload, from.direction, peer, opened);
     let taken = workload
         .connections
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
@@ -191,7 +192,7 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
             workload: Arc::clone(workload),
             peer,
             destination,
-            opened: clock::now(),
+            opened,
             direction: from.direction,
             inbound: None,
             idle,

@@ -12,6 +12,7 @@ use super::{
     http1, http2,
     inbound::Inbound,
     io::{poll_fill, reset_on_close, set_nodelay, set_opaque},
+    live::Watched,
     record::ConnectionLog,
     tcp,
     timer::Timer,
@@ -64,7 +65,7 @@ pub(super) async fn serve(
     from: From,
     stream: TcpStream,
     peer: SocketAddr,
-    idle: Rc<std::cell::Cell<bool>>,
+    idle: Rc<Watched>,
 ) {
     let opened = clock::now();
     // A socket without a local address was reset before it was accepted.

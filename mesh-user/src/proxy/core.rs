@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     inbound::{self, Inbound, Ports},
+    live::Watched,
     pool::Pool,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
     worker::Order,
@@ -78,7 +79,8 @@ struct Current {
 pub(super) struct Slot {
     pub(super) pod_id: u32,
     pub(super) abort: AbortHandle,
-    pub(super) idle: Rc<Cell<bool>>,
+    /// What can be told of it; also whether it may be closed without harm.
+    pub(super) idle: Rc<Watched>,
 }
 
 /// What one worker's tasks share.
@@ -252,7 +254,7 @@ pub(super) struct Conn {
     /// For a connection that came to the workload and can be passed on.
     pub(super) inbound: Option<Inbound>,
     /// Between requests: may be closed without harm.
-    pub(super) idle: Rc<Cell<bool>>,
+    pub(super) idle: Rc<Watched>,
 }
 
 /// An address in its own family: v4-mapped becomes IPv4.

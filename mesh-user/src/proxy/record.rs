@@ -38,6 +38,7 @@ impl ConnectionLog {
             .shared
             .telemetry
             .connection_opened(&conn.workload.key, spoken);
+        conn.idle.opened(&conn, spoken);
         Self {
             conn,
             snapshot: None,
@@ -89,6 +90,12 @@ impl ConnectionLog {
 
     /// Counts an opaque connection as opened, once it is known where it goes.
     pub(super) fn tcp_opened(&self) {
+        if let Some(snapshot) = &self.snapshot {
+            let decided = (self.source, self.rule, self.version);
+            self.conn
+                .idle
+                .connection(snapshot, decided, self.endpoint, clock::now());
+        }
         self.with(|record| self.conn.core.shared.telemetry.tcp_opened(record));
     }
 }
@@ -143,6 +150,7 @@ impl RequestLog {
         head: HeadBuf,
         started: MonoNanos,
     ) -> Self {
+        conn.idle.counted();
         Self {
             conn,
             snapshot,
@@ -165,6 +173,12 @@ impl RequestLog {
         }
     }
 
+    /// The request goes to this endpoint.
+    pub(super) fn going_to(&mut self, endpoint: SocketAddr, now: MonoNanos) {
+        self.endpoint = Some(endpoint);
+        self.conn.idle.request(self, now);
+    }
+
     /// A string of the log line.
     fn text(&self, span: &Range<usize>) -> &[u8] {
         self.head.get(span.clone()).unwrap_or_default()
@@ -179,6 +193,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let ended = self.ended.unwrap_or_else(clock::now);
+        self.conn.idle.request(self, ended);
         self.conn.core.shared.telemetry.request(&RequestRecord {
             snapshot: &self.snapshot,
             workload: &self.conn.workload.key,

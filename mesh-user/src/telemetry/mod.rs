@@ -9,6 +9,7 @@ mod docs;
 mod expose;
 mod kernel;
 mod labels;
+mod live;
 mod local;
 pub mod logging;
 pub mod metrics;
@@ -33,6 +34,7 @@ use std::{
 pub use docs::markdown;
 pub use expose::{BREAKERS_MAX, Breaker, Scrape};
 pub use kernel::KernelCounts;
+pub use live::{LiveConnection, LiveDecision};
 pub use refusals::Refused;
 pub use series::{GONE_KEPT, SERIES_MAX};
 pub use shield::ShieldSample;

@@ -103,7 +103,9 @@ fn versions(
     let mut any = !rules.is_empty();
     for rule in &model.rules {
         for target in rule.targets() {
-            let to = target.backend.map_or(rule.service, |backend| backend.service);
+            let to = target
+                .backend
+                .map_or(rule.service, |backend| backend.service);
             if to != index {
                 continue;
             }
@@ -121,10 +123,12 @@ fn versions(
             }
         }
     }
-    for name in service.versions.keys().filter(|name| !sent.contains(name.as_str())) {
-        let path = FieldPath::item("services", index)
-            .key("versions")
-            .key(name);
+    for name in service
+        .versions
+        .keys()
+        .filter(|name| !sent.contains(name.as_str()))
+    {
+        let path = FieldPath::item("services", index).key("versions").key(name);
         let policies = model.policies.iter().enumerate().filter(|(_, policy)| {
             policy.service == index && policy.version.as_deref() == Some(name)
         });
@@ -164,7 +168,11 @@ fn unused_policy(at: usize, service: &Service, version: &str) -> Finding {
 
 /// Shares that are no percentages, though they look like some.
 fn weights(at: usize, rule: &Rule, out: &mut Vec<Finding>) {
-    let sum: u64 = rule.route.iter().map(|target| u64::from(target.weight)).sum();
+    let sum: u64 = rule
+        .route
+        .iter()
+        .map(|target| u64::from(target.weight))
+        .sum();
     let largest = rule.route.iter().map(|target| target.weight).max();
     if rule.route.len() < 2 || sum == 0 || sum == 100 || largest.is_none_or(|most| most < 10) {
         return;

@@ -257,7 +257,7 @@ impl Session {
             Ok(chosen) => chosen,
             Err(reject) => return Turn::Refuse(reject),
         };
-        log.endpoint = Some(chosen.endpoint.address);
+        log.going_to(chosen.endpoint.address, now);
         // Held until the attempt has ended.
         let judged = inbound::judge(
             &self.conn,

@@ -230,7 +230,7 @@ impl Stream {
             Ok(endpoint) => endpoint,
             Err(reject) => return Turn::Refuse(reject),
         };
-        self.log.endpoint = Some(endpoint.address);
+        self.log.going_to(endpoint.address, started);
         let mut permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),
