@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     connection,
     core::{Conn, Core, Slot, canonical},
-    live::Watched,
+    live::{Told, Watched},
     wire::WorkloadHandle,
 };
 use crate::{clock, policy::Reject, telemetry::Direction};
@@ -178,8 +178,7 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
     let workload = &from.workload;
     let peer = canonical(peer);
     let max = core.limits().workload_connections_max;
-    let opened = clock::now();
-    let idle = Watched::new(workload, from.direction, peer, opened);
+    let idle = Rc::new(Watched::default());
     let taken = workload
         .connections
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
@@ -192,10 +191,11 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
             workload: Arc::clone(workload),
             peer,
             destination,
-            opened,
+            opened: clock::now(),
             direction: from.direction,
             inbound: None,
             idle,
+            told: Told::default(),
         };
         connection::refuse(Rc::new(conn), &stream, Reject::WorkloadConnections);
         return;

@@ -12,7 +12,7 @@ use super::{
     http1, http2,
     inbound::Inbound,
     io::{poll_fill, reset_on_close, set_nodelay, set_opaque},
-    live::Watched,
+    live::{Told, Watched},
     record::ConnectionLog,
     tcp,
     timer::Timer,
@@ -97,6 +97,7 @@ pub(super) async fn serve(
         direction,
         inbound,
         idle,
+        told: Told::default(),
     });
     let (place, protocol) = {
         let (snapshot, swaps) = conn.core.snapshot();

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     inbound::{self, Inbound, Ports},
-    live::Watched,
+    live::{Told, Watched},
     pool::Pool,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
     worker::Order,
@@ -79,7 +79,6 @@ struct Current {
 pub(super) struct Slot {
     pub(super) pod_id: u32,
     pub(super) abort: AbortHandle,
-    /// What can be told of it; also whether it may be closed without harm.
     pub(super) idle: Rc<Watched>,
 }
 
@@ -255,6 +254,7 @@ pub(super) struct Conn {
     pub(super) inbound: Option<Inbound>,
     /// Between requests: may be closed without harm.
     pub(super) idle: Rc<Watched>,
+    pub(super) told: Told,
 }
 
 /// An address in its own family: v4-mapped becomes IPv4.

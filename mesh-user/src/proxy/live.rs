@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
     sync::{Arc, mpsc},
     time::Duration,
@@ -14,7 +14,6 @@ use std::{
 use super::{
     core::{Conn, Core, Snap},
     record::RequestLog,
-    wire::WorkloadHandle,
 };
 use crate::{
     clock::{self, MonoNanos},
@@ -25,53 +24,14 @@ use crate::{
 /// Connections that one worker describes at most: a question must not hold it up for long.
 const DESCRIBED_MAX: usize = 4_096;
 
-/// What is known of an open connection. Shared by its task and the worker's control task.
-#[derive(Debug)]
+/// What the worker's control task knows of an open connection.
+#[derive(Debug, Default)]
 pub(super) struct Watched {
-    workload: Arc<WorkloadHandle>,
-    direction: Direction,
-    peer: SocketAddr,
-    opened: MonoNanos,
     idle: Cell<bool>,
-    destination: Cell<Option<SocketAddr>>,
-    spoken: Cell<Option<Spoken>>,
-    requests: Cell<u64>,
-    last: RefCell<Option<Last>>,
-}
-
-#[derive(Debug)]
-struct Last {
-    snapshot: Weak<Arc<Snapshot>>,
-    generation: u64,
-    source: Option<SourceIx>,
-    rule: Option<RuleIx>,
-    version: Option<VersionIx>,
-    endpoint: Option<SocketAddr>,
-    status: u16,
-    reject: Option<Reject>,
-    at: MonoNanos,
+    conn: RefCell<Weak<Conn>>,
 }
 
 impl Watched {
-    pub(super) fn new(
-        workload: &Arc<WorkloadHandle>,
-        direction: Direction,
-        peer: SocketAddr,
-        opened: MonoNanos,
-    ) -> Rc<Self> {
-        Rc::new(Self {
-            workload: Arc::clone(workload),
-            direction,
-            peer,
-            opened,
-            idle: Cell::new(false),
-            destination: Cell::new(None),
-            spoken: Cell::new(None),
-            requests: Cell::new(0),
-            last: RefCell::new(None),
-        })
-    }
-
     /// Whether it is between requests: may be closed without harm.
     pub(super) fn set(&self, idle: bool) {
         self.idle.set(idle);
@@ -81,26 +41,74 @@ impl Watched {
         self.idle.get()
     }
 
-    /// Its protocol is known.
-    pub(super) fn opened(&self, conn: &Conn, spoken: Spoken) {
-        self.destination.set(Some(conn.destination));
-        self.spoken.set(Some(spoken));
+    fn conn(&self) -> Option<Rc<Conn>> {
+        self.conn.borrow().upgrade()
     }
+}
 
+/// What can be told of a connection besides who it is.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    spoken: Cell<Option<Spoken>>,
+    requests: Cell<u32>,
+    last: RefCell<Option<Last>>,
+}
+
+/// Kept small: every idle connection has one.
+#[derive(Debug)]
+struct Last {
+    snapshot: Weak<Arc<Snapshot>>,
+    at: MonoNanos,
+    generation: u32,
+    source: Option<SourceIx>,
+    rule: Option<RuleIx>,
+    version: Option<VersionIx>,
+    /// Port 0: none.
+    endpoint: ([u8; 16], u16),
+    status: u16,
+    reject: Option<Reject>,
+}
+
+/// An endpoint's address in few bytes; scopes and flow labels are no part of one.
+fn pack(endpoint: Option<SocketAddr>) -> ([u8; 16], u16) {
+    let Some(endpoint) = endpoint else {
+        return ([0; 16], 0);
+    };
+    let ip = match endpoint.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    (ip.octets(), endpoint.port())
+}
+
+fn unpack((octets, port): ([u8; 16], u16)) -> Option<SocketAddr> {
+    let ip = IpAddr::from(octets).to_canonical();
+    (port > 0).then(|| SocketAddr::new(ip, port))
+}
+
+impl Conn {
+    /// Its protocol is known.
+    pub(super) fn told_protocol(self: &Rc<Self>, spoken: Spoken) {
+        *self.idle.conn.borrow_mut() = Rc::downgrade(self);
+        self.told.spoken.set(Some(spoken));
+    }
+}
+
+impl Told {
     /// A request began.
     pub(super) fn counted(&self) {
-        self.requests.set(self.requests.get() + 1);
+        self.requests.set(self.requests.get().saturating_add(1));
     }
 
     /// A request goes to an endpoint, or has ended.
     pub(super) fn request(&self, log: &RequestLog, now: MonoNanos) {
         *self.last.borrow_mut() = Some(Last {
             snapshot: Rc::downgrade(&log.snapshot),
-            generation: log.snapshot.generation,
+            generation: log.snapshot.generation as u32,
             source: log.source,
             rule: log.rule,
             version: log.version,
-            endpoint: log.endpoint,
+            endpoint: pack(log.endpoint),
             status: log.status,
             reject: log.reject,
             at: now,
@@ -117,44 +125,44 @@ impl Watched {
     ) {
         *self.last.borrow_mut() = Some(Last {
             snapshot: Rc::downgrade(snapshot),
-            generation: snapshot.generation,
+            generation: snapshot.generation as u32,
             source,
             rule,
             version,
-            endpoint,
+            endpoint: pack(endpoint),
             status: 0,
             reject: None,
             at: now,
         });
     }
+}
 
-    fn describe(&self, core: &Core, now: MonoNanos) -> LiveConnection {
-        let millis = |since: MonoNanos| u64::try_from(now.since(since).as_millis()).unwrap_or(0);
-        let protocol = self.spoken.get().map(|spoken| match spoken {
-            Spoken::Http1 => "http/1",
-            Spoken::Http2 | Spoken::Grpc => "http/2",
-            Spoken::Tcp => "tcp",
-        });
-        let in_force = core.snapshot().0.generation;
-        LiveConnection {
-            worker: core.index,
-            direction: match self.direction {
-                Direction::Outbound => "outbound",
-                Direction::Inbound => "inbound",
-            }
-            .to_owned(),
-            workload: self.workload.key.to_string(),
-            peer: self.peer,
-            destination: self.destination.get().unwrap_or(self.peer),
-            protocol: protocol.map(str::to_owned),
-            age_ms: millis(self.opened),
-            requests: self.requests.get(),
-            idle: self.idle.get(),
-            last: self.last.borrow().as_ref().map(|last| LiveDecision {
-                age_ms: millis(last.at),
-                ..last.describe(in_force)
-            }),
+fn describe(conn: &Conn, now: MonoNanos) -> LiveConnection {
+    let millis = |since: MonoNanos| u64::try_from(now.since(since).as_millis()).unwrap_or(0);
+    let protocol = conn.told.spoken.get().map(|spoken| match spoken {
+        Spoken::Http1 => "http/1",
+        Spoken::Http2 | Spoken::Grpc => "http/2",
+        Spoken::Tcp => "tcp",
+    });
+    let in_force = conn.core.snapshot().0.generation;
+    LiveConnection {
+        worker: conn.core.index,
+        direction: match conn.direction {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
         }
+        .to_owned(),
+        workload: conn.workload.key.to_string(),
+        peer: conn.peer,
+        destination: conn.destination,
+        protocol: protocol.map(str::to_owned),
+        age_ms: millis(conn.opened),
+        requests: conn.told.requests.get().into(),
+        idle: conn.idle.get(),
+        last: conn.told.last.borrow().as_ref().map(|last| LiveDecision {
+            age_ms: millis(last.at),
+            ..last.describe(in_force)
+        }),
     }
 }
 
@@ -167,8 +175,8 @@ impl Last {
             .map(|(snapshot, version)| snapshot.version(version));
         let name = |text: &Arc<str>| text.to_string();
         LiveDecision {
-            generation: self.generation,
-            current: self.generation == in_force,
+            generation: self.generation.into(),
+            current: u64::from(self.generation) == in_force & u64::from(u32::MAX),
             source: snapshot
                 .zip(self.source)
                 .map(|(snapshot, source)| name(&snapshot.source_of(source).key)),
@@ -179,7 +187,7 @@ impl Last {
                 .zip(version)
                 .map(|(snapshot, version)| name(&snapshot.port(version.port).key)),
             version: version.map(|version| name(&version.name)),
-            endpoint: self.endpoint,
+            endpoint: unpack(self.endpoint),
             status: (self.status > 0).then_some(self.status),
             reject: self.reject.map(|reject| reject.label().to_owned()),
             age_ms: 0,
@@ -201,9 +209,10 @@ impl Describe {
         let slots = core.slots.borrow();
         let mut told: Vec<_> = slots
             .values()
-            .filter(|slot| self.peer.is_none_or(|peer| peer == slot.idle.peer))
+            .filter_map(|slot| slot.idle.conn())
+            .filter(|conn| self.peer.is_none_or(|peer| peer == conn.peer))
             .take(DESCRIBED_MAX)
-            .map(|slot| slot.idle.describe(core, now))
+            .map(|conn| describe(&conn, now))
             .collect();
         told.sort_by_key(|connection| std::cmp::Reverse(connection.age_ms));
         // Who asked may have stopped waiting.

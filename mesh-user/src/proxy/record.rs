@@ -38,7 +38,7 @@ impl ConnectionLog {
             .shared
             .telemetry
             .connection_opened(&conn.workload.key, spoken);
-        conn.idle.opened(&conn, spoken);
+        conn.told_protocol(spoken);
         Self {
             conn,
             snapshot: None,
@@ -92,9 +92,7 @@ impl ConnectionLog {
     pub(super) fn tcp_opened(&self) {
         if let Some(snapshot) = &self.snapshot {
             let decided = (self.source, self.rule, self.version);
-            self.conn
-                .idle
-                .connection(snapshot, decided, self.endpoint, clock::now());
+            self.conn.told.connection(snapshot, decided, self.endpoint, clock::now());
         }
         self.with(|record| self.conn.core.shared.telemetry.tcp_opened(record));
     }
@@ -150,7 +148,7 @@ impl RequestLog {
         head: HeadBuf,
         started: MonoNanos,
     ) -> Self {
-        conn.idle.counted();
+        conn.told.counted();
         Self {
             conn,
             snapshot,
@@ -176,7 +174,7 @@ impl RequestLog {
     /// The request goes to this endpoint.
     pub(super) fn going_to(&mut self, endpoint: SocketAddr, now: MonoNanos) {
         self.endpoint = Some(endpoint);
-        self.conn.idle.request(self, now);
+        self.conn.told.request(self, now);
     }
 
     /// A string of the log line.
@@ -193,7 +191,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let ended = self.ended.unwrap_or_else(clock::now);
-        self.conn.idle.request(self, ended);
+        self.conn.told.request(self, ended);
         self.conn.core.shared.telemetry.request(&RequestRecord {
             snapshot: &self.snapshot,
             workload: &self.conn.workload.key,
