@@ -212,7 +212,11 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
         move || async move {
             // Dropped last: the socket is closed before the connection stops counting.
             let _open = open;
-            connection::serve(core, from, stream, peer, idle).await;
+            // Boxed, so that its room is given back before the engine runs.
+            let engine = Box::pin(connection::begin(core, from, stream, peer, idle)).await;
+            if let Some(engine) = engine {
+                engine.await;
+            }
         }
     };
     let task = tokio::task::spawn_local(guarded(Rc::clone(core), "connection", served));

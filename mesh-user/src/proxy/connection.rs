@@ -59,18 +59,21 @@ fn destination(
     }
 }
 
-/// Serves one connection to its end.
-pub(super) async fn serve(
+/// What serves one connection from here to its end; none: it was refused.
+pub(super) type Engine = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Finds out who connects where and what is spoken. Its own state is gone when the engine runs.
+pub(super) async fn begin(
     core: Rc<Core>,
     from: From,
     stream: TcpStream,
     peer: SocketAddr,
     idle: Rc<Watched>,
-) {
+) -> Option<Engine> {
     let opened = clock::now();
     // A socket without a local address was reset before it was accepted.
     let Ok(local) = stream.local_addr().map(canonical) else {
-        return;
+        return None;
     };
     let From {
         workload,
@@ -110,13 +113,13 @@ pub(super) async fn serve(
     };
     if let Err((reject, _)) = found {
         refuse(conn, &stream, reject);
-        return;
+        return None;
     }
     set_nodelay(&stream);
     let mut timer = Timer::new(opened);
     let (mut stream, mut buf) = (stream, Buf::default());
     let guess = detect(&conn, protocol, &mut stream, &mut buf, &mut timer).await;
-    engine(guess, conn, place, stream, buf, timer).await;
+    Some(engine(guess, conn, place, stream, buf, timer))
 }
 
 /// What serves the connection from here on. Boxed each, and made outside of any future: a connection
@@ -128,7 +131,7 @@ fn engine(
     stream: TcpStream,
     buf: Buf,
     timer: Timer,
-) -> Pin<Box<dyn Future<Output = ()>>> {
+) -> Engine {
     match guess {
         Guess::Http1 => Box::pin(http1::serve(conn, place, stream, buf, timer)),
         Guess::Http2 => Box::pin(http2::serve(conn, place, stream, buf, timer)),
