@@ -305,7 +305,8 @@ fn ejected_endpoint_leaves_the_slots_and_keeps_its_entry() {
             ..EjectionPolicy::default()
         }),
         ..super::super::fixture::policy()
-    }];
+    }]
+    .into();
     let snapshot = compile(model);
     let table = snapshot.kernel_table();
     assert!(!snapshot.is_stale(&table));
