@@ -280,9 +280,9 @@ fn example(count: usize) -> Model {
         capture: true,
     };
     Model {
-        services: vec![service],
-        rules,
-        policies: vec![policy],
+        services: vec![service].into(),
+        rules: rules.into(),
+        policies: vec![policy].into(),
         workloads: vec![client],
         outbound: Vec::new(),
         inbound: Vec::new(),

@@ -18,10 +18,12 @@ pub mod attribute;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
+pub mod list;
 pub mod shield;
 
 pub use action::{Actions, RuleExtra};
 pub use attribute::Attribute;
+pub use list::List;
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
 /// set selects every endpoint.
@@ -38,11 +40,11 @@ pub fn selects(subset: &Tags, tags: &Tags) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Model {
     /// Services, in the order in which they were given.
-    pub services: Vec<Service>,
+    pub services: List<Service>,
     /// Traffic rules.
-    pub rules: Vec<Rule>,
+    pub rules: List<Rule>,
     /// Policies.
-    pub policies: Vec<Policy>,
+    pub policies: List<Policy>,
     /// Workloads on this node.
     pub workloads: Vec<Workload>,
     /// Outbound exceptions that the kernel decides, before any service is looked up.

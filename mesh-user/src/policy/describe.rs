@@ -170,13 +170,13 @@ impl Snapshot {
     /// Rows of `mesh config services`.
     pub fn describe_services(&self) -> Vec<ServiceRow> {
         let row = |port: &PortPlan| {
-            let service = &self.model.services[port.service_index];
+            let service = self.service_of(port);
             let all = self.version(port.all);
             ServiceRow {
                 namespace: Arc::clone(&port.namespace),
                 service: Arc::clone(&port.service),
-                hostnames: service.hostnames.clone(),
-                addresses: service.addresses.clone(),
+                hostnames: service.map(|s| s.hostnames.clone()).unwrap_or_default(),
+                addresses: service.map(|s| s.addresses.clone()).unwrap_or_default(),
                 port_name: Arc::clone(&port.name),
                 port: port.number,
                 protocol: port.protocol,
@@ -188,13 +188,12 @@ impl Snapshot {
                 usable: candidates(all).count(),
             }
         };
-        self.service_ports().iter().map(row).collect()
+        self.service_ports().map(row).collect()
     }
 
     /// Rows of `mesh config routes`.
     pub fn describe_routes(&self) -> Vec<RouteRow> {
         self.service_ports()
-            .iter()
             .flat_map(|port| self.port_routes(port))
             .collect()
     }
@@ -252,7 +251,7 @@ impl Snapshot {
 
     /// Rows of `mesh config endpoints`.
     pub fn describe_endpoints(&self, now: MonoNanos) -> Vec<EndpointRow> {
-        let ports = self.service_ports().iter();
+        let ports = self.service_ports();
         ports
             .flat_map(|port| self.endpoint_rows(port, port.all, now))
             .collect()
@@ -312,7 +311,7 @@ impl Snapshot {
 
     /// Rows of `mesh config policies`.
     pub fn describe_policies(&self) -> Vec<PolicyRow> {
-        let versions = self.service_ports().iter().flat_map(|port| {
+        let versions = self.service_ports().flat_map(|port| {
             port.versions
                 .iter()
                 .map(move |ix| (port, self.version(*ix)))

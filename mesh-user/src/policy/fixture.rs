@@ -120,9 +120,9 @@ pub(super) fn workload(name: &str, pairs: &[(&str, &str)]) -> Workload {
 
 pub(super) fn model(service: Service, rules: Vec<Rule>, policies: Vec<Policy>) -> Model {
     Model {
-        services: vec![service],
-        rules,
-        policies,
+        services: vec![service].into(),
+        rules: rules.into(),
+        policies: policies.into(),
         ..Model::default()
     }
 }

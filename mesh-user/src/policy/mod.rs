@@ -7,6 +7,7 @@
 //! (once per request) -> for each attempt: [`balance::pick`] -> [`breaker::Breaker::request`]
 //! (last, so that a refused request never spends a permit) -> forward -> [`Snapshot::record`].
 
+pub mod arena;
 mod attribute;
 pub mod balance;
 pub mod breaker;
@@ -29,6 +30,7 @@ pub mod route;
 mod slots;
 pub mod snapshot;
 pub mod split;
+mod unit;
 mod value;
 
 #[cfg(test)]

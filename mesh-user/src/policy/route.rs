@@ -32,10 +32,12 @@ pub struct RouteTable {
     tcp: Vec<Option<u32>>,
     /// The same for an unknown source.
     tcp_unknown: Option<u32>,
+    /// The rank of the first rule that matches every request.
+    catch_all: Option<u32>,
 }
 
 /// One rule, compiled.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RulePlan {
     /// Its name.
     pub name: Arc<str>,
@@ -96,6 +98,8 @@ impl RouteTable {
         }
         table.index = Index::new(&table.entries, &table.sets, sources.len());
         table.index_tcp(sources.len() as u32);
+        let all = table.entries.iter().find(|entry| entry.is_catch_all());
+        table.catch_all = all.map(|entry| entry.rank);
         table
     }
 
@@ -111,8 +115,7 @@ impl RouteTable {
 
     /// The first rule that matches every request, and so takes what no condition speaks of.
     pub(super) fn catch_all(&self) -> Option<RuleIx> {
-        let entry = self.entries.iter().find(|entry| entry.is_catch_all())?;
-        Some(self.rules[entry.rank as usize])
+        Some(self.rules[self.catch_all? as usize])
     }
 
     /// The alternatives of the rule at a place of the order, for people. None: matches always.

@@ -98,7 +98,7 @@ impl Plan {
         };
         Self {
             model: Model {
-                services: vec![service],
+                services: vec![service].into(),
                 ..Model::default()
             },
             addresses: Vec::new(),

@@ -52,8 +52,8 @@ fn check_references_beyond_the_services_are_survived() {
         retries: None,
     };
     let model = Model {
-        rules: vec![rule(usize::MAX)],
-        policies: vec![policy],
+        rules: vec![rule(usize::MAX)].into(),
+        policies: vec![policy].into(),
         ..Model::default()
     };
     assert!(
@@ -85,7 +85,7 @@ fn check_values_that_no_file_can_hold_are_found() {
         route: Vec::new(),
         ..rule(0)
     };
-    model.rules = vec![wrong, empty];
+    model.rules = vec![wrong, empty].into();
     model.policies[0].rate_limits[0] = RateLimitPolicy {
         name: "x".to_owned(),
         key: Vec::new(),

@@ -165,7 +165,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
         proxy("nobody else routes the address")
     );
     let with = |matches: Vec<Match>, route: Vec<Target>| {
-        decided(&|model| model.rules = vec![rule("r", 0, matches.clone(), route.clone())])
+        decided(&|model| model.rules = vec![rule("r", 0, matches.clone(), route.clone())].into())
     };
     let header = Match {
         methods: vec!["GET".into()],
@@ -245,7 +245,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
             ..one.clone()
         };
         for one in [one.clone(), of_version] {
-            let got = decided(&|model| model.policies = vec![one.clone()]);
+            let got = decided(&|model| model.policies = vec![one.clone()].into());
             assert_eq!(got, proxy(&format!("policy: {kind}")));
         }
         // Of another port: this one still passes.
@@ -257,7 +257,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
             model.services[0]
                 .ports
                 .push(port("admin", 81, Protocol::Tcp));
-            model.policies = vec![other.clone()];
+            model.policies = vec![other.clone()].into();
         });
         assert_eq!(got.0, Path::Pass, "{kind}");
     }
@@ -582,11 +582,13 @@ fn policy_of_an_unknown_service_or_rule_index_is_left_out_without_panic() {
     odd.rules = vec![Rule {
         service: 9,
         ..rule("r", 0, Vec::new(), vec![to("v1", 1)])
-    }];
+    }]
+    .into();
     odd.policies = vec![Policy {
         service: 9,
         ..policy()
-    }];
+    }]
+    .into();
     odd.rules
         .push(rule("typo", 0, Vec::new(), vec![to("v9", 1)]));
     let snapshot = compile(odd);
