@@ -30,6 +30,7 @@ pub(super) fn explain(agent: &Agent, args: ExplainArgs, io: &mut Io<'_>) -> anyh
         method: args.method,
         path: args.path,
         headers: args.headers,
+        sni: args.sni,
     };
     let answer = match &args.file {
         Some(file) => from_file(file, &question)?,
@@ -55,10 +56,15 @@ fn from_file(file: &Path, question: &Question) -> anyhow::Result<Value> {
 
 fn tell(question: &Question, answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
     let paint = io.paint();
+    let what = match question.sni.as_deref() {
+        Some("") => "TLS without server name".to_owned(),
+        Some(name) => format!("TLS to server name {name}"),
+        None => format!("{} {}", question.method, question.path),
+    };
     writeln!(
         io.out,
-        "{} {} from {} to {}:{}",
-        question.method, question.path, question.from, question.host, question.port,
+        "{what} from {} to {}:{}",
+        question.from, question.host, question.port,
     )?;
     if answer["destination"] == "outside" {
         let because = harmless(&cell(&answer["because"]));

@@ -195,6 +195,7 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
             direction: from.direction,
             inbound: None,
             idle,
+            tls: std::cell::OnceCell::new(),
         };
         connection::refuse(Rc::new(conn), &stream, Reject::WorkloadConnections);
         return;

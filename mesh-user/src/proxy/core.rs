@@ -2,7 +2,7 @@
 //! `RefCell`, no locks. What all workers share is in [`Shared`].
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -21,6 +21,7 @@ use tokio::{
 use super::{
     inbound::{self, Inbound, Ports},
     pool::Pool,
+    tls,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
     worker::Order,
 };
@@ -253,6 +254,15 @@ pub(super) struct Conn {
     pub(super) inbound: Option<Inbound>,
     /// Between requests: may be closed without harm.
     pub(super) idle: Rc<Cell<bool>>,
+    /// For a connection that speaks TLS, once that is known.
+    pub(super) tls: OnceCell<Box<tls::Seen>>,
+}
+
+impl Conn {
+    /// The host name that a client of TLS means, where it said one.
+    pub(super) fn server_name(&self) -> Option<&str> {
+        self.tls.get()?.server_name.as_deref()
+    }
 }
 
 /// An address in its own family: v4-mapped becomes IPv4.

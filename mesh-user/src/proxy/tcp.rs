@@ -106,13 +106,17 @@ async fn forward(
         log.version = Some(snapshot.port(port).all);
         return Err(reject);
     }
-    let plan = route::decide_tcp(
-        &snapshot,
-        port,
-        client(conn, place),
-        &mut core.cursors.borrow_mut(),
-        &mut NoObserver,
-    )?;
+    let asks = client(conn, place);
+    let plan = {
+        let cursors = &mut core.cursors.borrow_mut();
+        match conn.tls.get() {
+            None => route::decide_tcp(&snapshot, port, asks, cursors, &mut NoObserver),
+            Some(tls) => {
+                let name = tls.server_name.as_deref();
+                route::decide_tls(&snapshot, port, asks, name, cursors, &mut NoObserver)
+            }
+        }?
+    };
     log.rule = plan.rule;
     log.version = Some(plan.version);
     let none: Option<&request::RequestView<'_, request::HeaderList>> = None;
