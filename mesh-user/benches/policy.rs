@@ -242,6 +242,7 @@ fn example(count: usize) -> Model {
             target: 8080,
             protocol: Protocol::Http,
             path: PathChoice::Auto,
+            tls: None,
         }],
         versions: [
             ("v1".to_owned(), version("v1")),
@@ -268,6 +269,7 @@ fn example(count: usize) -> Model {
         balance: None,
         timeouts: TimeoutPolicy::default(),
         retries: None,
+        ..Policy::default()
     };
     let client = Workload {
         name: "client".to_owned(),

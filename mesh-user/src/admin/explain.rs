@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::MonoNanos,
-    model::OutboundAction,
+    model::{OutboundAction, Protocol},
     policy::{
         PortIx, RequestView, Snapshot,
-        explain::{Explanation, explain, explain_tcp},
+        explain::{Explanation, explain, explain_tcp, explain_tls},
         request::HeaderList,
         split::Cursors,
     },
@@ -36,6 +36,9 @@ pub struct Question {
     /// An opaque connection: no request is asked about.
     #[serde(default)]
     pub tcp: bool,
+    /// The server name of a TLS connection in place of a request; empty: it names nobody.
+    #[serde(default)]
+    pub sni: Option<String>,
 }
 
 /// The answer.
@@ -146,6 +149,14 @@ pub fn answer(
         return outside(question, address);
     };
     let cursors = Cursors::default();
+    let tls = snapshot.port(port).protocol == Protocol::Tls;
+    if question.sni.is_some() || tls {
+        let name = question.sni.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let name = name.strip_suffix('.').unwrap_or(&name);
+        let name = (!name.is_empty()).then_some(name);
+        let explanation = explain_tls(snapshot, port, Some(source), name, &cursors, now);
+        return Ok(Answer::Service(Box::new(explanation)));
+    }
     if question.tcp {
         let explanation = explain_tcp(snapshot, port, Some(source), &cursors, now);
         return Ok(Answer::Service(Box::new(explanation)));

@@ -407,6 +407,10 @@ pub(super) struct ExplainArgs {
     /// A header field; may be given more than once. `host` takes the place of HOST:PORT.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = parse_header)]
     pub(super) headers: Vec<(String, String)>,
+    /// A TLS connection that is passed on as it is, with this server name (`""`: without), in place
+    /// of a request.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["method", "path", "headers"])]
+    pub(super) sni: Option<String>,
     /// Ask this file instead of the running agent.
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,

@@ -39,6 +39,7 @@ pub(super) fn explain(agent: &Agent, args: ExplainArgs, io: &mut Io<'_>) -> anyh
         path: args.path,
         headers: args.headers,
         tcp: args.tcp,
+        sni: args.sni,
     };
     let answer = match &args.file {
         Some(file) => from_file(file, &question)?,
@@ -64,9 +65,11 @@ fn from_file(file: &Path, question: &Question) -> anyhow::Result<Value> {
 
 fn tell(question: &Question, answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
     let paint = io.paint();
-    let what = match question.tcp {
-        true => "an opaque connection".to_owned(),
-        false => format!("{} {}", question.method, question.path),
+    let what = match question.sni.as_deref() {
+        Some("") => "TLS without server name".to_owned(),
+        Some(name) => format!("TLS to server name {name}"),
+        None if question.tcp => "an opaque connection".to_owned(),
+        None => format!("{} {}", question.method, question.path),
     };
     writeln!(
         io.out,

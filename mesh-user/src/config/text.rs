@@ -30,6 +30,8 @@ pub(crate) enum Text {
     ServiceRef,
     /// Hostname, without a port.
     Hostname,
+    /// Server name of TLS, or `*.` and the end of one.
+    ServerName,
     /// Key of a tag.
     TagKey,
     /// Value of a tag or of a locality.
@@ -81,6 +83,8 @@ pub(crate) struct Fault {
 
 const NAME: &str = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?";
 const TAG_KEY: &str = "[A-Za-z0-9_](?:[-A-Za-z0-9_./]*[A-Za-z0-9_])?";
+/// A label of a host name; `_` is not allowed, and common.
+const LABEL: &str = "[A-Za-z0-9_](?:[-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?";
 /// RFC 9110 §5.6.2 `token`.
 const TOKEN: &str = "[-!#$%&'*+.^_`|~0-9A-Za-z]+";
 
@@ -92,10 +96,11 @@ static PATTERNS: LazyLock<HashMap<Discriminant<Text>, Regex>> = LazyLock::new(||
 
 impl Text {
     /// One of each kind, for the patterns and the tests.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::Name,
         Self::ServiceRef,
         Self::Hostname,
+        Self::ServerName,
         Self::TagKey,
         Self::TagValue,
         Self::Identity,
@@ -123,6 +128,9 @@ impl Text {
             Self::Name => format!("^{NAME}$"),
             Self::ServiceRef => format!("^(?:{NAME}/)?{NAME}$"),
             Self::Hostname => "^[A-Za-z0-9_](?:[-A-Za-z0-9_.]*[A-Za-z0-9_])?$".to_owned(),
+            Self::ServerName => {
+                format!("^(?:[*][.])?{LABEL}(?:[.]{LABEL})*$")
+            }
             Self::TagKey => format!("^{TAG_KEY}$"),
             Self::TagValue => "^[ -~]*$".to_owned(),
             Self::Identity | Self::Authority => "^[!-~]+$".to_owned(),
@@ -152,7 +160,7 @@ impl Text {
     /// Fewest and most characters.
     pub(crate) const fn length(&self) -> (usize, usize) {
         match self {
-            Self::Name | Self::Hostname | Self::Authority => (1, 253),
+            Self::Name | Self::Hostname | Self::ServerName | Self::Authority => (1, 253),
             Self::ServiceRef => (1, 507),
             // Kubernetes: prefix 253, slash, name 63.
             Self::TagKey => (1, 317),
@@ -181,6 +189,7 @@ impl Text {
             }
             Self::ServiceRef => "`name` or `namespace/name` of a service",
             Self::Hostname => "a hostname without scheme and port, such as reviews.shop.svc",
+            Self::ServerName => "a server name without port, such as shop.example, or *.shop.example",
             Self::TagKey => "a tag key: letters, digits, `-`, `_`, `.`, `/`",
             Self::TagValue => "printable ASCII text of at most 253 characters",
             Self::Identity => "an identity without spaces, such as spiffe://cluster.local/ns/shop/sa/web",
@@ -305,7 +314,7 @@ impl Text {
             Self::Hostname if text.contains('*') => {
                 Some("one hostname each: wildcards are not supported".to_owned())
             }
-            Self::Hostname if text.ends_with('.') => {
+            Self::Hostname | Self::ServerName if text.ends_with('.') => {
                 Some(format!("no trailing dot: {}", text.trim_end_matches('.')))
             }
             Self::Path if text.contains('?') => {

@@ -27,6 +27,8 @@ pub enum Place {
     Policy(usize),
     /// The service's `dial-from`.
     DialFrom,
+    /// The port's `tls`.
+    Tls,
 }
 
 /// The first obstacle for a port, in the order rules, policies, service. `rules` and `policies` are
@@ -49,7 +51,10 @@ pub fn first<'m>(
             Some(Obstacle { place, why })
         })
     };
-    by_rule.or_else(by_policy).or_else(|| of_service(service))
+    by_rule
+        .or_else(by_policy)
+        .or_else(|| of_port(port))
+        .or_else(|| of_service(service))
 }
 
 /// What a rule asks that the kernel can't do.
@@ -103,6 +108,7 @@ fn of_policy(policy: &Policy, port: &Port) -> Option<&'static str> {
         balance,
         (policy.timeouts != TimeoutPolicy::default()).then_some("timeout"),
         policy.retries.is_some().then_some("retries"),
+        policy.tls.is_some().then_some("tls"),
         (policy.ejection.is_some_and(|ejection| ejection.probe)).then_some("ejection.probe"),
         // An opaque connection is its own only request; see `cap`.
         (http && policy.breaker.is_some_and(request_caps)).then_some("breaker of requests"),
@@ -110,6 +116,14 @@ fn of_policy(policy: &Policy, port: &Port) -> Option<&'static str> {
     .into_iter()
     .flatten()
     .next()
+}
+
+/// TLS ends in the proxy.
+fn of_port(port: &Port) -> Option<Obstacle> {
+    port.tls.is_some().then(|| Obstacle {
+        place: Place::Tls,
+        why: "tls: terminate".to_owned(),
+    })
 }
 
 fn of_service(service: &Service) -> Option<Obstacle> {

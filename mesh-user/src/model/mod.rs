@@ -20,6 +20,7 @@ pub mod kernel_path;
 pub mod kernel_table;
 pub mod list;
 pub mod shield;
+pub mod tls;
 
 pub use action::{Actions, RuleExtra};
 pub use attribute::Attribute;
@@ -108,6 +109,8 @@ pub struct Port {
     pub protocol: Protocol,
     /// Who shall decide for its connections.
     pub path: PathChoice,
+    /// TLS of its clients ends here.
+    pub tls: Option<Arc<tls::Terminate>>,
 }
 
 /// Who shall decide for the connections of a port.
@@ -138,6 +141,8 @@ pub enum Protocol {
     Grpc,
     /// Opaque bytes: never sniffed, never delayed.
     Tcp,
+    /// TLS that is passed on as it is: the ClientHello is read, and may choose the route.
+    Tls,
     /// Unknown: sniffed for HTTP for at most 100 ms, then opaque.
     Auto,
 }
@@ -484,6 +489,8 @@ pub struct Policy {
     pub timeouts: TimeoutPolicy,
     /// Retries.
     pub retries: Option<RetryPolicy>,
+    /// TLS towards the endpoints.
+    pub tls: Option<tls::UpstreamTls>,
 }
 
 /// Caps, exact over the whole node (Envoy's meaning, SEMANTICS §5.4).

@@ -129,6 +129,22 @@ pub fn explain<H: HeaderView>(
     )
 }
 
+/// Explains a TLS connection that is passed on as it is, by the server name that its client means.
+/// `cursors` are not moved.
+pub fn explain_tls(
+    snapshot: &Snapshot,
+    port: PortIx,
+    source: Option<SourceIx>,
+    sni: Option<&str>,
+    cursors: &Cursors,
+    now: MonoNanos,
+) -> Explanation {
+    let mut recorder = Recorder::new(snapshot);
+    let cursors = &mut cursors.clone();
+    let decided = route::decide_tls(snapshot, port, source, sni, cursors, &mut recorder);
+    finish::<HeaderList>(snapshot, port, source, None, decided, recorder, now)
+}
+
 /// Explains an opaque connection. `cursors` are not moved.
 pub fn explain_tcp(
     snapshot: &Snapshot,

@@ -71,6 +71,7 @@ pub(super) fn port(name: &str, number: u16, protocol: Protocol) -> Port {
         target: 8080,
         protocol,
         path: PathChoice::Auto,
+        tls: None,
     }
 }
 

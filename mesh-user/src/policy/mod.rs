@@ -28,6 +28,7 @@ pub mod retry;
 pub mod rng;
 pub mod route;
 mod slots;
+mod sni;
 pub mod snapshot;
 pub mod split;
 mod unit;

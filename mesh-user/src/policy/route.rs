@@ -13,6 +13,7 @@ use super::{
     index::Index,
     matcher::{Entry, SourceSet},
     request::HeaderList,
+    sni::SniIndex,
     split::{Cursors, Split},
 };
 use crate::model::{Match, Rule, SourceMatch};
@@ -34,6 +35,8 @@ pub struct RouteTable {
     tcp_unknown: Option<u32>,
     /// The rank of the first rule that matches every request.
     catch_all: Option<u32>,
+    /// What asks for a server name.
+    sni: SniIndex,
 }
 
 /// One rule, compiled.
@@ -100,6 +103,7 @@ impl RouteTable {
         table.index_tcp(sources.len() as u32);
         let all = table.entries.iter().find(|entry| entry.is_catch_all());
         table.catch_all = all.map(|entry| entry.rank);
+        table.sni = SniIndex::new(&table.entries);
         table
     }
 
@@ -111,6 +115,11 @@ impl RouteTable {
     /// Whether the port has rules. Without any, all endpoints serve.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// Whether any rule asks for the server name of a TLS connection.
+    pub fn by_server_name(&self) -> bool {
+        !self.sni.is_empty()
     }
 
     /// The first rule that matches every request, and so takes what no condition speaks of.
@@ -159,6 +168,7 @@ impl RouteTable {
         &self,
         source: Option<SourceIx>,
         request: Option<&RequestView<'_, H>>,
+        sni: Option<&str>,
         observer: &mut impl Observer,
     ) -> Option<u32> {
         for alternatives in self.entries.chunk_by(|a, b| a.rank == b.rank) {
@@ -166,7 +176,7 @@ impl RouteTable {
             let rule = self.rules[rank as usize];
             let failures = alternatives
                 .iter()
-                .map(|entry| entry.first_failure(&self.sets, source, request));
+                .map(|entry| entry.first_failure(&self.sets, source, request, sni));
             // The alternative that came furthest, the first of equals; none that fails: a match.
             let mut furthest = None;
             let mut matched = false;
@@ -191,9 +201,14 @@ impl RouteTable {
         None
     }
 
-    /// Only the source can decide for an opaque connection, so the answers are few: kept ready.
+    /// Only the source can decide for an opaque connection without a server name, so the answers
+    /// are few: kept ready.
     fn index_tcp(&mut self, sources: u32) {
-        let entries: Vec<&Entry> = self.entries.iter().filter(|e| !e.needs_http()).collect();
+        let entries: Vec<&Entry> = self
+            .entries
+            .iter()
+            .filter(|e| !e.needs_http() && e.sni.is_none())
+            .collect();
         let first = |source: Option<SourceIx>| {
             let holds = |entry: &&&Entry| {
                 entry
@@ -213,6 +228,16 @@ impl RouteTable {
         match source {
             Some(SourceIx(at)) => self.tcp.get(at as usize).copied().flatten(),
             None => self.tcp_unknown,
+        }
+    }
+
+    fn find_tls(&self, source: Option<SourceIx>, sni: Option<&str>) -> Option<u32> {
+        let other = self.find_tcp(source);
+        match sni {
+            Some(name) if !self.sni.is_empty() => {
+                self.sni.find(&self.entries, &self.sets, source, name, other)
+            }
+            _ => other,
         }
     }
 }
@@ -244,7 +269,7 @@ pub fn decide<H: HeaderView>(
     let Client { source, .. } = client.into();
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
-        table.watch(source, Some(request), observer)
+        table.watch(source, Some(request), None, observer)
     } else {
         table.find(source, request)
     };
@@ -265,9 +290,32 @@ pub fn decide_tcp(
     let Client { source, .. } = client.into();
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
-        table.watch::<HeaderList>(source, None, observer)
+        table.watch::<HeaderList>(source, None, None, observer)
     } else {
         table.find_tcp(source)
+    };
+    choose(snapshot, port, rank, cursors, observer)
+}
+
+/// Decides for a TLS connection that is passed on as it is. `sni`: the server name that the client
+/// means, lower-case, without trailing dot; without one only rules that ask for none match.
+///
+/// # Errors
+/// As [`decide`].
+pub fn decide_tls(
+    snapshot: &Snapshot,
+    port: PortIx,
+    client: impl Into<Client>,
+    sni: Option<&str>,
+    cursors: &mut Cursors,
+    observer: &mut impl Observer,
+) -> Result<Plan, Reject> {
+    let Client { source, .. } = client.into();
+    let table = &snapshot.port(port).routes;
+    let rank = if observer.active() {
+        table.watch::<HeaderList>(source, None, sni, observer)
+    } else {
+        table.find_tls(source, sni)
     };
     choose(snapshot, port, rank, cursors, observer)
 }

@@ -196,6 +196,7 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
             inbound: None,
             idle,
             told: Told::default(),
+            tls: std::cell::OnceCell::new(),
         };
         connection::refuse(Rc::new(conn), &stream, Reject::WorkloadConnections);
         return;

@@ -2,7 +2,7 @@
 //! `RefCell`, no locks. What all workers share is in [`Shared`].
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -22,6 +22,7 @@ use super::{
     inbound::{self, Inbound, Ports},
     live::{Told, Watched},
     pool::Pool,
+    tls,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
     worker::Order,
 };
@@ -255,6 +256,15 @@ pub(super) struct Conn {
     /// Between requests: may be closed without harm.
     pub(super) idle: Rc<Watched>,
     pub(super) told: Told,
+    /// For a connection that speaks TLS, once that is known.
+    pub(super) tls: OnceCell<Box<tls::Seen>>,
+}
+
+impl Conn {
+    /// The host name that a client of TLS means, where it said one.
+    pub(super) fn server_name(&self) -> Option<&str> {
+        self.tls.get()?.server_name.as_deref()
+    }
 }
 
 /// An address in its own family: v4-mapped becomes IPv4.

@@ -81,6 +81,7 @@ impl ConnectionLog {
             destination: conn.destination,
             spoken: self.spoken,
             requests: self.requests,
+            server_name: conn.server_name(),
             reject: self.reject,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,

@@ -7,7 +7,7 @@ mod measure;
 
 use std::rc::Rc;
 
-use tokio::{io::Interest, net::TcpStream};
+use tokio::io::Interest;
 
 pub(super) use self::copy::{CopyEnd, Side, copy};
 use super::{
@@ -18,6 +18,7 @@ use super::{
     io::reset_on_close,
     record::ConnectionLog,
     retry::Charged,
+    socket::Socket,
     timer::Timer,
     upstream::{Target, connect_now},
 };
@@ -33,7 +34,7 @@ use crate::{
 pub(super) async fn serve(
     conn: Rc<Conn>,
     mut place: Place,
-    stream: TcpStream,
+    stream: Socket,
     mut buf: Buf,
     mut timer: Timer,
 ) {
@@ -63,7 +64,7 @@ pub(super) async fn serve(
 /// The client's socket. Cut short (the workload is released, a drain is over) it closes with a
 /// reset: an end would say that all was well.
 struct Down {
-    stream: TcpStream,
+    stream: Socket,
     cut_short: bool,
 }
 
@@ -90,7 +91,7 @@ impl Drop for Counted<'_> {
 async fn forward(
     conn: &Rc<Conn>,
     place: &mut Place,
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     buf: &mut Buf,
     timer: &mut Timer,
     log: &mut ConnectionLog,
@@ -105,13 +106,17 @@ async fn forward(
         log.version = Some(snapshot.port(port).all);
         return Err(reject);
     }
-    let plan = route::decide_tcp(
-        &snapshot,
-        port,
-        client(conn, place),
-        &mut core.cursors.borrow_mut(),
-        &mut NoObserver,
-    )?;
+    let asks = client(conn, place);
+    let plan = {
+        let cursors = &mut core.cursors.borrow_mut();
+        match conn.tls.get() {
+            None => route::decide_tcp(&snapshot, port, asks, cursors, &mut NoObserver),
+            Some(tls) => {
+                let name = tls.server_name.as_deref();
+                route::decide_tls(&snapshot, port, asks, name, cursors, &mut NoObserver)
+            }
+        }?
+    };
     log.rule = plan.rule;
     log.version = Some(plan.version);
     let none: Option<&request::RequestView<'_, request::HeaderList>> = None;
@@ -149,7 +154,7 @@ async fn forward(
             biased;
             connected = connect_now(core, &conn.workload, &target) => connected,
             // The client's end is no reason to give up: it may still want to listen.
-            _reset = stream.ready(Interest::ERROR) => return Err(Reject::DownstreamClosed),
+            _reset = stream.tcp().ready(Interest::ERROR) => return Err(Reject::DownstreamClosed),
         };
         match connected {
             Ok(upstream) => break (upstream, endpoint, permit, judged),

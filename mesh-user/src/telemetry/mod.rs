@@ -185,6 +185,8 @@ pub struct ConnectionRecord<'a> {
     pub spoken: Spoken,
     /// Requests that it carried, for HTTP.
     pub requests: u64,
+    /// The server name of a TLS ClientHello.
+    pub server_name: Option<&'a str>,
     /// Why it was refused or failed.
     pub reject: Option<Reject>,
     /// Bytes from the client.

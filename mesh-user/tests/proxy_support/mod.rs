@@ -87,6 +87,7 @@ impl Plan {
                 target: 1,
                 protocol,
                 path: mesh_user::model::PathChoice::Proxy,
+                tls: None,
             }],
             versions: [("v1", "v1"), ("v2", "v2")]
                 .into_iter()
@@ -148,6 +149,7 @@ impl Plan {
             balance: None,
             timeouts: TimeoutPolicy::default(),
             retries: None,
+            ..Policy::default()
         };
         change(&mut policy);
         self.model.policies.push(policy);

@@ -90,6 +90,7 @@ fn now(agent: &Agent, row: Option<&ConnRow>, proxied: Option<&Value>) -> Value {
         path: "/".to_owned(),
         headers: Vec::new(),
         tcp: true,
+        sni: None,
     };
     let Ok(body) = serde_json::to_string(&question) else {
         return Value::Null;

@@ -15,6 +15,7 @@ mod reader;
 mod rules;
 mod services;
 mod shield;
+mod tls;
 
 use reader::Reader;
 

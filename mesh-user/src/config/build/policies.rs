@@ -50,6 +50,7 @@ pub(super) fn policies(
                 balance: from.text("balance").and_then(balance),
                 timeouts: timeouts(from.object("timeout")),
                 retries: from.has("retries").then(|| retries(from.object("retries"))),
+                tls: super::tls::upstream(from, services.get(service)),
             }
         })
         .collect()

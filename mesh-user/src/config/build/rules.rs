@@ -208,7 +208,7 @@ fn condition(from: Reader<'_>) -> Match {
             .collect(),
         authority: from.get("authority").and_then(value_match).map(lower),
         source: from.has("source").then(|| source(from.object("source"))),
-        sni: Vec::new(),
+        sni: super::tls::names(from, "sni"),
     }
 }
 

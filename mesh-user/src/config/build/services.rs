@@ -71,6 +71,7 @@ fn port(from: Reader<'_>) -> Port {
             "http2" => Protocol::Http2,
             "grpc" => Protocol::Grpc,
             "tcp" => Protocol::Tcp,
+            "tls" => Protocol::Tls,
             _ => Protocol::Auto,
         },
         path: match from.text("path") {
@@ -79,6 +80,7 @@ fn port(from: Reader<'_>) -> Port {
             Some("proxy") => PathChoice::Proxy,
             _ => PathChoice::Auto,
         },
+        tls: super::tls::terminate(from.object("tls")),
     }
 }
 

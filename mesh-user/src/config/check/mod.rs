@@ -16,6 +16,7 @@ mod inbound;
 mod policies;
 mod rules;
 mod services;
+mod tls;
 
 pub(crate) use agent::agent;
 
@@ -45,6 +46,7 @@ pub fn check(model: &Model) -> Vec<Finding> {
     rules::check(model, &mut out);
     policies::check(model, &mut out);
     inbound::check(model, &mut out);
+    tls::check(model, &mut out);
     out.sorted()
 }
 

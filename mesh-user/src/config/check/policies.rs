@@ -43,7 +43,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
         let mut about = ports
             .iter()
             .filter(|p| policy.port.as_ref().is_none_or(|name| *name == p.name));
-        let opaque = !ports.is_empty() && about.all(|port| port.protocol == Protocol::Tcp);
+        let opaque = !ports.is_empty() && about.all(|port| matches!(port.protocol, Protocol::Tcp | Protocol::Tls));
         without_effect(policy, opaque, &item, out);
     }
 }
@@ -88,14 +88,15 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
         || policy.ejection.is_some()
         || !policy.rate_limits.is_empty()
         || policy.balance.is_some()
-        || policy.retries.is_some();
+        || policy.retries.is_some()
+        || policy.tls.is_some();
     if !any && !timeouts {
         let message = "this policy sets nothing".to_owned();
         out.warning(
             Code::NoEffect,
             item.clone(),
             message,
-            "breaker, rate-limit, balance, timeout or retries",
+            "breaker, rate-limit, balance, timeout, retries or tls",
         );
     }
     if opaque {

@@ -44,12 +44,7 @@ fn check_references_beyond_the_services_are_survived() {
         service: 7,
         version: Some("v".to_owned()),
         port: Some("p".to_owned()),
-        breaker: None,
-        ejection: None,
-        rate_limits: Vec::new(),
-        balance: None,
-        timeouts: TimeoutPolicy::default(),
-        retries: None,
+        ..Policy::default()
     };
     let model = Model {
         rules: vec![rule(usize::MAX)].into(),

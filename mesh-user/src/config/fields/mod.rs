@@ -17,6 +17,7 @@ mod policy;
 mod rule;
 mod service;
 mod shield;
+mod tls;
 
 pub(crate) use agent::AGENT;
 pub(crate) use inbound::INBOUND;

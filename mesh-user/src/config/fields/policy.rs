@@ -98,6 +98,7 @@ pub(crate) static POLICY: Object = Object {
             Absent::Means("no retries"),
             "Retries.",
         ),
+        super::tls::POLICY_TLS,
     ],
     groups: &[],
 };

@@ -118,6 +118,7 @@ static MATCH: Object = Object {
             Absent::Means("any"),
             "The workload that asks.",
         ),
+        super::tls::SNI,
     ],
     groups: &[],
 };

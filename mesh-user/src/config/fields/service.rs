@@ -130,6 +130,11 @@ static PORT: Object = Object {
                 ("grpc", "gRPC: HTTP/2, refusals as gRPC statuses"),
                 ("tcp", "opaque bytes: never sniffed, never delayed"),
                 (
+                    "tls",
+                    "TLS that is passed on as it is: the server name of its ClientHello may choose \
+                     the route",
+                ),
+                (
                     "auto",
                     "sniffed for HTTP for at most `detect-timeout`, then opaque",
                 ),
@@ -162,6 +167,7 @@ static PORT: Object = Object {
             Absent::Default("auto", "nothing is lost that somebody may count on"),
             "Who chooses the endpoint of a connection.",
         ),
+        super::tls::PORT_TLS,
     ],
     groups: &[],
 };

@@ -17,7 +17,12 @@ pub(super) fn path(
         PathChoice::PreferKernel => Some("path: prefer-kernel"),
         PathChoice::Auto => None,
     };
-    if wanted.is_none() && rules.is_empty() && policies.is_empty() && service.routable {
+    if wanted.is_none()
+        && rules.is_empty()
+        && policies.is_empty()
+        && service.routable
+        && port.tls.is_none()
+    {
         return (Path::Pass, "no rule, no policy".to_owned());
     }
     if let Some(obstacle) = kernel_path::first(
@@ -70,6 +75,7 @@ fn policy_parts(policy: &Policy) -> String {
                 .is_some(),
         ),
         ("retries", policy.retries.is_some()),
+        ("tls", policy.tls.is_some()),
     ];
     let named: Vec<&str> = parts
         .iter()

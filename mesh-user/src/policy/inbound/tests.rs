@@ -164,6 +164,7 @@ fn endpoints_of_the_model_are_known_by_address_and_strangers_are_no_source() {
         target,
         protocol,
         path: PathChoice::Auto,
+        tls: None,
     };
     model.services.push(Service {
         name: "far".into(),
