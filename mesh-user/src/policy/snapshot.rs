@@ -292,14 +292,20 @@ impl Snapshot {
 
     /// Records how an attempt at an endpoint ended; ejects it at once when it must be.
     ///
+    /// `took`: until the answer's head came or the attempt ended, from when the endpoint had the
+    /// whole request; for an opaque connection until it was established. None where nobody measured
+    /// it (the kernel's connections) or nothing was asked of the endpoint.
+    ///
     /// Returns what changed, for the log and the event stream.
     pub fn record(
         &self,
         version: VersionIx,
         endpoint: &EndpointState,
         outcome: Outcome,
+        took: Option<Duration>,
         now: MonoNanos,
     ) -> Option<Change> {
+        let _ = took;
         ejection::tally(&endpoint.live, outcome);
         let plan = self.version(version);
         let Some(ejection) = &plan.ejection else {
@@ -403,14 +409,14 @@ impl Snapshot {
         let endpoint = plan.endpoints.get(endpoint.0 as usize)?;
         if established > 0 {
             ejection::tally_many(&endpoint.live, established - 1, failed);
-            return self.record(version, endpoint, Outcome::Connected, now);
+            return self.record(version, endpoint, Outcome::Connected, None, now);
         }
         // Beyond the largest count that a policy may name there is nothing left to reach.
         let each = failed.min(KERNEL_FAILURES_MAX);
         ejection::tally_many(&endpoint.live, 0, failed - each);
         let mut change = None;
         for _ in 0..each {
-            let more = self.record(version, endpoint, Outcome::ConnectFailed, now);
+            let more = self.record(version, endpoint, Outcome::ConnectFailed, None, now);
             change = change.or(more);
         }
         change

@@ -1,6 +1,6 @@
 //! What every protocol does for an attempt: decide, and record how it ended.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use super::{
     core::{Conn, Core, Place, Snap},
@@ -92,6 +92,19 @@ pub(super) fn admit<H: HeaderView>(
     Ok(Admitted { plan, verdict })
 }
 
+/// How long an endpoint took until then: from when it had the whole request, unless it answered
+/// before that. A client that sends slowly doesn't make the endpoint slow.
+pub(super) fn took(
+    started: MonoNanos,
+    complete: Option<MonoNanos>,
+    until: MonoNanos,
+) -> Option<Duration> {
+    let from = complete
+        .filter(|at| *at <= until)
+        .map_or(started, |at| at.max(started));
+    Some(until.since(from))
+}
+
 /// Records how an attempt ended and logs what that changed.
 pub(super) fn record(
     core: &Core,
@@ -99,9 +112,10 @@ pub(super) fn record(
     version: VersionIx,
     endpoint: &EndpointState,
     outcome: Outcome,
+    took: Option<Duration>,
     now: MonoNanos,
 ) {
-    if let Some(change) = snapshot.record(version, endpoint, outcome, now) {
+    if let Some(change) = snapshot.record(version, endpoint, outcome, took, now) {
         core.shared.telemetry.ejection(&change);
         tracing::info!(
             service = change.service,

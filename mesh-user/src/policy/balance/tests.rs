@@ -35,7 +35,7 @@ fn nth(snapshot: &Snapshot, at: usize) -> &Arc<EndpointState> {
 
 fn eject(snapshot: &Snapshot, at: usize) {
     snapshot
-        .record(ALL, nth(snapshot, at), Outcome::Reset, NOW)
+        .record(ALL, nth(snapshot, at), Outcome::Reset, None, NOW)
         .expect("ejected");
 }
 

@@ -88,8 +88,15 @@ fn is_idempotent(method: &str) -> bool {
 }
 
 impl Course<'_> {
-    fn record(&self, endpoint: &EndpointState, outcome: Outcome, at: MonoNanos) {
-        attempt::record(self.core, self.snapshot, self.at, endpoint, outcome, at);
+    fn record(
+        &self,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        at: MonoNanos,
+    ) {
+        let (core, snapshot) = (self.core, self.snapshot);
+        attempt::record(core, snapshot, self.at, endpoint, outcome, took, at);
     }
 
     /// Chooses an endpoint; the breaker's word comes last.
@@ -288,7 +295,9 @@ impl Session {
                 let Some(outcome) = failed.outcome() else {
                     return refuse;
                 };
-                course.record(&chosen.endpoint, outcome, clock::now());
+                let ended = clock::now();
+                let took = attempt::took(now, None, ended);
+                course.record(&chosen.endpoint, outcome, took, ended);
                 attempts.tried.push(chosen.endpoint.id);
                 return course
                     .again(log, attempts, Failure::Connect, sending)
@@ -375,11 +384,16 @@ impl Session {
         log.bytes_out += outlook.bytes;
         log.status = outlook.status.unwrap_or(log.status);
         let endpoint = target.endpoint;
+        let head_at = outlook
+            .answered_after
+            .map_or(ended, |span| started.after(span));
+        let took = attempt::took(started, sending.complete, head_at);
         match end {
             End::Complete => {
                 course.record(
                     endpoint,
                     Outcome::Status(outlook.status.unwrap_or(0)),
+                    took,
                     ended,
                 );
                 drop(permit);
@@ -390,13 +404,13 @@ impl Session {
                 Turn::Next(if stays { Next::Open } else { Next::Close })
             }
             End::Upgraded => {
-                course.record(endpoint, Outcome::Status(101), ended);
+                course.record(endpoint, Outcome::Status(101), took, ended);
                 let next = self.upgraded(upstream, version.idle_timeout, log).await;
                 drop(permit);
                 Turn::Next(next)
             }
             End::Retry(status) => {
-                course.record(endpoint, Outcome::Status(status), ended);
+                course.record(endpoint, Outcome::Status(status), took, ended);
                 attempts.tried.push(endpoint.id);
                 Turn::Again(pause.unwrap_or_default())
             }
@@ -404,7 +418,7 @@ impl Session {
                 let reused = upstream.reused;
                 drop(upstream);
                 let turn = settle(
-                    course, endpoint, failed, outlook, reused, sending, attempts, log,
+                    course, endpoint, failed, outlook, took, reused, sending, attempts, log,
                 );
                 // After the record: a probe without a verdict is due again.
                 drop(permit);
@@ -448,6 +462,7 @@ fn settle(
     endpoint: &EndpointState,
     end: End,
     outlook: Outlook,
+    took: Option<Duration>,
     reused: bool,
     sending: &Sending,
     attempts: &mut Attempts,
@@ -460,7 +475,7 @@ fn settle(
     let (outcome, failure, reject) = match end {
         End::UpstreamGone { .. } if stale && (!outlook.was_sent || is_idempotent(log.method())) => {
             // Closed while it lay idle, which says nothing about the endpoint.
-            course.record(endpoint, Outcome::Abandoned, ended);
+            course.record(endpoint, Outcome::Abandoned, None, ended);
             attempts.stale = true;
             attempts.count -= 1;
             return Turn::Again(Duration::ZERO);
@@ -490,11 +505,11 @@ fn settle(
         End::BadBody => (seen(Outcome::Abandoned), None, Reject::BadRequest),
         End::BodyTimeout => (seen(Outcome::Abandoned), None, Reject::BodyTimeout),
         End::DownstreamGone | End::Complete | End::Upgraded | End::Retry(_) => {
-            course.record(endpoint, seen(Outcome::Abandoned), ended);
+            course.record(endpoint, seen(Outcome::Abandoned), took, ended);
             return Turn::gone(log);
         }
     };
-    course.record(endpoint, outcome, ended);
+    course.record(endpoint, outcome, took, ended);
     attempts.tried.push(endpoint.id);
     failure
         .filter(|_| !outlook.responding)

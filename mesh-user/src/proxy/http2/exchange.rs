@@ -64,6 +64,8 @@ pub(super) struct Exchange {
     pub(super) sink: SendStream<Bytes>,
     response: ResponseFuture,
     pub(super) answer: Option<Answer>,
+    /// When its head came.
+    pub(super) answered_at: Option<MonoNanos>,
     answer_kept: Kept,
     /// The endpoint takes no more of the request; it may answer all the same.
     request_broken: Option<Reason>,
@@ -82,6 +84,7 @@ impl Exchange {
             sink,
             response,
             answer: None,
+            answered_at: None,
             answer_kept: Kept::new(0),
             request_broken: None,
             last: started,
@@ -160,7 +163,9 @@ impl Exchange {
                 });
             }
         };
-        stream.log.upstream = Some(clock::now().since(self.last));
+        let now = clock::now();
+        self.answered_at = Some(now);
+        stream.log.upstream = Some(now.since(self.last));
         let status = seen_status(&response, stream.grpc);
         if retry(status, stream.kept.whole) {
             return Some(End::Retry(status));

@@ -249,8 +249,9 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         let target = Target::new(&snapshot, plan.version, &endpoint, &conn, &judged);
-        let record =
-            |outcome, at| attempt::record(core, &snapshot, plan.version, &endpoint, outcome, at);
+        let record = |outcome, took, at| {
+            attempt::record(core, &snapshot, plan.version, &endpoint, outcome, took, at);
+        };
         let method = head.method.as_str();
         let (lease, mut sender) = match self.connect(&target, until).await {
             Ok(opened) => opened,
@@ -260,7 +261,8 @@ impl Stream {
                 let Some(outcome) = failed.outcome() else {
                     return Turn::Refuse(failed.reject());
                 };
-                record(outcome, clock::now());
+                let ended = clock::now();
+                record(outcome, attempt::took(started, None, ended), ended);
                 attempts.tried.push(endpoint.id);
                 let whole = self.kept.whole;
                 return retry_after(version, attempts, method, Failure::Connect, whole, core)
@@ -275,7 +277,7 @@ impl Stream {
                 // Nothing was sent: the connection closed while the stream was on its way to it.
                 tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
                 lease.retire();
-                record(Outcome::Abandoned, clock::now());
+                record(Outcome::Abandoned, None, clock::now());
                 if attempts.stale {
                     return Turn::Refuse(Reject::UpstreamClosed);
                 }
@@ -310,6 +312,8 @@ impl Stream {
         .await;
         let ended = clock::now();
         self.log.ended = Some(ended);
+        let head_at = exchange.answered_at.unwrap_or(ended);
+        let took = attempt::took(started, self.complete, head_at);
         self.log.bytes_in = exchange.request.bytes;
         let answered = exchange.answer.as_ref().map(|answer| answer.status);
         if let Some(answer) = &exchange.answer {
@@ -324,17 +328,17 @@ impl Stream {
         });
         match end {
             End::Complete => {
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, ended);
                 Turn::Done
             }
             End::Retry(status) => {
-                record(Outcome::Status(status), ended);
+                record(Outcome::Status(status), took, ended);
                 attempts.tried.push(endpoint.id);
                 exchange.sink.send_reset(Reason::CANCEL);
                 Turn::Again(pause.unwrap_or_default())
             }
             End::Downstream(reason) => {
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, ended);
                 exchange.sink.send_reset(reason);
                 Turn::Refuse(Reject::DownstreamClosed)
             }
@@ -342,7 +346,7 @@ impl Stream {
                 reason,
                 unprocessed,
             } => {
-                record(Outcome::Reset, ended);
+                record(Outcome::Reset, took, ended);
                 attempts.tried.push(endpoint.id);
                 if let Some(answer) = &mut exchange.answer {
                     answer.sink.send_reset(reason);
@@ -359,7 +363,7 @@ impl Stream {
                     .map_or(Turn::Refuse(Reject::UpstreamReset), Turn::Again)
             }
             End::BodyTimeout => {
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, ended);
                 exchange.sink.send_reset(Reason::CANCEL);
                 if let Some(answer) = &mut exchange.answer {
                     answer.sink.send_reset(Reason::CANCEL);
@@ -369,7 +373,7 @@ impl Stream {
                 Turn::Refuse(Reject::BodyTimeout)
             }
             End::RequestTimeout | End::TryTimeout | End::Still => {
-                record(outcome.unwrap_or(Outcome::Timeout), ended);
+                record(outcome.unwrap_or(Outcome::Timeout), took, ended);
                 attempts.tried.push(endpoint.id);
                 exchange.sink.send_reset(Reason::CANCEL);
                 if let Some(answer) = &mut exchange.answer {
