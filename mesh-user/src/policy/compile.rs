@@ -290,7 +290,7 @@ impl Compiler<'_> {
             .map(|endpoint| {
                 let address = number(endpoint);
                 let carried = self.carry.endpoints.get(&((key, port.number), address));
-                state(endpoint, address, carried.copied())
+                state(endpoint, address, carried.copied(), self.now)
             })
             .collect()
     }
@@ -399,11 +399,24 @@ impl Compiler<'_> {
             retry: RetryPlan {
                 policy: effective.retries.value.clone(),
             },
-            table: balance::Table::new(&endpoints),
+            table: self.table(&endpoints, &effective, carried),
             endpoints,
             effective,
         });
         ix
+    }
+
+    /// What its picks need.
+    fn table(
+        &self,
+        endpoints: &[Arc<EndpointState>],
+        effective: &Effective,
+        carried: Option<&VersionPlan>,
+    ) -> balance::Table {
+        let node = &self.snapshot.model.locality;
+        let wanted = effective.balancing.as_deref();
+        let previous = carried.map(|carried| &carried.table);
+        balance::Table::new(endpoints, effective.balance.value, wanted, node, previous)
     }
 
     /// The limiters of the policy that states the limits: one set for all that it covers.

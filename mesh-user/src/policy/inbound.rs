@@ -359,7 +359,7 @@ impl Compiler<'_> {
             connect_timeout: effective.connect.value,
             idle_timeout: effective.idle.value,
             retry: RetryPlan { policy: None },
-            table: balance::Table::new(&[]),
+            table: balance::Table::default(),
             effective,
         });
         ix

@@ -24,7 +24,7 @@ use mesh_common::{
 };
 
 use super::{
-    Snapshot, VersionIx,
+    Snapshot, VersionIx, balance,
     describe::Origin,
     snapshot::{EndpointState, PortPlan, VersionPlan},
 };
@@ -285,8 +285,12 @@ fn add_list(
 fn part(table: &mut KernelTable, snapshot: &Snapshot, port: &PortPlan, version: VersionIx) -> Part {
     let kernel = port.path == Path::Kernel;
     let mut usable = Vec::new();
-    for (index, endpoint) in (0..).zip(&snapshot.version(version).endpoints) {
-        let on = endpoint.is_usable() && (!kernel || endpoint.live.is_eligible());
+    let plan = snapshot.version(version);
+    for (index, endpoint) in (0..).zip(&plan.endpoints) {
+        let on = match kernel {
+            true => balance::is_on(plan, endpoint),
+            false => endpoint.is_usable(),
+        };
         if !on && !kernel {
             continue;
         }

@@ -137,6 +137,12 @@ pub struct EndpointState {
     pub weight: u32,
     /// What the platform says of it.
     pub healthy: bool,
+    /// Failover group, 0 first.
+    pub priority: u32,
+    /// `region/zone/subzone`, as far as it is known.
+    pub locality: Option<Arc<str>>,
+    /// When it appeared, or became ready; 0: not known.
+    pub since: MonoNanos,
     /// Live counters and ejection state.
     pub live: Arc<ejection::Live>,
 }
@@ -292,7 +298,7 @@ impl Snapshot {
 
     /// Records how an attempt at an endpoint ended; ejects it at once when it must be.
     ///
-    /// `took`: until the answer's head came or the attempt ended, from when the endpoint had the
+    /// `_took`: until the answer's head came or the attempt ended, from when the endpoint had the
     /// whole request; for an opaque connection until it was established. None where nobody measured
     /// it (the kernel's connections) or nothing was asked of the endpoint.
     ///
@@ -302,10 +308,9 @@ impl Snapshot {
         version: VersionIx,
         endpoint: &EndpointState,
         outcome: Outcome,
-        took: Option<Duration>,
+        _took: Option<Duration>,
         now: MonoNanos,
     ) -> Option<Change> {
-        let _ = took;
         ejection::tally(&endpoint.live, outcome);
         let plan = self.version(version);
         let Some(ejection) = &plan.ejection else {
@@ -313,6 +318,29 @@ impl Snapshot {
             return None;
         };
         ejection.record(endpoint, &plan.endpoints, outcome, now)
+    }
+
+    /// Tells the balancer how an attempt went: what [`Balance::PeakEwma`] learns from.
+    /// `retry_after`: how long the answer asks to stay away. `took` as in [`record`](Self::record).
+    pub fn observe(
+        &self,
+        version: VersionIx,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        retry_after: Option<Duration>,
+        now: MonoNanos,
+    ) {
+        if let Some(took) = took {
+            balance::observe(
+                self.version(version),
+                endpoint,
+                outcome,
+                took,
+                retry_after,
+                now,
+            );
+        }
     }
 
     /// Runs the ejection sweeps that are due. Called by the control runtime about once a second.
@@ -385,7 +413,7 @@ impl Snapshot {
                 let kernel = |v: &&VersionPlan| self.port(v.port).path == Path::Kernel;
                 version.filter(kernel).is_some_and(|version| {
                     let endpoint = version.endpoints.get(*endpoint as usize);
-                    let on = |e: &Arc<EndpointState>| e.is_usable() && e.live.is_eligible();
+                    let on = |e: &Arc<EndpointState>| balance::is_on(version, e);
                     endpoint.is_some_and(on) != (backend.state == BACKEND_ON)
                 })
             })

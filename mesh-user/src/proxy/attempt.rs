@@ -9,7 +9,7 @@ use super::{
 use crate::{
     clock::MonoNanos,
     policy::{
-        Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
+        Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx, balance,
         rate_limit::{self, Verdict},
         route::{self, Plan},
         snapshot::{EndpointState, Outcome},
@@ -20,6 +20,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Admitted {
     pub(super) plan: Plan,
+    /// By which its endpoint is found, where the version is balanced by a key.
+    pub(super) key: Option<u64>,
     pub(super) verdict: Verdict,
 }
 
@@ -89,7 +91,8 @@ pub(super) fn admit<H: HeaderView>(
             verdict,
         });
     }
-    Ok(Admitted { plan, verdict })
+    let key = balance::key(snapshot, &plan, client(conn, place), Some(request));
+    Ok(Admitted { plan, key, verdict })
 }
 
 /// How long an endpoint took until then: from when it had the whole request, unless it answered
@@ -105,8 +108,34 @@ pub(super) fn took(
     Some(until.since(from))
 }
 
-/// Records how an attempt ended and logs what that changed.
+/// `Retry-After` in seconds (RFC 9110 §10.2.3); a date, which needs both clocks to agree, is not
+/// read.
+pub(super) fn retry_after(status: u16, value: Option<&[u8]>) -> Option<Duration> {
+    let asks = status == 429 || status >= 500;
+    let text = str::from_utf8(value.filter(|_| asks)?).ok()?;
+    let seconds: u32 = text.trim_ascii().parse().ok()?;
+    Some(Duration::from_secs(seconds.into()))
+}
+
+/// Records how an attempt ended and logs what that changed. `retry_after`: how long its answer asks
+/// to stay away.
+#[expect(clippy::too_many_arguments, reason = "what is known of an attempt")]
 pub(super) fn record(
+    core: &Core,
+    snapshot: &Snapshot,
+    version: VersionIx,
+    endpoint: &EndpointState,
+    outcome: Outcome,
+    took: Option<Duration>,
+    retry_after: Option<Duration>,
+    now: MonoNanos,
+) {
+    snapshot.observe(version, endpoint, outcome, took, retry_after, now);
+    judge(core, snapshot, version, endpoint, outcome, took, now);
+}
+
+/// The same for an attempt that the balancer knows of already.
+pub(super) fn judge(
     core: &Core,
     snapshot: &Snapshot,
     version: VersionIx,

@@ -24,7 +24,8 @@ use super::{
 use crate::{
     clock,
     policy::{
-        NoObserver, Reject, breaker::RequestPermit, rate_limit, request, route, snapshot::Outcome,
+        NoObserver, Reject, balance, breaker::RequestPermit, rate_limit, request, route,
+        snapshot::Outcome,
     },
     telemetry::Spoken,
 };
@@ -129,13 +130,14 @@ async fn forward(
     let version = &snapshot.versions[plan.version.0 as usize];
     let record = |endpoint: &_, outcome, took| {
         let (version, now) = (plan.version, clock::now());
-        attempt::record(core, &snapshot, version, endpoint, outcome, took, now);
+        attempt::record(core, &snapshot, version, endpoint, outcome, took, None, now);
     };
+    let key = balance::key(&snapshot, &plan, client(conn, place), none);
     let mut tried = Vec::new();
     let mut charged = Charged::default();
     let mut took;
     let (mut upstream, endpoint, mut permit, _judged): (_, _, RequestPermit, _) = loop {
-        let endpoint = inbound::pick(conn, &snapshot, plan.version, &tried, now)?;
+        let endpoint = inbound::pick(conn, &snapshot, plan.version, key, &tried, now)?;
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
         let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, &mut charged, now)?;
@@ -167,6 +169,8 @@ async fn forward(
     };
     // The connection may stay open for days.
     permit.answered();
+    let (version_ix, outcome) = (plan.version, Outcome::Connected);
+    snapshot.observe(version_ix, &endpoint, outcome, took, None, clock::now());
     log.tcp_opened();
     let mut counted = Counted {
         log: &mut *log,
@@ -185,15 +189,20 @@ async fn forward(
     .await;
     let (_, answered) = counted.bytes;
     drop(counted);
-    record(
-        &endpoint,
-        if end == CopyEnd::UpstreamReset && answered == 0 {
-            Outcome::Reset
-        } else {
-            Outcome::Connected
-        },
-        took,
-    );
+    if end == CopyEnd::UpstreamReset && answered == 0 {
+        record(&endpoint, Outcome::Reset, took);
+    } else {
+        let (version, now) = (plan.version, clock::now());
+        attempt::judge(
+            core,
+            &snapshot,
+            version,
+            &endpoint,
+            Outcome::Connected,
+            took,
+            now,
+        );
+    }
     log.reject = match end {
         CopyEnd::Closed => None,
         CopyEnd::DownstreamReset => Some(Reject::DownstreamClosed),

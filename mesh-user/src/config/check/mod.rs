@@ -12,6 +12,8 @@ use super::{
 };
 
 mod agent;
+mod balance;
+mod health;
 mod inbound;
 mod policies;
 mod rules;
@@ -45,6 +47,7 @@ pub fn check(model: &Model) -> Vec<Finding> {
     rules::check(model, &mut out);
     policies::check(model, &mut out);
     inbound::check(model, &mut out);
+    balance::localities(model, &mut out);
     out.sorted()
 }
 

@@ -161,6 +161,7 @@ fn kernel_ports(model: &Model, out: &mut Findings) {
                 Place::Rule(at) => FieldPath::item("rules", at),
                 Place::Policy(at) => FieldPath::item("policies", at),
                 Place::DialFrom => item.key("dial-from"),
+                Place::Priority => item.key("endpoints"),
             };
             let message = format!(
                 "{}, and port `{}` of `{}` has `path: kernel`",

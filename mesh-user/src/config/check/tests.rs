@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{
-    Match, Policy, RateLimitPolicy, Rule, Select, Target, TimeoutPolicy, ValueMatch,
-};
+use crate::model::{Match, Policy, RateLimitPolicy, Rule, Select, Target, ValueMatch};
 
 fn model(text: &str) -> Model {
     let head = "apiVersion: mesh/v1alpha1\nkind: MeshConfig\n";
@@ -47,9 +45,7 @@ fn check_references_beyond_the_services_are_survived() {
         breaker: None,
         ejection: None,
         rate_limits: Vec::new(),
-        balance: None,
-        timeouts: TimeoutPolicy::default(),
-        retries: None,
+        ..Policy::default()
     };
     let model = Model {
         rules: vec![rule(usize::MAX)],

@@ -49,7 +49,7 @@ fn example() -> Snapshot {
         },
         Policy {
             version: Some("v1".into()),
-            balance: Some(Balance::Random),
+            balance: Some(Balance::Random.into()),
             ..policy()
         },
     ];

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response, header::RETRY_AFTER};
 
 use super::{
     flow::{Broken, Flow, Kept, reason},
@@ -18,7 +18,10 @@ use super::{
 use crate::{
     clock::{self, MonoNanos},
     policy::rate_limit::Verdict,
-    proxy::timer::{NEVER, deadline},
+    proxy::{
+        attempt,
+        timer::{NEVER, deadline},
+    },
 };
 
 /// How an attempt ended.
@@ -66,6 +69,8 @@ pub(super) struct Exchange {
     pub(super) answer: Option<Answer>,
     /// When its head came.
     pub(super) answered_at: Option<MonoNanos>,
+    /// How long the endpoint wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
     answer_kept: Kept,
     /// The endpoint takes no more of the request; it may answer all the same.
     request_broken: Option<Reason>,
@@ -85,6 +90,7 @@ impl Exchange {
             response,
             answer: None,
             answered_at: None,
+            retry_after: None,
             answer_kept: Kept::new(0),
             request_broken: None,
             last: started,
@@ -167,6 +173,8 @@ impl Exchange {
         self.answered_at = Some(now);
         stream.log.upstream = Some(now.since(self.last));
         let status = seen_status(&response, stream.grpc);
+        let wait = response.headers().get(RETRY_AFTER);
+        self.retry_after = attempt::retry_after(status, wait.map(HeaderValue::as_bytes));
         if retry(status, stream.kept.whole) {
             return Some(End::Retry(status));
         }
