@@ -89,7 +89,7 @@ fn request(rounds: u64) {
     });
     println!("  permit   {permit:7.1}");
     let record = time(rounds, || {
-        black_box(snapshot.record(plan.version, &endpoint, Outcome::Status(200), now));
+        black_box(snapshot.record(plan.version, &endpoint, Outcome::Status(200), None, now));
     });
     println!("  record   {record:7.1}");
     let all = time(rounds, || {
@@ -113,7 +113,7 @@ fn request(rounds: u64) {
             .breaker
             .request(&endpoint)
             .expect("room");
-        snapshot.record(plan.version, &endpoint, Outcome::Status(200), now);
+        snapshot.record(plan.version, &endpoint, Outcome::Status(200), None, now);
         drop(permit);
     });
     println!(
@@ -288,5 +288,6 @@ fn example(count: usize) -> Model {
         workloads: vec![client],
         outbound: Vec::new(),
         inbound: Vec::new(),
+        ..Model::default()
     }
 }

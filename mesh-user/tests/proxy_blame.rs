@@ -95,7 +95,7 @@ fn probe_due(mesh: &Mesh) -> Arc<EndpointState> {
         if plan.endpoints.iter().any(|member| member.id == endpoint.id) {
             let version = mesh_user::policy::VersionIx(version as u32);
             for _ in 0..3 {
-                snapshot.record(version, &endpoint, Outcome::Status(500), clock::now());
+                snapshot.record(version, &endpoint, Outcome::Status(500), None, clock::now());
             }
             break;
         }

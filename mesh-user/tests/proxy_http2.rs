@@ -890,7 +890,7 @@ fn probe_due(mesh: &Mesh) -> Arc<mesh_user::policy::snapshot::EndpointState> {
     let version = VersionIx(u32::try_from(at.unwrap()).unwrap());
     let endpoint = Arc::clone(&snapshot.version(version).endpoints[0]);
     for _ in 0..3 {
-        snapshot.record(version, &endpoint, Outcome::Status(500), clock::now());
+        snapshot.record(version, &endpoint, Outcome::Status(500), None, clock::now());
     }
     assert!(!endpoint.live.is_eligible());
     snapshot.sweep(clock::now().after(Duration::from_secs(60)));

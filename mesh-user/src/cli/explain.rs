@@ -146,6 +146,9 @@ fn version(answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
     if let Some(next) = answer["next"].as_str() {
         writeln!(io.out, "version   {} is next in turn", harmless(next))?;
     }
+    if let Some(balance) = answer["balance"].as_str().filter(|text| !text.is_empty()) {
+        writeln!(io.out, "balance   {}", harmless(balance))?;
+    }
     for endpoint in items(&answer["endpoints"]) {
         writeln!(
             io.out,

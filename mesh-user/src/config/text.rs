@@ -58,6 +58,8 @@ pub(crate) enum Text {
     Rate,
     /// Attribute that keys a rate limit.
     RateKey,
+    /// What is sent or expected on a connection.
+    Payload,
     /// IP address.
     Address,
     /// Address range.
@@ -96,7 +98,7 @@ static PATTERNS: LazyLock<HashMap<Discriminant<Text>, Regex>> = LazyLock::new(||
 
 impl Text {
     /// One of each kind, for the patterns and the tests.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::Name,
         Self::ServiceRef,
         Self::Hostname,
@@ -114,6 +116,7 @@ impl Text {
         Self::Duration(Duration::ZERO, Duration::MAX),
         Self::Rate,
         Self::RateKey,
+        Self::Payload,
         Self::Address,
         Self::Cidr,
         Self::Listen,
@@ -138,7 +141,7 @@ impl Text {
             Self::QueryName => r"^[^\x00-\x1f\x7f]+$".to_owned(),
             Self::Value => r"^[^\x00-\x08\x0a-\x1f\x7f]*$".to_owned(),
             Self::Path => r"^/[^?#\x00-\x20\x7f]*$".to_owned(),
-            Self::Regex | Self::Address => return None,
+            Self::Regex | Self::Address | Self::Payload => return None,
             Self::Duration(..) => "^(?:[0-9]{1,9}h)?(?:[0-9]{1,9}m)?(?:[0-9]{1,9}s)?\
                                    (?:[0-9]{1,9}ms)?(?:[0-9]{1,9}us)?$"
                 .to_owned(),
@@ -175,6 +178,7 @@ impl Text {
             Self::Duration(..) => (2, 64),
             Self::Rate => (3, 12),
             Self::RateKey => (1, 340),
+            Self::Payload => (1, 1024),
             Self::Address | Self::Cidr | Self::Listen => (1, 64),
             // PATH_MAX counts the final NUL.
             Self::AbsolutePath | Self::Cgroup => (1, 4095),
@@ -213,6 +217,7 @@ impl Text {
                  destination, version, rule, header.NAME, cookie.NAME, query.NAME, authority, path \
                  or method"
             }
+            Self::Payload => "text of at most 1,024 characters, such as \"PING\\r\\n\" in double quotes",
             Self::Address => "an IPv4 or IPv6 address, such as 10.96.0.10 or fd00::10",
             Self::Cidr => "an address range, such as 10.0.0.0/8 or fd00::/8",
             Self::Listen => "an address with port, such as 0.0.0.0:15020 or [::]:15020, or `off`",

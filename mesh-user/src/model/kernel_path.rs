@@ -5,8 +5,8 @@
 //! (for a port that insists on the kernel) and by the compiler (for the others).
 
 use super::{
-    Balance, BreakerPolicy, DialFrom, Match, Policy, Port, Rule, Select, Service, Target,
-    TimeoutPolicy,
+    Balance, BalancePolicy, BreakerPolicy, DialFrom, Match, Policy, Port, Rule, Select, Service,
+    Target, TimeoutPolicy,
 };
 
 /// What needs the proxy.
@@ -29,6 +29,8 @@ pub enum Place {
     DialFrom,
     /// The port's `tls`.
     Tls,
+    /// The priorities of the service's endpoints.
+    Priority,
 }
 
 /// The first obstacle for a port, in the order rules, policies, service. `rules` and `policies` are
@@ -98,14 +100,16 @@ fn of_policy(policy: &Policy, port: &Port) -> Option<&'static str> {
                 default.max_retries,
             )
     };
-    let balance = policy.balance.and_then(|balance| match balance {
-        Balance::RoundRobin => None,
-        _ => Some("balance"),
-    });
+    // Its slots go in turn, without growing weights.
+    let in_turn = |balance: &BalancePolicy| {
+        balance.algorithm == Balance::RoundRobin && balance.slow_start.is_none()
+    };
+    let balance = policy.balance.as_ref().filter(|balance| !in_turn(balance));
     let http = port.protocol.is_http();
     [
         (!policy.rate_limits.is_empty()).then_some("rate-limit"),
-        balance,
+        balance.is_some().then_some("balance"),
+        policy.locality.is_some().then_some("locality"),
         (policy.timeouts != TimeoutPolicy::default()).then_some("timeout"),
         policy.retries.is_some().then_some("retries"),
         policy.tls.is_some().then_some("tls"),
@@ -127,6 +131,16 @@ fn of_port(port: &Port) -> Option<Obstacle> {
 }
 
 fn of_service(service: &Service) -> Option<Obstacle> {
+    if service
+        .endpoints
+        .windows(2)
+        .any(|pair| pair[0].priority != pair[1].priority)
+    {
+        return Some(Obstacle {
+            place: Place::Priority,
+            why: "endpoints have priorities".to_owned(),
+        });
+    }
     (service.dial_from == DialFrom::Node).then(|| Obstacle {
         place: Place::DialFrom,
         why: "dial-from: node".to_owned(),

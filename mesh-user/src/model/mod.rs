@@ -15,6 +15,8 @@ use serde::Serialize;
 
 pub mod action;
 pub mod attribute;
+pub mod balance;
+pub mod health;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
@@ -24,6 +26,8 @@ pub mod tls;
 
 pub use action::{Actions, RuleExtra};
 pub use attribute::Attribute;
+pub use balance::{Balance, BalancePolicy, LocalityPolicy};
+pub use health::HealthCheck;
 pub use list::List;
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
@@ -52,6 +56,8 @@ pub struct Model {
     pub outbound: Vec<OutboundRule>,
     /// What happens to connections that come in, in the order in which they are tried.
     pub inbound: Vec<inbound::InboundRule>,
+    /// This node's `region/zone/subzone`, from the left as far as it is known; empty when unknown.
+    pub locality: String,
 }
 
 /// What clients dial: hostnames and virtual addresses, ports, and the endpoints behind them.
@@ -484,7 +490,11 @@ pub struct Policy {
     /// Rate limits; a request must pass all of them.
     pub rate_limits: Vec<RateLimitPolicy>,
     /// Load balancing.
-    pub balance: Option<Balance>,
+    pub balance: Option<BalancePolicy>,
+    /// Which endpoints are asked first.
+    pub locality: Option<LocalityPolicy>,
+    /// Active health checks, all of which an endpoint must pass.
+    pub health_checks: Vec<HealthCheck>,
     /// Time-outs.
     pub timeouts: TimeoutPolicy,
     /// Retries.
@@ -568,19 +578,6 @@ pub struct RateLimitPolicy {
     pub per: Duration,
     /// Size of the bucket. At least 1.
     pub burst: u64,
-}
-
-/// How an endpoint is chosen inside a version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Balance {
-    /// Two random endpoints without replacement, the one with fewer requests in flight wins.
-    #[default]
-    LeastRequest,
-    /// In turn.
-    RoundRobin,
-    /// At random.
-    Random,
 }
 
 /// Time-outs. `None`: the default; zero: no time-out.

@@ -12,6 +12,7 @@ use super::{
     RuleIx, Snapshot, VersionIx,
     balance::candidates,
     ejection::Standing,
+    health::Finding,
     snapshot::{EndpointState, PortPlan},
 };
 use crate::{
@@ -101,10 +102,17 @@ pub struct EndpointRow {
     pub identity: Option<Arc<str>>,
     /// Share inside a version.
     pub weight: u32,
-    /// `ready`, `unready` (says the platform), `ejected`, or `probing`.
+    /// `ready`, `unready` (says the platform), `unhealthy` (says an active check), `ejected`, or
+    /// `probing`.
     pub state: &'static str,
     /// Milliseconds until it may return (at the next sweep after that), when ejected.
     pub ejected_for_ms: Option<u64>,
+    /// What active checks found last: `ok`, `status 503`, `timeout`; none when nobody checks it.
+    pub check: Option<String>,
+    /// `region/zone/subzone`, as far as it is known.
+    pub locality: Option<Arc<str>>,
+    /// Failover group, 0 first.
+    pub priority: u32,
     /// Requests in flight.
     pub in_flight: u32,
     /// Attempts recorded.
@@ -289,6 +297,7 @@ impl Snapshot {
                 weight: endpoint.weight,
                 state: match standing {
                     _ if !endpoint.healthy => "unready",
+                    _ if live.health().is_some_and(Finding::is_sick) => "unhealthy",
                     Standing::InRotation => "ready",
                     Standing::Probing => "probing",
                     Standing::Ejected { .. } => "ejected",
@@ -299,6 +308,9 @@ impl Snapshot {
                     }
                     Standing::InRotation | Standing::Probing => None,
                 },
+                check: live.health().map(|finding| finding.to_string()),
+                locality: endpoint.locality.clone(),
+                priority: endpoint.priority,
                 in_flight: live.in_flight(),
                 requests,
                 failures,

@@ -5,6 +5,10 @@
 
 use std::time::Duration;
 
+mod balancing;
+
+pub use balancing::Balancing;
+
 use super::{
     describe::{Origin, PolicyRow},
     retry::ON_DEFAULT,
@@ -44,6 +48,8 @@ pub struct Effective {
     pub(super) limits_of: Option<usize>,
     /// Balancing.
     pub balance: Sourced<Balance>,
+    /// Its parameters, locality and health checks; none when no policy says any.
+    pub balancing: Option<Box<Balancing>>,
     /// Request time-out; zero: none.
     pub request: Sourced<Duration>,
     /// Connect time-out; never zero.
@@ -74,7 +80,10 @@ impl Effective {
                 from: *from,
             }),
             limits_of: limits.map(|(_, at, _)| *at),
-            balance: first(&apply, Balance::default(), |policy| policy.balance),
+            balance: first(&apply, Balance::default(), |policy| {
+                policy.balance.as_ref().map(|balance| balance.algorithm)
+            }),
+            balancing: Balancing::new(&apply),
             request: first(&apply, REQUEST_DEFAULT, |policy| policy.timeouts.request),
             connect: first(&apply, CONNECT_DEFAULT, |policy| {
                 let connect = policy.timeouts.connect?;
@@ -136,17 +145,15 @@ impl Effective {
                 "",
             );
         }
-        let balance = match self.balance.value {
-            Balance::LeastRequest => "least-request",
-            Balance::RoundRobin => "round-robin",
-            Balance::Random => "random",
-        };
         rows.add(
             "balance",
-            balance,
+            self.balance.value.label(),
             self.balance.from,
             "a slow endpoint gets less",
         );
+        if let Some(balancing) = &self.balancing {
+            balancing.rows(&mut rows);
+        }
         rows.time("timeout.request", self.request, "Envoy's default");
         rows.time("timeout.connect", self.connect, "Envoy's default");
         rows.time("timeout.idle", self.idle, "Envoy's default");

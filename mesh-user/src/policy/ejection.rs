@@ -28,7 +28,10 @@ use std::{
 
 use serde::Serialize;
 
-use super::snapshot::{EndpointState, Outcome};
+use super::{
+    balance,
+    snapshot::{EndpointState, Outcome},
+};
 use crate::{clock::MonoNanos, model::EjectionPolicy};
 
 mod live;
@@ -230,6 +233,7 @@ impl Ejection {
         live.ejections.fetch_add(1, Relaxed);
         // Never 0, which means «in rotation».
         live.ejected_until.store(now.after(span).0.max(1), Relaxed);
+        balance::changed();
         let for_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         Some(self.change(endpoint, What::Ejected { by, for_ms }))
     }
@@ -323,6 +327,7 @@ impl Ejection {
             Relaxed,
         );
         live.ejected_until.store(0, Relaxed);
+        live.returned(now);
         Some(self.change(endpoint, What::Returned))
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
-    balance::candidates,
+    balance::{self, candidates},
     breaker::Gauges,
     describe::{EndpointRow, TargetRow},
     rate_limit,
@@ -45,6 +45,8 @@ pub struct Explanation {
     pub next: Option<Arc<str>>,
     /// Endpoints of that version with their state.
     pub endpoints: Vec<EndpointRow>,
+    /// How one of them is chosen, when there is more to it than an algorithm.
+    pub balance: String,
     /// Rate limits: what they would say now. Nothing is spent.
     pub limits: Vec<LimitState>,
     /// Caps of the version.
@@ -193,6 +195,12 @@ fn finish<H: HeaderView>(
         next: version.map(|version| Arc::clone(&version.name)),
         endpoints: decided
             .map(|plan| snapshot.endpoint_rows(port, plan.version, now))
+            .unwrap_or_default(),
+        balance: decided
+            .map(|plan| {
+                let key = balance::key(snapshot, &plan, source.into(), request);
+                balance::describe(snapshot.version(plan.version), key)
+            })
             .unwrap_or_default(),
         caps: version.map(|version| version.breaker.caps()),
         gauges: version.map(|version| version.breaker.gauges()),

@@ -101,7 +101,7 @@ pub(super) fn policy() -> Policy {
 
 pub(super) fn balanced(balance: Balance) -> Policy {
     Policy {
-        balance: Some(balance),
+        balance: Some(balance.into()),
         ..policy()
     }
 }

@@ -483,7 +483,7 @@ impl Compiler<'_> {
             connect_timeout: effective.connect.value,
             idle_timeout: effective.idle.value,
             retry: RetryPlan { policy: None },
-            table: balance::Table::new(&[]),
+            table: balance::Table::default(),
             effective,
         };
         self.snapshot.versions.set(ix.0, Arc::new(plan));

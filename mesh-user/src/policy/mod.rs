@@ -17,6 +17,7 @@ pub mod effective;
 pub mod ejection;
 pub mod explain;
 mod hash;
+pub mod health;
 pub mod inbound;
 mod index;
 mod matcher;

@@ -21,7 +21,7 @@ use mesh_common::{
 };
 
 use super::{
-    Snapshot, VersionIx,
+    Snapshot, VersionIx, balance,
     describe::Origin,
     snapshot::{EndpointState, PortPlan, VersionPlan},
 };
@@ -315,8 +315,12 @@ fn part(table: &mut PortTable, snapshot: &Snapshot, port: &PortPlan, version: Ve
         table.versions.len() - 1
     }) as u32;
     let mut usable = Vec::new();
-    for (index, endpoint) in (0..).zip(&snapshot.version(version).endpoints) {
-        let on = endpoint.is_usable() && (!kernel || endpoint.live.is_eligible());
+    let plan = snapshot.version(version);
+    for (index, endpoint) in (0..).zip(&plan.endpoints) {
+        let on = match kernel {
+            true => balance::is_on(plan, endpoint),
+            false => endpoint.is_usable(),
+        };
         if !on && !kernel {
             continue;
         }

@@ -144,6 +144,12 @@ pub struct EndpointState {
     pub weight: u32,
     /// What the platform says of it.
     pub healthy: bool,
+    /// Failover group, 0 first.
+    pub priority: u32,
+    /// `region/zone/subzone`, as far as it is known.
+    pub locality: Option<Arc<str>>,
+    /// When it appeared, or became ready; 0: not known.
+    pub since: MonoNanos,
     /// Live counters and ejection state.
     pub live: Arc<ejection::Live>,
 }
@@ -325,12 +331,17 @@ impl Snapshot {
 
     /// Records how an attempt at an endpoint ended; ejects it at once when it must be.
     ///
+    /// `_took`: until the answer's head came or the attempt ended, from when the endpoint had the
+    /// whole request; for an opaque connection until it was established. None where nobody measured
+    /// it (the kernel's connections) or nothing was asked of the endpoint.
+    ///
     /// Returns what changed, for the log and the event stream.
     pub fn record(
         &self,
         version: VersionIx,
         endpoint: &EndpointState,
         outcome: Outcome,
+        _took: Option<Duration>,
         now: MonoNanos,
     ) -> Option<Change> {
         ejection::tally(&endpoint.live, outcome);
@@ -340,6 +351,29 @@ impl Snapshot {
             return None;
         };
         ejection.record(endpoint, &plan.endpoints, outcome, now)
+    }
+
+    /// Tells the balancer how an attempt went: what [`Balance::PeakEwma`] learns from.
+    /// `retry_after`: how long the answer asks to stay away. `took` as in [`record`](Self::record).
+    pub fn observe(
+        &self,
+        version: VersionIx,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        retry_after: Option<Duration>,
+        now: MonoNanos,
+    ) {
+        if let Some(took) = took {
+            balance::observe(
+                self.version(version),
+                endpoint,
+                outcome,
+                took,
+                retry_after,
+                now,
+            );
+        }
     }
 
     /// Runs the ejection sweeps that are due. Called by the control runtime about once a second.
@@ -435,7 +469,7 @@ impl Snapshot {
                 let version = version.and_then(|ix| self.versions.get(ix as usize));
                 version.is_some_and(|version| {
                     let endpoint = version.endpoints.get(*endpoint as usize);
-                    let on = |e: &Arc<EndpointState>| e.is_usable() && e.live.is_eligible();
+                    let on = |e: &Arc<EndpointState>| balance::is_on(version, e);
                     endpoint.is_some_and(on) != (backend.state == BACKEND_ON)
                 })
             })
@@ -459,14 +493,14 @@ impl Snapshot {
         let endpoint = plan.endpoints.get(endpoint.0 as usize)?;
         if established > 0 {
             ejection::tally_many(&endpoint.live, established - 1, failed);
-            return self.record(version, endpoint, Outcome::Connected, now);
+            return self.record(version, endpoint, Outcome::Connected, None, now);
         }
         // Beyond the largest count that a policy may name there is nothing left to reach.
         let each = failed.min(KERNEL_FAILURES_MAX);
         ejection::tally_many(&endpoint.live, 0, failed - each);
         let mut change = None;
         for _ in 0..each {
-            let more = self.record(version, endpoint, Outcome::ConnectFailed, now);
+            let more = self.record(version, endpoint, Outcome::ConnectFailed, None, now);
             change = change.or(more);
         }
         change

@@ -8,6 +8,8 @@ use crate::policy::{PortIx, breaker::RetryPermit, retry::Failure, snapshot::Vers
 /// What the attempts of one request share.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
+    /// By which the endpoint is found, where the version is balanced by a key.
+    pub(super) key: Option<u64>,
     /// How many were made; those that met a dead connection don't count.
     pub(super) count: u32,
     /// Endpoints that failed.
@@ -18,6 +20,16 @@ pub(super) struct Attempts {
     pub(super) charged: Charged,
     /// The right to retry, once a retry was made.
     permit: Option<RetryPermit>,
+}
+
+impl Attempts {
+    /// None yet.
+    pub(super) fn by(key: Option<u64>) -> Self {
+        Self {
+            key,
+            ..Self::default()
+        }
+    }
 }
 
 /// Whose inbound rate limits an attempt has paid. One that met a dead connection brought nothing to

@@ -11,7 +11,7 @@ use tokio::io::Interest;
 
 pub(super) use self::copy::{CopyEnd, Side, copy};
 use super::{
-    attempt::client,
+    attempt::{self, client},
     buffer::Buf,
     core::{Conn, Place},
     inbound,
@@ -25,7 +25,8 @@ use super::{
 use crate::{
     clock,
     policy::{
-        NoObserver, Reject, breaker::RequestPermit, rate_limit, request, route, snapshot::Outcome,
+        NoObserver, Reject, balance, breaker::RequestPermit, rate_limit, request, route,
+        snapshot::Outcome,
     },
     telemetry::Spoken,
 };
@@ -132,37 +133,35 @@ async fn forward(
         return Err(Reject::RateLimited);
     }
     let version = &snapshot.versions[plan.version.0 as usize];
-    let record = |endpoint: &_, outcome| {
-        super::attempt::record(
-            core,
-            &snapshot,
-            plan.version,
-            endpoint,
-            outcome,
-            clock::now(),
-        );
+    let record = |endpoint: &_, outcome, took| {
+        let (version, now) = (plan.version, clock::now());
+        attempt::record(core, &snapshot, version, endpoint, outcome, took, None, now);
     };
+    let key = balance::key(&snapshot, &plan, client(conn, place), none);
     let mut tried = Vec::new();
     let mut charged = Charged::default();
+    let mut took;
     let (mut upstream, endpoint, mut permit, _judged): (_, _, RequestPermit, _) = loop {
-        let endpoint = inbound::pick(conn, &snapshot, plan.version, &tried, now)?;
+        let endpoint = inbound::pick(conn, &snapshot, plan.version, key, &tried, now)?;
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
         let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, &mut charged, now)?;
         let target = Target::new(&snapshot, plan.version, &endpoint, conn, &judged);
+        let started = if tried.is_empty() { now } else { clock::now() };
         let connected = tokio::select! {
             biased;
             connected = connect_now(core, &conn.workload, &target) => connected,
             // The client's end is no reason to give up: it may still want to listen.
             _reset = stream.tcp().ready(Interest::ERROR) => return Err(Reject::DownstreamClosed),
         };
+        took = attempt::took(started, None, clock::now());
         match connected {
             Ok(upstream) => break (upstream, endpoint, permit, judged),
             Err(failed) => {
                 let Some(outcome) = failed.outcome() else {
                     return Err(failed.reject());
                 };
-                record(&endpoint, outcome);
+                record(&endpoint, outcome, took);
                 tried.push(endpoint.id);
                 // Nothing was sent yet, so another endpoint may serve: as often as there are
                 // endpoints that were not tried, at most three times (Envoy's default for TCP
@@ -175,6 +174,8 @@ async fn forward(
     };
     // The connection may stay open for days.
     permit.answered();
+    let (version_ix, outcome) = (plan.version, Outcome::Connected);
+    snapshot.observe(version_ix, &endpoint, outcome, took, None, clock::now());
     log.tcp_opened();
     let mut counted = Counted {
         log: &mut *log,
@@ -193,14 +194,20 @@ async fn forward(
     .await;
     let (_, answered) = counted.bytes;
     drop(counted);
-    record(
-        &endpoint,
-        if end == CopyEnd::UpstreamReset && answered == 0 {
-            Outcome::Reset
-        } else {
-            Outcome::Connected
-        },
-    );
+    if end == CopyEnd::UpstreamReset && answered == 0 {
+        record(&endpoint, Outcome::Reset, took);
+    } else {
+        let (version, now) = (plan.version, clock::now());
+        attempt::judge(
+            core,
+            &snapshot,
+            version,
+            &endpoint,
+            Outcome::Connected,
+            took,
+            now,
+        );
+    }
     log.reject = match end {
         CopyEnd::Closed => None,
         CopyEnd::DownstreamReset => Some(Reject::DownstreamClosed),

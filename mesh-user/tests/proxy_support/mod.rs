@@ -20,7 +20,7 @@ use mesh_user::{
     config::{AccessLog, Limits, LogFilter, LogFormat},
     model::{
         BreakerPolicy, DialFrom, Endpoint, Match, Model, Policy, Port, Protocol, Rule, Select,
-        Service, Tags, Target, TimeoutPolicy, ValueMatch,
+        Service, Tags, Target, ValueMatch,
     },
     policy::Snapshot,
     proxy::{
@@ -139,18 +139,7 @@ impl Plan {
     }
 
     pub(crate) fn policy(mut self, change: impl FnOnce(&mut Policy)) -> Self {
-        let mut policy = Policy {
-            service: 0,
-            version: None,
-            port: None,
-            breaker: None,
-            ejection: None,
-            rate_limits: Vec::new(),
-            balance: None,
-            timeouts: TimeoutPolicy::default(),
-            retries: None,
-            ..Policy::default()
-        };
+        let mut policy = Policy::default();
         change(&mut policy);
         self.model.policies.push(policy);
         self

@@ -9,6 +9,8 @@ use super::{Config, collect::Collector, fields::ROOT, tree::Node};
 use crate::model::{List, Model};
 
 mod agent;
+mod balance;
+mod health;
 mod inbound;
 mod policies;
 mod reader;
@@ -31,6 +33,11 @@ pub(crate) fn config(root: &Node, out: &mut Collector) -> Config {
         outbound: root.items("outbound").map(services::outbound).collect(),
         inbound: inbound::rules(root),
         services: List::new(),
+        locality: root
+            .object("agent")
+            .text("locality")
+            .unwrap_or_default()
+            .to_owned(),
     };
     model.services = services.into();
     let agent = agent::agent(root);

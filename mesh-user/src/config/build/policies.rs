@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use super::{
-    Reader, reader,
+    Reader,
+    balance::{balance, locality},
+    health, reader,
     rules::{Index, port_name},
 };
 use crate::{
     config::{collect::Collector, path::FieldPath, units},
     model::{
-        Balance, BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy,
-        Service, TimeoutPolicy,
+        BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy, Service,
+        TimeoutPolicy,
     },
 };
 
@@ -47,7 +49,9 @@ pub(super) fn policies(
                     .has("ejection")
                     .then(|| ejection(breaker.object("ejection"))),
                 rate_limits: rate_limits(from),
-                balance: from.text("balance").and_then(balance),
+                balance: balance(from),
+                locality: locality(from),
+                health_checks: health::checks(from),
                 timeouts: timeouts(from.object("timeout")),
                 retries: from.has("retries").then(|| retries(from.object("retries"))),
                 tls: super::tls::upstream(from, services.get(service)),
@@ -124,15 +128,6 @@ pub(super) fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
             }
         })
         .collect()
-}
-
-fn balance(word: &str) -> Option<Balance> {
-    match word {
-        "least-request" => Some(Balance::LeastRequest),
-        "round-robin" => Some(Balance::RoundRobin),
-        "random" => Some(Balance::Random),
-        _ => None,
-    }
 }
 
 fn timeouts(from: Reader<'_>) -> TimeoutPolicy {

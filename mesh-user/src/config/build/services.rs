@@ -96,7 +96,7 @@ fn endpoint(from: Reader<'_>) -> Endpoint {
         identity: from.text("identity").map(str::to_owned),
         healthy: from.bool("healthy").unwrap_or(true),
         weight: from.int("weight").unwrap_or(1),
-        priority: 0,
+        priority: from.int("priority").unwrap_or(0),
     }
 }
 

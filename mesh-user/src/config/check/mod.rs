@@ -12,6 +12,8 @@ use super::{
 };
 
 mod agent;
+mod balance;
+mod health;
 mod inbound;
 mod policies;
 mod rules;
@@ -47,6 +49,7 @@ pub fn check(model: &Model) -> Vec<Finding> {
     policies::check(model, &mut out);
     inbound::check(model, &mut out);
     tls::check(model, &mut out);
+    balance::localities(model, &mut out);
     out.sorted()
 }
 

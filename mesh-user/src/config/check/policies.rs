@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{Findings, port, version};
+use super::{Findings, balance, health, port, version};
 use crate::{
     config::{path::FieldPath, report::Code, units::show_duration},
     model::{Model, Policy, Protocol, TimeoutPolicy},
@@ -45,6 +45,8 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             .filter(|p| policy.port.as_ref().is_none_or(|name| *name == p.name));
         let opaque = !ports.is_empty() && about.all(|port| matches!(port.protocol, Protocol::Tcp | Protocol::Tls));
         without_effect(policy, opaque, &item, out);
+        balance::policy(policy, model, opaque, &item, out);
+        health::policy(policy, &item, out);
     }
 }
 
@@ -88,6 +90,8 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
         || policy.ejection.is_some()
         || !policy.rate_limits.is_empty()
         || policy.balance.is_some()
+        || policy.locality.is_some()
+        || !policy.health_checks.is_empty()
         || policy.retries.is_some()
         || policy.tls.is_some();
     if !any && !timeouts {
@@ -96,7 +100,7 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
             Code::NoEffect,
             item.clone(),
             message,
-            "breaker, rate-limit, balance, timeout, retries or tls",
+            "breaker, rate-limit, balance, locality, health-checks, timeout, retries or tls",
         );
     }
     if opaque {

@@ -163,6 +163,7 @@ fn kernel_ports(model: &Model, out: &mut Findings) {
                 Place::Policy(at) => FieldPath::item("policies", at),
                 Place::DialFrom => item.key("dial-from"),
                 Place::Tls => item.key("ports"),
+                Place::Priority => item.key("endpoints"),
             };
             let message = format!(
                 "{}, and port `{}` of `{}` has `path: kernel`",

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{
-    Match, Policy, RateLimitPolicy, Rule, Select, Target, TimeoutPolicy, ValueMatch,
-};
+use crate::model::{Match, Policy, RateLimitPolicy, Rule, Select, Target, ValueMatch};
 
 fn model(text: &str) -> Model {
     let head = "apiVersion: mesh/v1alpha1\nkind: MeshConfig\n";

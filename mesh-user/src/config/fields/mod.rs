@@ -12,6 +12,8 @@ use super::{
 };
 
 mod agent;
+mod balance;
+mod health;
 mod inbound;
 mod policy;
 mod rule;

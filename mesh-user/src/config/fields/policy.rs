@@ -73,18 +73,25 @@ pub(crate) static POLICY: Object = Object {
         ),
         field(
             "balance",
-            Shape::Choice(&[
-                (
-                    "least-request",
-                    "of two random endpoints the one with fewer requests in flight",
-                ),
-                ("round-robin", "in turn"),
-                ("random", "at random"),
-            ]),
+            super::balance::CHOICE,
             Absent::Means(
                 "the service's policy, else `least-request`: it keeps away from slow endpoints",
             ),
-            "How an endpoint is chosen inside a version.",
+            "How an endpoint is chosen inside a version: the name of an algorithm, or one with its \
+             parameters.",
+        ),
+        field(
+            "locality",
+            Shape::Object(&super::balance::LOCALITY),
+            Absent::Means("priorities alone decide"),
+            "Which endpoints are asked first.",
+        ),
+        field(
+            "health-checks",
+            super::health::CHECKS,
+            Absent::Means("nobody is asked"),
+            "Active health checks, all of which an endpoint must pass. A list, or the one without a \
+             list.",
         ),
         field(
             "timeout",

@@ -201,7 +201,7 @@ static ENDPOINT: Object = Object {
             "locality",
             Shape::Text(Text::TagValue),
             Absent::Means("unknown"),
-            "Its zone or region.",
+            "Where it is: `region/zone/subzone`, from the left as far as it is known.",
         ),
         IDENTITY,
         field(
@@ -218,6 +218,13 @@ static ENDPOINT: Object = Object {
             },
             Absent::Default("1", "all are equal"),
             "Its share among the endpoints of a version. 0: nothing.",
+        ),
+        field(
+            "priority",
+            Shape::Int { min: 0, max: 127 },
+            Absent::Default("0", "all are equal"),
+            "Failover group: those with 0 are asked first, others get what these have no healthy \
+             endpoints for. The eighth and later groups of a version are one.",
         ),
     ],
     groups: &[],

@@ -4,6 +4,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use super::LimiterKey;
 use crate::{
+    clock::MonoNanos,
     model::Endpoint,
     policy::{
         PortIx, Snapshot, VersionIx, next_id,
@@ -74,12 +75,15 @@ pub(super) fn state(
     endpoint: &Endpoint,
     address: SocketAddr,
     carried: Option<&Arc<EndpointState>>,
+    now: MonoNanos,
 ) -> Arc<EndpointState> {
     if let Some(carried) = carried
         && carried.tags == endpoint.tags
         && carried.identity.as_deref() == endpoint.identity.as_deref()
         && carried.weight == endpoint.weight
         && carried.healthy == endpoint.healthy
+        && carried.priority == endpoint.priority
+        && carried.locality.as_deref().unwrap_or_default() == endpoint.locality
     {
         return Arc::clone(carried);
     }
@@ -90,6 +94,12 @@ pub(super) fn state(
         identity: endpoint.identity.as_deref().map(Into::into),
         weight: endpoint.weight,
         healthy: endpoint.healthy,
+        priority: endpoint.priority,
+        locality: (!endpoint.locality.is_empty()).then(|| endpoint.locality.as_str().into()),
+        since: match carried {
+            Some(carried) if carried.healthy || !endpoint.healthy => carried.since,
+            _ => now,
+        },
         live: carried.map_or_else(Arc::default, |carried| Arc::clone(&carried.live)),
     })
 }

@@ -28,6 +28,10 @@ impl Inputs {
         let mut inputs = Self::default();
         let before = &old.model.services;
         inputs.changed.extend(before.changes(&model.services));
+        if old.model.locality != model.locality {
+            // Whose endpoints are near is another question then.
+            inputs.changed.extend(0..model.services.len());
+        }
         // Rules of a service that was not there are not among those of a unit.
         let same_length = before.len() == model.services.len();
         if !same_length || !inputs.few_rules(old, model) {

@@ -66,6 +66,8 @@ fn policy_parts(policy: &Policy) -> String {
         ("ejection", policy.ejection.is_some()),
         ("rate-limit", !policy.rate_limits.is_empty()),
         ("balance", policy.balance.is_some()),
+        ("locality", policy.locality.is_some()),
+        ("health-checks", !policy.health_checks.is_empty()),
         (
             "timeout",
             timeouts

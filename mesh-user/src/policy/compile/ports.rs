@@ -13,6 +13,7 @@ use super::{
     same_names,
 };
 use crate::{
+    clock::MonoNanos,
     model::{
         DialFrom, Endpoint, Policy, Port, Rule, Select, Service, Tags, kernel_table::Path, selects,
     },
@@ -125,7 +126,7 @@ impl Compiler<'_> {
             lock: &ejection_lock,
             carried,
         };
-        let endpoints = endpoints(&place);
+        let endpoints = endpoints(&place, self.now);
         let wanted = wanted(draft, port, &making.carry, carried);
         let (versions, selects) = self.versions(&place, making, &endpoints, &wanted);
         drop(wanted);
@@ -287,6 +288,7 @@ impl Compiler<'_> {
         let known = place.carried.and_then(|carried| carried.version(name));
         let limits = self.limits(place, making, &effective);
         if let Some((ix, old)) = known
+            && self.next.model.locality == self.old.model.locality
             && is_same(old, place.ix, &tags, &endpoints, &limits, &effective)
         {
             return ix;
@@ -327,7 +329,13 @@ impl Compiler<'_> {
             retry: RetryPlan {
                 policy: effective.retries.value.clone(),
             },
-            table: balance::Table::new(&endpoints),
+            table: balance::Table::new(
+                &endpoints,
+                effective.balance.value,
+                effective.balancing.as_deref(),
+                &self.next.model.locality,
+                carried.map(|carried| &carried.table),
+            ),
             endpoints,
             effective,
         };
@@ -409,7 +417,7 @@ fn is_same(
         && old.effective == *effective
 }
 
-fn endpoints(place: &Place<'_>) -> Vec<Arc<EndpointState>> {
+fn endpoints(place: &Place<'_>, now: MonoNanos) -> Vec<Arc<EndpointState>> {
     let port = place.port;
     let number = |endpoint: &Endpoint| {
         let own = endpoint.ports.get(&port.name).copied();
@@ -427,7 +435,7 @@ fn endpoints(place: &Place<'_>) -> Vec<Arc<EndpointState>> {
         .filter(|endpoint| alone || known.insert(number(endpoint)))
         .map(|endpoint| {
             let address = number(endpoint);
-            state(endpoint, address, carried.get(&address).copied())
+            state(endpoint, address, carried.get(&address).copied(), now)
         })
         .collect()
 }

@@ -191,6 +191,7 @@ fn explanation_says_how_a_request_is_refused() {
         VersionIx(0),
         &version.endpoints[0],
         Outcome::Reset,
+        None,
         at_ms(1),
     )
     .unwrap();

@@ -217,7 +217,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
         (
             "balance",
             Policy {
-                balance: Some(Balance::Random),
+                balance: Some(Balance::Random.into()),
                 ..policy()
             },
         ),
@@ -300,7 +300,7 @@ fn effective_policy_is_put_together_field_by_field_most_specific_first() {
     let policies = vec![
         Policy {
             breaker: caps(1),
-            balance: Some(Balance::Random),
+            balance: Some(Balance::Random.into()),
             retries: Some(retries(1)),
             timeouts: TimeoutPolicy {
                 request: Some(secs(1)),
@@ -330,7 +330,7 @@ fn effective_policy_is_put_together_field_by_field_most_specific_first() {
         // Of equally specific ones the first counts.
         Policy {
             breaker: caps(5),
-            balance: Some(Balance::RoundRobin),
+            balance: Some(Balance::RoundRobin.into()),
             ..policy()
         },
     ];

@@ -83,6 +83,8 @@ pub(super) struct Outlook {
     pub(super) status: Option<u16>,
     /// How long that took.
     pub(super) answered_after: Option<Duration>,
+    /// How long the endpoint wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
     /// Any byte of an answer came.
     pub(super) any_byte: bool,
     /// Any byte was sent to the client, or was on its way.
@@ -120,6 +122,8 @@ pub(super) struct Exchange<'a> {
     response: Option<Response>,
     /// When it came.
     answered_at: Option<MonoNanos>,
+    /// What it asks for, also when it is to be tried again.
+    retry_after: Option<Duration>,
     out: HeadBuf,
     out_sent: usize,
     ready: usize,
@@ -155,6 +159,7 @@ impl<'a> Exchange<'a> {
             answered: false,
             response: None,
             answered_at: None,
+            retry_after: None,
             out: HeadBuf::default(),
             out_sent: 0,
             ready: 0,
@@ -177,6 +182,7 @@ impl<'a> Exchange<'a> {
         Outlook {
             status: response.map(|response| response.status),
             answered_after: self.answered_at.map(|at| at.since(self.started)),
+            retry_after: self.retry_after,
             any_byte: self.answered,
             responding: self.responding,
             was_sent: self.sent > 0,
@@ -424,6 +430,7 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             self.answered_at = Some(clock::now());
+            self.retry_after = response.retry_after;
             if !self.responding && retry(response.status, replayable) {
                 return Err(End::Retry(response.status));
             }

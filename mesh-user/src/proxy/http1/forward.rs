@@ -88,13 +88,37 @@ fn is_idempotent(method: &str) -> bool {
 }
 
 impl Course<'_> {
-    fn record(&self, endpoint: &EndpointState, outcome: Outcome, at: MonoNanos) {
-        attempt::record(self.core, self.snapshot, self.at, endpoint, outcome, at);
+    fn record(
+        &self,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        retry_after: Option<Duration>,
+        at: MonoNanos,
+    ) {
+        let (core, snapshot, version) = (self.core, self.snapshot, self.at);
+        attempt::record(
+            core,
+            snapshot,
+            version,
+            endpoint,
+            outcome,
+            took,
+            retry_after,
+            at,
+        );
     }
 
     /// Chooses an endpoint; the breaker's word comes last.
     fn choose(&self, conn: &Conn, attempts: &Attempts, now: MonoNanos) -> Result<Chosen, Reject> {
-        let endpoint = inbound::pick(conn, self.snapshot, self.at, &attempts.tried, now)?;
+        let endpoint = inbound::pick(
+            conn,
+            self.snapshot,
+            self.at,
+            attempts.key,
+            &attempts.tried,
+            now,
+        )?;
         let permit = self.version.breaker.request(&endpoint)?;
         Ok(Chosen { endpoint, permit })
     }
@@ -127,6 +151,7 @@ impl Session {
             request,
             complete,
             plan,
+            key,
             verdict,
         } = going;
         log.rule = plan.rule;
@@ -150,7 +175,7 @@ impl Session {
             extra: &extra,
         };
         let mut sending = Sending::new(request.body, keep_max, complete);
-        let mut attempts = Attempts::default();
+        let mut attempts = Attempts::by(key);
         loop {
             let turn = self
                 .attempt(&course, &mut sending, &mut attempts, &mut log)
@@ -288,7 +313,9 @@ impl Session {
                 let Some(outcome) = failed.outcome() else {
                     return refuse;
                 };
-                course.record(&chosen.endpoint, outcome, clock::now());
+                let ended = clock::now();
+                let took = attempt::took(now, None, ended);
+                course.record(&chosen.endpoint, outcome, took, None, ended);
                 attempts.tried.push(chosen.endpoint.id);
                 return course
                     .again(log, attempts, Failure::Connect, sending)
@@ -375,11 +402,17 @@ impl Session {
         log.bytes_out += outlook.bytes;
         log.status = outlook.status.unwrap_or(log.status);
         let endpoint = target.endpoint;
+        let head_at = outlook
+            .answered_after
+            .map_or(ended, |span| started.after(span));
+        let took = attempt::took(started, sending.complete, head_at);
         match end {
             End::Complete => {
                 course.record(
                     endpoint,
                     Outcome::Status(outlook.status.unwrap_or(0)),
+                    took,
+                    outlook.retry_after,
                     ended,
                 );
                 drop(permit);
@@ -390,13 +423,14 @@ impl Session {
                 Turn::Next(if stays { Next::Open } else { Next::Close })
             }
             End::Upgraded => {
-                course.record(endpoint, Outcome::Status(101), ended);
+                course.record(endpoint, Outcome::Status(101), took, None, ended);
                 let next = self.upgraded(upstream, version.idle_timeout, log).await;
                 drop(permit);
                 Turn::Next(next)
             }
             End::Retry(status) => {
-                course.record(endpoint, Outcome::Status(status), ended);
+                let outcome = Outcome::Status(status);
+                course.record(endpoint, outcome, took, outlook.retry_after, ended);
                 attempts.tried.push(endpoint.id);
                 Turn::Again(pause.unwrap_or_default())
             }
@@ -404,7 +438,7 @@ impl Session {
                 let reused = upstream.reused;
                 drop(upstream);
                 let turn = settle(
-                    course, endpoint, failed, outlook, reused, sending, attempts, log,
+                    course, endpoint, failed, outlook, took, reused, sending, attempts, log,
                 );
                 // After the record: a probe without a verdict is due again.
                 drop(permit);
@@ -448,6 +482,7 @@ fn settle(
     endpoint: &EndpointState,
     end: End,
     outlook: Outlook,
+    took: Option<Duration>,
     reused: bool,
     sending: &Sending,
     attempts: &mut Attempts,
@@ -460,7 +495,7 @@ fn settle(
     let (outcome, failure, reject) = match end {
         End::UpstreamGone { .. } if stale && (!outlook.was_sent || is_idempotent(log.method())) => {
             // Closed while it lay idle, which says nothing about the endpoint.
-            course.record(endpoint, Outcome::Abandoned, ended);
+            course.record(endpoint, Outcome::Abandoned, None, None, ended);
             attempts.stale = true;
             attempts.count -= 1;
             return Turn::Again(Duration::ZERO);
@@ -490,11 +525,12 @@ fn settle(
         End::BadBody => (seen(Outcome::Abandoned), None, Reject::BadRequest),
         End::BodyTimeout => (seen(Outcome::Abandoned), None, Reject::BodyTimeout),
         End::DownstreamGone | End::Complete | End::Upgraded | End::Retry(_) => {
-            course.record(endpoint, seen(Outcome::Abandoned), ended);
+            let outcome = seen(Outcome::Abandoned);
+            course.record(endpoint, outcome, took, outlook.retry_after, ended);
             return Turn::gone(log);
         }
     };
-    course.record(endpoint, outcome, ended);
+    course.record(endpoint, outcome, took, outlook.retry_after, ended);
     attempts.tried.push(endpoint.id);
     failure
         .filter(|_| !outlook.responding)

@@ -90,6 +90,7 @@ pub(super) struct Going {
     /// When its head was complete.
     pub(super) complete: MonoNanos,
     pub(super) plan: Plan,
+    pub(super) key: Option<u64>,
     pub(super) verdict: Verdict,
 }
 
@@ -254,10 +255,11 @@ impl Session {
             let view = parsed.view(&fields, &destination);
             let admitted = attempt::admit(conn, &log.snapshot, &self.place, &view, complete);
             Ok(match admitted {
-                Ok(Admitted { plan, verdict }) => Decision::Forward(Going {
+                Ok(Admitted { plan, key, verdict }) => Decision::Forward(Going {
                     request,
                     complete,
                     plan,
+                    key,
                     verdict,
                 }),
                 Err(refused) => Decision::Refuse(Some(request), refused),

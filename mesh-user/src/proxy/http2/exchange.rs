@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response, header::RETRY_AFTER};
 
 use super::{
     flow::{Broken, Flow, Kept, reason},
@@ -18,7 +18,10 @@ use super::{
 use crate::{
     clock::{self, MonoNanos},
     policy::rate_limit::Verdict,
-    proxy::timer::{NEVER, deadline},
+    proxy::{
+        attempt,
+        timer::{NEVER, deadline},
+    },
 };
 
 /// How an attempt ended.
@@ -64,6 +67,10 @@ pub(super) struct Exchange {
     pub(super) sink: SendStream<Bytes>,
     response: ResponseFuture,
     pub(super) answer: Option<Answer>,
+    /// When its head came.
+    pub(super) answered_at: Option<MonoNanos>,
+    /// How long the endpoint wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
     answer_kept: Kept,
     /// The endpoint takes no more of the request; it may answer all the same.
     request_broken: Option<Reason>,
@@ -82,6 +89,8 @@ impl Exchange {
             sink,
             response,
             answer: None,
+            answered_at: None,
+            retry_after: None,
             answer_kept: Kept::new(0),
             request_broken: None,
             last: started,
@@ -160,8 +169,12 @@ impl Exchange {
                 });
             }
         };
-        stream.log.upstream = Some(clock::now().since(self.last));
+        let now = clock::now();
+        self.answered_at = Some(now);
+        stream.log.upstream = Some(now.since(self.last));
         let status = seen_status(&response, stream.grpc);
+        let wait = response.headers().get(RETRY_AFTER);
+        self.retry_after = attempt::retry_after(status, wait.map(HeaderValue::as_bytes));
         if retry(status, stream.kept.whole) {
             return Some(End::Retry(status));
         }

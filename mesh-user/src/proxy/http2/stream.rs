@@ -86,7 +86,7 @@ pub(super) async fn serve(
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
         Ok((head, admitted)) => {
             let refused = stream
-                .forward(&head, admitted.plan, &admitted.verdict)
+                .forward(&head, admitted.plan, admitted.key, &admitted.verdict)
                 .await;
             (refused, admitted.verdict)
         }
@@ -141,7 +141,13 @@ impl Stream {
     }
 
     /// Attempts until an answer went out; the refusal to send otherwise.
-    async fn forward(&mut self, head: &Head, plan: Plan, verdict: &Verdict) -> Option<Reject> {
+    async fn forward(
+        &mut self,
+        head: &Head,
+        plan: Plan,
+        key: Option<u64>,
+        verdict: &Verdict,
+    ) -> Option<Reject> {
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
         self.kept = Kept::new(match &version.retry.policy {
@@ -152,7 +158,7 @@ impl Stream {
             self.kept.ended = true;
             self.complete = Some(self.log.started);
         }
-        let mut attempts = Attempts::default();
+        let mut attempts = Attempts::by(key);
         loop {
             match self.attempt(head, plan, verdict, &mut attempts).await {
                 Turn::Done => return None,
@@ -225,7 +231,14 @@ impl Stream {
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let picked = inbound::pick(&conn, &snapshot, plan.version, &attempts.tried, started);
+        let picked = inbound::pick(
+            &conn,
+            &snapshot,
+            plan.version,
+            attempts.key,
+            &attempts.tried,
+            started,
+        );
         let endpoint = match picked {
             Ok(endpoint) => endpoint,
             Err(reject) => return Turn::Refuse(reject),
@@ -249,8 +262,10 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         let target = Target::new(&snapshot, plan.version, &endpoint, &conn, &judged);
-        let record =
-            |outcome, at| attempt::record(core, &snapshot, plan.version, &endpoint, outcome, at);
+        let record = |outcome, took, wait, at| {
+            let version = plan.version;
+            attempt::record(core, &snapshot, version, &endpoint, outcome, took, wait, at);
+        };
         let method = head.method.as_str();
         let (lease, mut sender) = match self.connect(&target, until).await {
             Ok(opened) => opened,
@@ -260,7 +275,8 @@ impl Stream {
                 let Some(outcome) = failed.outcome() else {
                     return Turn::Refuse(failed.reject());
                 };
-                record(outcome, clock::now());
+                let ended = clock::now();
+                record(outcome, attempt::took(started, None, ended), None, ended);
                 attempts.tried.push(endpoint.id);
                 let whole = self.kept.whole;
                 return retry_after(version, attempts, method, Failure::Connect, whole, core)
@@ -275,7 +291,7 @@ impl Stream {
                 // Nothing was sent: the connection closed while the stream was on its way to it.
                 tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
                 lease.retire();
-                record(Outcome::Abandoned, clock::now());
+                record(Outcome::Abandoned, None, None, clock::now());
                 if attempts.stale {
                     return Turn::Refuse(Reject::UpstreamClosed);
                 }
@@ -310,6 +326,9 @@ impl Stream {
         .await;
         let ended = clock::now();
         self.log.ended = Some(ended);
+        let head_at = exchange.answered_at.unwrap_or(ended);
+        let took = attempt::took(started, self.complete, head_at);
+        let wait = exchange.retry_after;
         self.log.bytes_in = exchange.request.bytes;
         let answered = exchange.answer.as_ref().map(|answer| answer.status);
         if let Some(answer) = &exchange.answer {
@@ -324,17 +343,17 @@ impl Stream {
         });
         match end {
             End::Complete => {
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
                 Turn::Done
             }
             End::Retry(status) => {
-                record(Outcome::Status(status), ended);
+                record(Outcome::Status(status), took, wait, ended);
                 attempts.tried.push(endpoint.id);
                 exchange.sink.send_reset(Reason::CANCEL);
                 Turn::Again(pause.unwrap_or_default())
             }
             End::Downstream(reason) => {
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
                 exchange.sink.send_reset(reason);
                 Turn::Refuse(Reject::DownstreamClosed)
             }
@@ -342,7 +361,7 @@ impl Stream {
                 reason,
                 unprocessed,
             } => {
-                record(Outcome::Reset, ended);
+                record(Outcome::Reset, took, wait, ended);
                 attempts.tried.push(endpoint.id);
                 if let Some(answer) = &mut exchange.answer {
                     answer.sink.send_reset(reason);
@@ -359,7 +378,7 @@ impl Stream {
                     .map_or(Turn::Refuse(Reject::UpstreamReset), Turn::Again)
             }
             End::BodyTimeout => {
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
                 exchange.sink.send_reset(Reason::CANCEL);
                 if let Some(answer) = &mut exchange.answer {
                     answer.sink.send_reset(Reason::CANCEL);
@@ -369,7 +388,7 @@ impl Stream {
                 Turn::Refuse(Reject::BodyTimeout)
             }
             End::RequestTimeout | End::TryTimeout | End::Still => {
-                record(outcome.unwrap_or(Outcome::Timeout), ended);
+                record(outcome.unwrap_or(Outcome::Timeout), took, wait, ended);
                 attempts.tried.push(endpoint.id);
                 exchange.sink.send_reset(Reason::CANCEL);
                 if let Some(answer) = &mut exchange.answer {
