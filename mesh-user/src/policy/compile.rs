@@ -23,11 +23,12 @@ use super::{
 use crate::{
     clock::MonoNanos,
     model::{
-        Backend, DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags,
+        Backend, DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags, Target,
         kernel_table::KernelTable, selects,
     },
 };
 
+mod actions;
 mod carry;
 mod path;
 
@@ -446,17 +447,25 @@ impl Compiler<'_> {
     ) -> Vec<RuleIx> {
         let mut plans = Vec::with_capacity(port.rules.len());
         for rule in &port.rules {
-            let targets = rule.route.iter().map(|target| {
+            // A port that is not there: the configuration refuses it by name.
+            let resolve = |target: &Target| {
                 let of = match target.backend {
                     Some(Backend { service, port }) => places.get(&(service, port)).copied(),
                     None => Some(port),
                 };
                 let version = of.and_then(|of| of.by_select.get(&target.select));
+                version
+                    .copied()
+                    .filter(|_| !matches!(target.select, Select::Invalid(_)))
+            };
+            let actions = actions::OfRule::new(rule, &self.snapshot.sources, resolve);
+            let targets = rule.route.iter().enumerate().map(|(at, target)| {
+                let version = resolve(target);
                 TargetPlan {
-                    // A port that is not there: the configuration refuses it by name.
-                    version: version.copied().unwrap_or(self.snapshot.port(port.ix).all),
+                    version: version.unwrap_or(self.snapshot.port(port.ix).all),
                     weight: target.weight,
-                    invalid: version.is_none() || matches!(target.select, Select::Invalid(_)),
+                    invalid: version.is_none(),
+                    actions: actions.target(at),
                 }
             });
             let targets: Vec<TargetPlan> = targets.collect();
@@ -478,6 +487,7 @@ impl Compiler<'_> {
                 precedence: rule.precedence,
                 split: Split::new(id, &targets),
                 targets,
+                actions: actions.rule,
             });
         }
         plans

@@ -7,6 +7,7 @@
 //! (once per request) -> for each attempt: [`balance::pick`] -> [`breaker::Breaker::request`]
 //! (last, so that a refused request never spends a permit) -> forward -> [`Snapshot::record`].
 
+pub mod action;
 mod attribute;
 pub mod balance;
 pub mod breaker;

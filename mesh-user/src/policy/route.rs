@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::{
     Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
     VersionIx,
+    action::ActionPlan,
     index::Index,
     matcher::{Entry, SourceSet},
     request::HeaderList,
@@ -45,10 +46,12 @@ pub struct RulePlan {
     pub targets: Vec<TargetPlan>,
     /// Their weights, summed up and named.
     pub(super) split: Split,
+    /// What happens besides; none: nothing, at no target either.
+    pub actions: Option<Arc<ActionPlan>>,
 }
 
 /// One target of a rule, compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct TargetPlan {
     /// The version; of another service's port when the rule says so.
     pub version: VersionIx,
@@ -56,6 +59,8 @@ pub struct TargetPlan {
     pub weight: u32,
     /// The reference could not be resolved: its share is answered with 500.
     pub invalid: bool,
+    /// The rule's actions and those of this target alone; none: the rule's.
+    pub actions: Option<Arc<ActionPlan>>,
 }
 
 /// Where a request or connection goes.
@@ -65,7 +70,7 @@ pub struct Plan {
     pub port: PortIx,
     /// The rule; none when the service has no rules and all endpoints serve.
     pub rule: Option<RuleIx>,
-    /// Which of the rule's targets, from 0.
+    /// Which of the rule's targets, from 0; `u32::MAX` when the rule answers by itself.
     pub target: u32,
     /// The version.
     pub version: VersionIx,
@@ -288,6 +293,15 @@ fn choose(
     }
     let rule = plan.routes.rules[rank.ok_or(Reject::NoRoute)? as usize];
     let compiled = snapshot.rule(rule);
+    if compiled.actions.as_ref().is_some_and(|a| a.answers()) {
+        // No target is needed; the limits and the log are those of all endpoints.
+        return Ok(Plan {
+            port,
+            rule: Some(rule),
+            target: u32::MAX,
+            version: plan.all,
+        });
+    }
     let target = cursors
         .next(snapshot, compiled.split, &compiled.targets)
         .ok_or(Reject::NoWeight)?;
@@ -295,6 +309,7 @@ fn choose(
         version,
         weight,
         invalid,
+        ..
     } = compiled.targets[target];
     if invalid {
         return Err(Reject::InvalidBackend);
