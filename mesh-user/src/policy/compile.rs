@@ -486,6 +486,7 @@ impl Compiler<'_> {
                 name: rule.name.as_str().into(),
                 precedence: rule.precedence,
                 split: Split::new(id, &targets),
+                choice: actions::choice(rule, &self.snapshot, port.ix, &targets),
                 targets,
                 actions: actions.rule,
             });

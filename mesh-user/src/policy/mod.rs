@@ -11,6 +11,7 @@ pub mod action;
 mod attribute;
 pub mod balance;
 pub mod breaker;
+mod choice;
 mod compile;
 pub mod describe;
 pub mod effective;
@@ -27,9 +28,11 @@ pub mod request;
 pub mod retry;
 pub mod rng;
 pub mod route;
+pub mod session;
 mod slots;
 pub mod snapshot;
 pub mod split;
+mod sticky;
 mod value;
 
 #[cfg(test)]

@@ -8,9 +8,13 @@ use crate::{
         action::{Actions, PathRewrite, Terminal},
     },
     policy::{
-        VersionIx,
+        PortIx, Snapshot, VersionIx,
         action::{ActionPlan, CorsPlan, Edits, MirrorPlan, Prefixes},
+        choice::Choice,
+        route::TargetPlan,
+        session::SessionPlan,
         snapshot::Source,
+        sticky::StickyPlan,
     },
 };
 
@@ -61,6 +65,32 @@ impl OfRule {
     pub(super) fn target(&self, at: usize) -> Option<Arc<ActionPlan>> {
         self.targets.get(at).cloned().flatten()
     }
+}
+
+/// How a rule chooses among its targets when not in turn.
+pub(super) fn choice(
+    rule: &Rule,
+    snapshot: &Snapshot,
+    port: PortIx,
+    targets: &[TargetPlan],
+) -> Option<Box<Choice>> {
+    let extra = rule.extra();
+    if extra.sticky.is_none() && extra.persistence.is_none() {
+        return None;
+    }
+    let name = |target: &TargetPlan| {
+        let version = snapshot.version(target.version);
+        let port = snapshot.port(version.port).label();
+        format!("{port} {} {}", version.name, target.invalid)
+    };
+    let names: Vec<String> = targets.iter().map(name).collect();
+    let scope = format!("{}/{}", snapshot.port(port).label(), rule.name);
+    let session = extra.persistence.as_ref();
+    let sticky = extra.sticky.as_ref();
+    Some(Box::new(Choice {
+        session: session.map(|from| SessionPlan::new(from, &scope, snapshot, targets)),
+        sticky: sticky.map(|from| StickyPlan::new(from, &names)),
+    }))
 }
 
 fn replaces_prefix(actions: &Actions) -> bool {
