@@ -58,9 +58,7 @@ impl Session {
 
     async fn answer(&mut self, going: &Going, answer: &Answer, log: &mut RequestLog) -> Next {
         let request = &going.request;
-        let open = request.keep_alive
-            && !self.conn.core.draining.get()
-            && self.takes_rest(request);
+        let open = request.keep_alive && !self.conn.core.draining.get() && self.takes_rest(request);
         let http10 = request.http10;
         let after = if open {
             After::Open { http10 }
