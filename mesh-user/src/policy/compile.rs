@@ -29,6 +29,7 @@ use crate::{
     model::{List, Model, Policy, Rule, Service, kernel_table::Path, list::Chunks},
 };
 
+mod actions;
 mod carry;
 mod inputs;
 mod path;

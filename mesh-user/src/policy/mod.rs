@@ -7,10 +7,12 @@
 //! (once per request) -> for each attempt: [`balance::pick`] -> [`breaker::Breaker::request`]
 //! (last, so that a refused request never spends a permit) -> forward -> [`Snapshot::record`].
 
+pub mod action;
 pub mod arena;
 mod attribute;
 pub mod balance;
 pub mod breaker;
+mod choice;
 mod compile;
 pub mod describe;
 pub mod effective;
@@ -28,10 +30,12 @@ pub mod request;
 pub mod retry;
 pub mod rng;
 pub mod route;
+pub mod session;
 mod slots;
 mod sni;
 pub mod snapshot;
 pub mod split;
+mod sticky;
 mod unit;
 mod value;
 

@@ -12,6 +12,10 @@ pub trait Observer {
     fn version(&mut self, _version: VersionIx, _weight: u32, _sum: u64) {}
     /// A rate limit was asked: its name, its key, what is left, whether it admitted.
     fn limit(&mut self, _name: &str, _key: &str, _left: u64, _admitted: bool) {}
+    /// A target was chosen by something else than its turn: a session, a key.
+    fn chosen_by(&mut self, _what: &dyn std::fmt::Display) {}
+    /// An action of the rule or its target, in the order in which they are done.
+    fn action(&mut self, _what: &dyn std::fmt::Display) {}
     /// Whether steps need to be described at all: lets the data path skip the formatting.
     fn active(&self) -> bool {
         false

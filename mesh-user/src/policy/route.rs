@@ -10,9 +10,12 @@ use std::sync::Arc;
 use super::{
     Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
     VersionIx,
+    action::ActionPlan,
+    choice::{Choice, Chooser},
     index::Index,
     matcher::{Entry, SourceSet},
     request::HeaderList,
+    session::Resumed,
     sni::SniIndex,
     split::{Cursors, Split},
 };
@@ -50,10 +53,14 @@ pub struct RulePlan {
     pub targets: Vec<TargetPlan>,
     /// Their weights, summed up and named.
     pub(super) split: Split,
+    /// What happens besides; none: nothing, at no target either.
+    pub actions: Option<Arc<ActionPlan>>,
+    /// How a target is chosen when not in turn.
+    pub(super) choice: Option<Arc<Choice>>,
 }
 
 /// One target of a rule, compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct TargetPlan {
     /// The version; of another service's port when the rule says so.
     pub version: VersionIx,
@@ -61,6 +68,8 @@ pub struct TargetPlan {
     pub weight: u32,
     /// The reference could not be resolved: its share is answered with 500.
     pub invalid: bool,
+    /// The rule's actions and those of this target alone; none: the rule's.
+    pub actions: Option<Arc<ActionPlan>>,
 }
 
 /// Where a request or connection goes.
@@ -70,10 +79,12 @@ pub struct Plan {
     pub port: PortIx,
     /// The rule; none when the service has no rules and all endpoints serve.
     pub rule: Option<RuleIx>,
-    /// Which of the rule's targets, from 0.
+    /// Which of the rule's targets, from 0; `u32::MAX` when the rule answers by itself.
     pub target: u32,
     /// The version.
     pub version: VersionIx,
+    /// The session that it goes on with.
+    pub session: Option<Resumed>,
 }
 
 impl RouteTable {
@@ -266,14 +277,16 @@ pub fn decide<H: HeaderView>(
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
-    let Client { source, .. } = client.into();
+    let client = client.into();
+    let source = client.source;
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
         table.watch(source, Some(request), None, observer)
     } else {
         table.find(source, request)
     };
-    choose(snapshot, port, rank, cursors, observer)
+    let asks = (client, Some(request));
+    choose(snapshot, port, rank, asks, cursors, observer)
 }
 
 /// Decides for an opaque connection: rules that need HTTP never match.
@@ -287,14 +300,15 @@ pub fn decide_tcp(
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
-    let Client { source, .. } = client.into();
+    let client = client.into();
+    let source = client.source;
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
         table.watch::<HeaderList>(source, None, None, observer)
     } else {
         table.find_tcp(source)
     };
-    choose(snapshot, port, rank, cursors, observer)
+    choose::<HeaderList>(snapshot, port, rank, (client, None), cursors, observer)
 }
 
 /// Decides for a TLS connection that is passed on as it is. `sni`: the server name that the client
@@ -310,20 +324,22 @@ pub fn decide_tls(
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
-    let Client { source, .. } = client.into();
+    let client = client.into();
+    let source = client.source;
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
         table.watch::<HeaderList>(source, None, sni, observer)
     } else {
         table.find_tls(source, sni)
     };
-    choose(snapshot, port, rank, cursors, observer)
+    choose::<HeaderList>(snapshot, port, rank, (client, None), cursors, observer)
 }
 
-fn choose(
+fn choose<H: HeaderView>(
     snapshot: &Snapshot,
     port: PortIx,
     rank: Option<u32>,
+    (client, request): (Client, Option<&RequestView<'_, H>>),
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
@@ -335,17 +351,47 @@ fn choose(
             rule: None,
             target: 0,
             version: plan.all,
+            session: None,
         });
     }
     let rule = plan.routes.rules[rank.ok_or(Reject::NoRoute)? as usize];
     let compiled = snapshot.rule(rule);
-    let target = cursors
-        .next(snapshot, compiled.split, &compiled.targets)
-        .ok_or(Reject::NoWeight)?;
+    if compiled.actions.as_ref().is_some_and(|a| a.answers()) {
+        // No answer is possible in a protocol that nobody knows.
+        if request.is_none() {
+            return Err(Reject::NoRoute);
+        }
+        // No target is needed; the limits and the log are those of all endpoints.
+        return Ok(Plan {
+            port,
+            rule: Some(rule),
+            target: u32::MAX,
+            version: plan.all,
+            session: None,
+        });
+    }
+    let chosen = compiled.choice.as_ref().and_then(|choice| {
+        let by = Chooser {
+            snapshot,
+            port,
+            rule,
+            client,
+            request,
+        };
+        choice.choose(compiled, &by, observer)
+    });
+    let (target, session) = match chosen {
+        Some(chosen) => chosen,
+        None => {
+            let next = cursors.next(snapshot, compiled.split, &compiled.targets);
+            (next.ok_or(Reject::NoWeight)?, None)
+        }
+    };
     let TargetPlan {
         version,
         weight,
         invalid,
+        ..
     } = compiled.targets[target];
     if invalid {
         return Err(Reject::InvalidBackend);
@@ -356,6 +402,7 @@ fn choose(
         rule: Some(rule),
         target: target as u32,
         version,
+        session,
     })
 }
 

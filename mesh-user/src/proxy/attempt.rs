@@ -1,6 +1,6 @@
 //! What every protocol does for an attempt: decide, and record how it ended.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use super::{
     core::{Conn, Core, Place, Snap},
@@ -8,10 +8,14 @@ use super::{
 };
 use crate::{
     clock::MonoNanos,
+    model::action::Fraction,
     policy::{
-        Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx, balance,
+        Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
+        action::{Action, Asked, Edits},
+        balance,
         rate_limit::{self, Verdict},
         route::{self, Plan},
+        session,
         snapshot::{EndpointState, Outcome},
     },
 };
@@ -38,7 +42,30 @@ pub(super) fn client(conn: &Conn, place: &Place) -> Client {
     Client {
         source: place.source,
         address: Some(conn.peer.ip()),
+        unix_s: 0,
     }
+}
+
+/// The endpoint of an attempt: that of the request's session as long as it can be used, else the
+/// balancer's choice.
+///
+/// # Errors
+/// As [`inbound::pick`].
+pub(super) fn pick(
+    conn: &Conn,
+    snapshot: &Snapshot,
+    plan: &Plan,
+    key: Option<u64>,
+    tried: &[u64],
+    now: MonoNanos,
+) -> Result<Arc<EndpointState>, Reject> {
+    if plan.session.is_some()
+        && tried.is_empty()
+        && let Some(endpoint) = session::endpoint(snapshot, plan, now)
+    {
+        return Ok(endpoint);
+    }
+    inbound::pick(conn, snapshot, plan.version, key, tried, now)
 }
 
 /// Route, version, rate limit: once for each request.
@@ -63,6 +90,7 @@ pub(super) fn admit<H: HeaderView>(
             rule: None,
             target: 0,
             version: snapshot.port(port).all,
+            session: None,
         }),
         ..refuse(reject)
     })?;
@@ -70,7 +98,10 @@ pub(super) fn admit<H: HeaderView>(
     let plan = route::decide(
         snapshot,
         port,
-        client(conn, place),
+        Client {
+            unix_s: conn.core.unix_s(now),
+            ..client(conn, place)
+        },
         request,
         &mut cursors,
         &mut NoObserver,
@@ -93,6 +124,46 @@ pub(super) fn admit<H: HeaderView>(
     }
     let key = balance::key(snapshot, &plan, client(conn, place), Some(request));
     Ok(Admitted { plan, key, verdict })
+}
+
+/// What the rule does with the request besides; none for a rule without actions.
+pub(super) fn act<H: HeaderView>(
+    conn: &Conn,
+    snapshot: &Snapshot,
+    place: &Place,
+    plan: &Plan,
+    request: &RequestView<'_, H>,
+    grpc: bool,
+) -> Option<Box<Action>> {
+    let actions = snapshot.actions(plan)?;
+    let asked = Asked {
+        client: client(conn, place),
+        request,
+        scheme: conn.scheme(),
+        port: conn.destination.port(),
+        grpc,
+    };
+    let mut rng = conn.core.rng.borrow_mut();
+    let hit = |share: Fraction| rng.below(share.denominator) < share.numerator;
+    let action = actions.decide(&asked, hit, &mut NoObserver);
+    Some(Box::new(action))
+}
+
+/// The edits of an endpoint's answer: those of the rule, and its session.
+pub(super) fn answer_edits(
+    conn: &Conn,
+    snapshot: &Snapshot,
+    plan: &Plan,
+    endpoint: &EndpointState,
+    edits: Option<&Arc<Edits>>,
+    now: MonoNanos,
+) -> Option<Arc<Edits>> {
+    let (unix_s, secure) = (conn.core.unix_s(now), conn.scheme() == "https");
+    let Some(session) = session::answer(snapshot, plan, endpoint, unix_s, secure) else {
+        return edits.cloned();
+    };
+    let before = edits.map(|edits| Edits::clone(edits)).unwrap_or_default();
+    Some(Arc::new(before.then(&session)))
 }
 
 /// How long an endpoint took until then: from when it had the whole request, unless it answered

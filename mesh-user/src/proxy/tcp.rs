@@ -142,7 +142,7 @@ async fn forward(
     let mut charged = Charged::default();
     let mut took;
     let (mut upstream, endpoint, mut permit, _judged): (_, _, RequestPermit, _) = loop {
-        let endpoint = inbound::pick(conn, &snapshot, plan.version, key, &tried, now)?;
+        let endpoint = attempt::pick(conn, &snapshot, &plan, key, &tried, now)?;
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
         let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, &mut charged, now)?;

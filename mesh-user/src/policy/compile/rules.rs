@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::Compiler;
+use super::{Compiler, actions::OfRule};
 use crate::{
     model::{Rule, Select, Target},
     policy::{
@@ -82,8 +82,16 @@ impl Compiler<'_> {
 
     /// One rule, compiled.
     fn rule(&self, port: PortIx, rule: &Rule, known: Option<RuleIx>) -> RulePlan {
-        let targets = rule.route.iter();
-        let targets: Vec<TargetPlan> = targets.map(|target| self.target(port, target)).collect();
+        let resolve = |target: &Target| {
+            let plan = self.target(port, target);
+            (!plan.invalid).then_some(plan.version)
+        };
+        let actions = OfRule::new(rule, &self.next.sources, resolve);
+        let targets = rule.route.iter().enumerate().map(|(at, target)| TargetPlan {
+            actions: actions.target(at),
+            ..self.target(port, target)
+        });
+        let targets: Vec<TargetPlan> = targets.collect();
         let carried = known.map(|ix| self.old.rule(ix));
         let same = |carried: &&RulePlan| {
             carried.targets.len() == targets.len()
@@ -103,7 +111,9 @@ impl Compiler<'_> {
             },
             precedence: rule.precedence,
             split: Split::new(id, &targets),
+            choice: super::actions::choice(rule, &self.next, port, &targets),
             targets,
+            actions: actions.rule,
         }
     }
 
@@ -124,6 +134,7 @@ impl Compiler<'_> {
             version: version.unwrap_or(own.all),
             weight: target.weight,
             invalid: version.is_none() || matches!(target.select, Select::Invalid(_)),
+            actions: None,
         }
     }
 

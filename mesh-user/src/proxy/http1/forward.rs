@@ -19,8 +19,10 @@ use crate::{
     clock::{self, MonoNanos},
     policy::{
         Reject, VersionIx,
+        action::Edits,
         breaker::RequestPermit,
         retry::Failure,
+        route::Plan,
         snapshot::{EndpointState, Outcome, VersionPlan},
     },
     proxy::{
@@ -41,12 +43,15 @@ struct Course<'a> {
     core: &'a Rc<Core>,
     snapshot: &'a Snap,
     at: VersionIx,
+    plan: Plan,
     version: &'a VersionPlan,
     request: &'a Request,
     /// When the request's head was complete.
     complete: MonoNanos,
     /// `RateLimit` lines for the answer.
     extra: &'a [u8],
+    /// Edits of the answer's fields.
+    edits: Option<Arc<Edits>>,
 }
 
 /// The endpoint of an attempt, and the right to use it.
@@ -111,10 +116,10 @@ impl Course<'_> {
 
     /// Chooses an endpoint; the breaker's word comes last.
     fn choose(&self, conn: &Conn, attempts: &Attempts, now: MonoNanos) -> Result<Chosen, Reject> {
-        let endpoint = inbound::pick(
+        let endpoint = attempt::pick(
             conn,
             self.snapshot,
-            self.at,
+            &self.plan,
             attempts.key,
             &attempts.tried,
             now,
@@ -146,15 +151,23 @@ impl Course<'_> {
 
 impl Session {
     /// Attempts until an answer went out, or none will come.
-    pub(super) async fn forward(&mut self, going: Going, mut log: RequestLog) -> Next {
+    pub(super) async fn forward(&mut self, mut going: Going, mut log: RequestLog) -> Next {
+        log.rule = going.plan.rule;
+        if going.action.is_some() {
+            // Boxed: rare, and its state is no part of what an idle connection holds.
+            let ended = Box::pin(self.act(&mut going, &mut log)).await;
+            if let Some(next) = ended {
+                return next;
+            }
+        }
         let Going {
             request,
             complete,
             plan,
             key,
             verdict,
+            action,
         } = going;
-        log.rule = plan.rule;
         log.version = Some(plan.version);
         let snapshot = Rc::clone(&log.snapshot);
         let core = Rc::clone(&self.conn.core);
@@ -169,10 +182,12 @@ impl Session {
             core: &core,
             snapshot: &snapshot,
             at: plan.version,
+            plan,
             version,
             request: &request,
             complete,
             extra: &extra,
+            edits: action.and_then(|action| action.response),
         };
         let mut sending = Sending::new(request.body, keep_max, complete);
         let mut attempts = Attempts::by(key);
@@ -221,7 +236,7 @@ impl Session {
         .await
     }
 
-    fn client_is_gone(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(super) fn client_is_gone(&mut self, cx: &mut Context<'_>) -> bool {
         self.buf.is_empty()
             && matches!(
                 poll_fill(&mut self.stream, cx, &mut self.buf),
@@ -362,8 +377,17 @@ impl Session {
             idle: version.idle_timeout,
         };
         let limits = core.limits();
+        let edits = attempt::answer_edits(
+            &self.conn,
+            course.snapshot,
+            &course.plan,
+            target.endpoint,
+            course.edits.as_ref(),
+            started,
+        );
         let mut exchange =
-            Exchange::new(course.request, &log.head, sending, &limits, spans, started);
+            Exchange::new(course.request, &log.head, sending, &limits, spans, started)
+                .with_edits(edits.as_deref());
         let keep_alive = || course.request.keep_alive && !core.draining.get();
         let method = log.method();
         let mut pause = None;

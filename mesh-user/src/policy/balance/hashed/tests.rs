@@ -326,6 +326,7 @@ fn key_is_of_all_attributes_and_none_is_any_endpoint() {
     };
     let two = snapshot(two, &[1; 5]);
     let plan = Plan {
+        session: None,
         port: crate::policy::PortIx(0),
         rule: None,
         target: 0,
@@ -337,6 +338,7 @@ fn key_is_of_all_attributes_and_none_is_any_endpoint() {
             None => get("/"),
         };
         let client = Client {
+        unix_s: 0,
             source: None,
             address: address.map(|address| address.parse().unwrap()),
         };
@@ -358,6 +360,7 @@ fn key_is_of_all_attributes_and_none_is_any_endpoint() {
     assert_eq!(of(&two, None, None), None);
     // Over TCP there is no header.
     let client = Client {
+        unix_s: 0,
         source: None,
         address: Some("10.0.0.1".parse().unwrap()),
     };
