@@ -13,6 +13,7 @@ use super::{
     inbound::Inbound,
     io::{poll_fill, reset_on_close, set_nodelay, set_opaque},
     record::ConnectionLog,
+    socket::Socket,
     tcp,
     timer::Timer,
     wire::WorkloadHandle,
@@ -112,7 +113,7 @@ pub(super) async fn serve(
     }
     set_nodelay(&stream);
     let mut timer = Timer::new(opened);
-    let (mut stream, mut buf) = (stream, Buf::default());
+    let (mut stream, mut buf) = (Socket::from(stream), Buf::default());
     let guess = detect(&conn, protocol, &mut stream, &mut buf, &mut timer).await;
     engine(guess, conn, place, stream, buf, timer).await;
 }
@@ -123,7 +124,7 @@ fn engine(
     guess: Guess,
     conn: Rc<Conn>,
     place: Place,
-    stream: TcpStream,
+    stream: Socket,
     buf: Buf,
     timer: Timer,
 ) -> Pin<Box<dyn Future<Output = ()>>> {
@@ -137,7 +138,7 @@ fn engine(
 async fn detect(
     conn: &Conn,
     protocol: Option<Protocol>,
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     buf: &mut Buf,
     timer: &mut Timer,
 ) -> Guess {
@@ -164,12 +165,7 @@ pub(super) fn refuse(conn: Rc<Conn>, stream: &TcpStream, reject: Reject) {
 
 /// Reads until the protocol of an unknown port is told, at most for the detection time-out: the
 /// other side may be the one that speaks first.
-async fn first_bytes(
-    conn: &Conn,
-    stream: &mut TcpStream,
-    buf: &mut Buf,
-    timer: &mut Timer,
-) -> Guess {
+async fn first_bytes(conn: &Conn, stream: &mut Socket, buf: &mut Buf, timer: &mut Timer) -> Guess {
     let limits = conn.core.limits();
     let until = conn.opened.after(limits.detect_timeout);
     poll_fn(|cx| {

@@ -7,7 +7,7 @@ mod measure;
 
 use std::rc::Rc;
 
-use tokio::{io::Interest, net::TcpStream};
+use tokio::io::Interest;
 
 pub(super) use self::copy::{CopyEnd, Side, copy};
 use super::{
@@ -18,6 +18,7 @@ use super::{
     io::reset_on_close,
     record::ConnectionLog,
     retry::Charged,
+    socket::Socket,
     timer::Timer,
     upstream::{Target, connect_now},
 };
@@ -33,7 +34,7 @@ use crate::{
 pub(super) async fn serve(
     conn: Rc<Conn>,
     mut place: Place,
-    stream: TcpStream,
+    stream: Socket,
     mut buf: Buf,
     mut timer: Timer,
 ) {
@@ -63,7 +64,7 @@ pub(super) async fn serve(
 /// The client's socket. Cut short (the workload is released, a drain is over) it closes with a
 /// reset: an end would say that all was well.
 struct Down {
-    stream: TcpStream,
+    stream: Socket,
     cut_short: bool,
 }
 
@@ -90,7 +91,7 @@ impl Drop for Counted<'_> {
 async fn forward(
     conn: &Rc<Conn>,
     place: &mut Place,
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     buf: &mut Buf,
     timer: &mut Timer,
     log: &mut ConnectionLog,
@@ -145,7 +146,7 @@ async fn forward(
             biased;
             connected = connect_now(core, &conn.workload, &target) => connected,
             // The client's end is no reason to give up: it may still want to listen.
-            _reset = stream.ready(Interest::ERROR) => return Err(Reject::DownstreamClosed),
+            _reset = stream.tcp().ready(Interest::ERROR) => return Err(Reject::DownstreamClosed),
         };
         took = attempt::took(started, None, clock::now());
         match connected {

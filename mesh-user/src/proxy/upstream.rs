@@ -10,6 +10,7 @@ use super::{
     inbound::{Held, Judged, dial as app_dial},
     io::set_nodelay,
     pool::{Key, NODE, SECOND_PASS},
+    socket::Socket,
     wire::WorkloadHandle,
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
 /// A connection to an endpoint with the permits that it holds for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Socket,
     /// What was read and not yet used.
     pub(super) buf: Buf,
     /// Whether it carried a request before.
@@ -241,7 +242,7 @@ pub(super) async fn dial(
 fn upstream(stream: TcpStream, target: &Target<'_>, permits: Permits) -> Upstream {
     set_nodelay(&stream);
     Upstream {
-        stream,
+        stream: stream.into(),
         buf: Buf::default(),
         reused: false,
         key: target.key,

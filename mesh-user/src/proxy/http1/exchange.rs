@@ -6,8 +6,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::TcpStream;
-
 use super::{
     body::Body,
     request::Request,
@@ -22,6 +20,7 @@ use crate::{
     proxy::{
         buffer::{Buf, HeadBuf},
         io::{is_reset, poll_fill, poll_write_two},
+        socket::Socket,
         timer::{NEVER, Timer, deadline},
         upstream::Upstream,
     },
@@ -41,7 +40,7 @@ pub(super) struct Spans {
 /// The sockets and buffers of an exchange.
 #[derive(Debug)]
 pub(super) struct Wires<'a> {
-    pub(super) down: &'a mut TcpStream,
+    pub(super) down: &'a mut Socket,
     pub(super) down_buf: &'a mut Buf,
     pub(super) up: &'a mut Upstream,
     pub(super) timer: &'a mut Timer,

@@ -2,8 +2,6 @@
 
 use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
-use tokio::net::TcpStream;
-
 use super::{
     answer::{self, After},
     body::Body,
@@ -19,8 +17,9 @@ use crate::{
         buffer::{Buf, HeadBuf},
         core::{Conn, Place},
         http2,
-        io::{poll_fill, poll_write_two, reset_on_close, shut_write},
+        io::{poll_fill, poll_write_two, reset_on_close},
         record::{ConnectionLog, RequestLog},
+        socket::Socket,
         timer::Timer,
     },
     telemetry::Spoken,
@@ -50,7 +49,7 @@ pub(super) enum Next {
 pub(super) struct Session {
     pub(super) conn: Rc<Conn>,
     place: Place,
-    pub(super) stream: TcpStream,
+    pub(super) stream: Socket,
     pub(super) buf: Buf,
     pub(super) timer: Timer,
     log: ConnectionLog,
@@ -60,7 +59,7 @@ pub(super) struct Session {
 pub(in crate::proxy) async fn serve(
     conn: Rc<Conn>,
     place: Place,
-    stream: TcpStream,
+    stream: Socket,
     buf: Buf,
     timer: Timer,
 ) {
@@ -139,7 +138,7 @@ impl Session {
 
     /// Sends the end, then reads what the client is still sending, for a while.
     async fn linger(&mut self) {
-        shut_write(&self.stream);
+        self.stream.shut_write();
         let until = clock::now().after(LINGER);
         let mut left = LINGER_BYTES_MAX;
         poll_fn(|cx| {

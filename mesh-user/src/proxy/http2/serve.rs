@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, server::Connection};
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::{
     settings, stream,
@@ -24,6 +24,7 @@ use crate::{
         core::{Conn, Place},
         detect::PREFACE,
         record::ConnectionLog,
+        socket::Socket,
         timer::{NEVER, Timer, deadline},
     },
     telemetry::Spoken,
@@ -36,7 +37,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(in crate::proxy) async fn serve(
     conn: Rc<Conn>,
     place: Place,
-    stream: TcpStream,
+    stream: Socket,
     buf: Buf,
     mut timer: Timer,
 ) {

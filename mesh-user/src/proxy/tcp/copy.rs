@@ -20,14 +20,16 @@ use crate::{
     proxy::{
         buffer::Buf,
         io::{reset_on_close, set_opaque},
+        socket::Socket,
         timer::{Timer, deadline},
+        tls,
     },
 };
 
 /// One side of a copy: its socket and what was read from it.
 #[derive(Debug)]
 pub(in crate::proxy) struct Side<'a> {
-    pub(in crate::proxy) stream: &'a mut TcpStream,
+    pub(in crate::proxy) stream: &'a mut Socket,
     pub(in crate::proxy) buf: &'a mut Buf,
 }
 
@@ -58,9 +60,13 @@ pub(in crate::proxy) async fn copy(
 ) -> CopyEnd {
     set_opaque(&*down.stream);
     set_opaque(&*up.stream);
+    let (Socket::Plain(down_stream), Socket::Plain(up_stream)) = (&*down.stream, &*up.stream)
+    else {
+        return Box::pin(tls::copy(down, up, timer, idle, bytes)).await;
+    };
     let mut cut = Cut {
-        down: &*down.stream,
-        up: &*up.stream,
+        down: down_stream,
+        up: up_stream,
         end: CopyEnd::Idle,
     };
     let (down_stream, up_stream) = (cut.down, cut.up);
