@@ -268,6 +268,7 @@ fn example(count: usize) -> Model {
         balance: None,
         timeouts: TimeoutPolicy::default(),
         retries: None,
+        ..Policy::default()
     };
     let client = Workload {
         name: "client".to_owned(),

@@ -7,8 +7,11 @@ use std::{
 };
 
 use super::{
-    PortIx, RuleIx, Snapshot, SourceIx, VersionIx, balance,
+    PortIx, RuleIx, Snapshot, SourceIx, VersionIx,
+    adaptive::Adaptive,
+    balance,
     breaker::Breaker,
+    budget::Budget,
     effective::Effective,
     ejection::Ejection,
     inbound::InboundIndex,
@@ -19,6 +22,7 @@ use super::{
     slots::{self, Numbers},
     snapshot::{EndpointState, PortPlan, Source, VersionPlan},
     split::Split,
+    terms::RuleTerms,
 };
 use crate::{
     clock::MonoNanos,
@@ -378,7 +382,15 @@ impl Compiler<'_> {
             let previous = carried.and_then(|carried| carried.ejection.as_deref());
             let service = format!("{}:{}", place.key, place.port.number).into();
             let lock = Arc::clone(place.lock);
-            Arc::new(Ejection::new(policy, previous, lock, service, self.now))
+            let ejection = Ejection::new(policy, previous, lock, service, self.now);
+            ejection.begin(&endpoints);
+            Arc::new(ejection)
+        });
+        let budget = effective.retry_budget.value.map(|policy| {
+            Budget::carry(policy, carried.and_then(|carried| carried.budget.as_ref()))
+        });
+        let adaptive = effective.adaptive.value.map(|policy| {
+            Adaptive::carry(policy, carried.and_then(|carried| carried.adaptive.as_ref()))
         });
         let limits = self.limits(place, &effective);
         let ix = VersionIx(self.snapshot.versions.len() as u32);
@@ -396,9 +408,9 @@ impl Compiler<'_> {
             request_timeout: effective.request.value,
             connect_timeout: effective.connect.value,
             idle_timeout: effective.idle.value,
-            retry: RetryPlan {
-                policy: effective.retries.value.clone(),
-            },
+            retry: RetryPlan::new(effective.retries.value.clone()),
+            budget,
+            adaptive,
             table: balance::Table::new(&endpoints),
             endpoints,
             effective,
@@ -477,6 +489,7 @@ impl Compiler<'_> {
                 name: rule.name.as_str().into(),
                 precedence: rule.precedence,
                 split: Split::new(id, &targets),
+                terms: RuleTerms::of(rule),
                 targets,
             });
         }

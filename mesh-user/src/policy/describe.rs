@@ -67,6 +67,8 @@ pub struct RouteRow {
     pub matches: Vec<String>,
     /// Where to.
     pub targets: Vec<TargetRow>,
+    /// Time-outs and retries of its own, for people; empty: the versions'.
+    pub terms: String,
 }
 
 /// One target of a rule.
@@ -209,6 +211,7 @@ impl Snapshot {
                 precedence: 0,
                 matches: Vec::new(),
                 targets: vec![self.target(port.all, 1, 1)],
+                terms: String::new(),
             }];
         }
         let row = |(rank, ix): (usize, &RuleIx)| {
@@ -221,6 +224,11 @@ impl Snapshot {
                 precedence: rule.precedence,
                 matches: port.routes.texts(rank),
                 targets: self.targets(*ix),
+                terms: rule
+                    .terms
+                    .as_ref()
+                    .map(|terms| terms.text())
+                    .unwrap_or_default(),
             }
         };
         port.routes.rules().iter().enumerate().map(row).collect()

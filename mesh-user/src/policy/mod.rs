@@ -7,15 +7,19 @@
 //! (once per request) -> for each attempt: [`balance::pick`] -> [`breaker::Breaker::request`]
 //! (last, so that a refused request never spends a permit) -> forward -> [`Snapshot::record`].
 
+pub mod adaptive;
 mod attribute;
 pub mod balance;
 pub mod breaker;
+pub mod budget;
 mod compile;
 pub mod describe;
 pub mod effective;
 pub mod ejection;
 pub mod explain;
 mod hash;
+pub mod held;
+mod histogram;
 pub mod inbound;
 mod index;
 mod matcher;
@@ -29,6 +33,7 @@ pub mod route;
 mod slots;
 pub mod snapshot;
 pub mod split;
+pub mod terms;
 mod value;
 
 #[cfg(test)]

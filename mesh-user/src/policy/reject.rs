@@ -66,6 +66,8 @@ pub enum Reject {
     DownstreamClosed,
     /// An inbound rule of the destination forbids it.
     InboundDenied,
+    /// Its endpoint left the version, or the rule no longer sends there, and `on-change` ends it.
+    RouteChanged,
 }
 
 impl Reject {
@@ -101,6 +103,7 @@ impl Reject {
         Self::Draining,
         Self::DownstreamClosed,
         Self::InboundDenied,
+        Self::RouteChanged,
     ];
 
     /// Its name in metrics, logs, `x-mesh-reject` and the docs.
@@ -136,6 +139,7 @@ impl Reject {
             Self::Draining => "draining",
             Self::DownstreamClosed => "downstream_closed",
             Self::InboundDenied => "inbound_denied",
+            Self::RouteChanged => "route_changed",
         }
     }
 
@@ -154,6 +158,7 @@ impl Reject {
             | Self::UpstreamReset
             | Self::WorkloadConnections
             | Self::DialPermits
+            | Self::RouteChanged
             | Self::Draining => 503,
             Self::RateLimited => 429,
             Self::InboundDenied => 403,
@@ -199,6 +204,7 @@ impl Reject {
             | Self::UnknownDestination
             | Self::WorkloadConnections
             | Self::DialPermits
+            | Self::RouteChanged
             | Self::Draining => 14,
         }
     }
@@ -213,7 +219,7 @@ impl Reject {
             Self::InboundDenied => "UAEX",
             Self::ConnectFailed | Self::ConnectTimeout => "UF",
             Self::UpstreamTimeout => "UT",
-            Self::UpstreamClosed => "UC",
+            Self::UpstreamClosed | Self::RouteChanged => "UC",
             Self::UpstreamReset => "UR",
             Self::UpstreamMalformed => "UPE",
             Self::BadRequest
@@ -275,6 +281,7 @@ impl Reject {
             Self::Draining => "the agent is shutting down",
             Self::DownstreamClosed => "the client closed before an answer",
             Self::InboundDenied => "an inbound rule of the workload does not let the client in",
+            Self::RouteChanged => "the configuration no longer sends to the endpoint",
         }
     }
 }

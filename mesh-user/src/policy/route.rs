@@ -14,6 +14,7 @@ use super::{
     matcher::{Entry, SourceSet},
     request::HeaderList,
     split::{Cursors, Split},
+    terms::RuleTerms,
 };
 use crate::model::{Match, Rule, SourceMatch};
 
@@ -45,6 +46,8 @@ pub struct RulePlan {
     pub targets: Vec<TargetPlan>,
     /// Their weights, summed up and named.
     pub(super) split: Split,
+    /// Its time-outs and retries, where it says something of them.
+    pub(super) terms: Option<Box<RuleTerms>>,
 }
 
 /// One target of a rule, compiled.

@@ -73,6 +73,8 @@ pub(super) enum Order {
         /// Address of the shared breaker.
         breaker: usize,
     },
+    /// Another snapshot is in force: long connections that are to follow it do.
+    Swapped,
     /// End: requests in flight may finish for so long.
     Drain {
         /// Then the rest is cut.
@@ -180,6 +182,10 @@ impl Workers {
         snapshot.enforce();
         self.shared.snapshot.store(snapshot);
         self.shared.swaps.fetch_add(1, Ordering::Release);
+        for order in &self.orders {
+            // A worker that has ended has no connections.
+            let _ended = order.send(Order::Swapped);
+        }
     }
 
     /// Puts limits in force: the next connection uses them, and so does the next request where a
@@ -321,6 +327,7 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
                     core.h2.evict_of_breaker(breaker);
                 }
             }
+            Order::Swapped => core.flows.review(core),
             Order::Drain { limit } => {
                 drop(listeners);
                 return drain(core, limit, orders).await;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Reader, reader};
+use super::{Reader, policies, reader, resilience};
 use crate::{
     config::{
         collect::Collector,
@@ -11,7 +11,7 @@ use crate::{
         suggest,
         tree::{Node, Value},
     },
-    model::{Match, PathMatch, Rule, Select, Service, SourceMatch, Target, ValueMatch},
+    model::{Match, PathMatch, Rule, RuleExtra, Select, Service, SourceMatch, Target, ValueMatch},
 };
 
 /// The index that a reference to an unknown service gets; the checks skip it.
@@ -146,7 +146,7 @@ pub(super) fn rules(
                 precedence: from.int("precedence").unwrap_or(0),
                 matches: from.items("match").map(condition).collect(),
                 route: from.items("route").map(target).collect(),
-                extra: None,
+                extra: extra(from),
             }
         })
         .collect();
@@ -173,6 +173,18 @@ fn name_rules(rules: &mut [Rule]) {
             rule.name = name;
         }
     }
+}
+
+/// What a rule says besides; none when that is nothing.
+fn extra(from: Reader<'_>) -> Option<Box<RuleExtra>> {
+    let extra = RuleExtra {
+        timeouts: resilience::rule_timeouts(from.object("timeout")),
+        retries: from
+            .has("retries")
+            .then(|| policies::retries(from.object("retries"))),
+        ..RuleExtra::default()
+    };
+    (extra != RuleExtra::NOTHING).then(|| Box::new(extra))
 }
 
 fn target(from: Reader<'_>) -> Target {
@@ -230,7 +242,7 @@ fn path_match(from: Reader<'_>) -> Option<PathMatch> {
 }
 
 /// A value's matcher; text alone means `exact`.
-fn value_match(node: &Node) -> Option<ValueMatch> {
+pub(super) fn value_match(node: &Node) -> Option<ValueMatch> {
     if let Some(text) = reader::text(node) {
         return Some(ValueMatch::Exact(text.to_owned()));
     }

@@ -14,6 +14,7 @@ use super::{
 mod agent;
 mod inbound;
 mod policies;
+mod resilience;
 mod rules;
 mod services;
 

@@ -37,6 +37,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             );
         }
         values(policy, &item, out);
+        super::resilience::policy(model, policy, &item, out);
         let ports = service
             .map(|(_, service)| service.ports.as_slice())
             .unwrap_or_default();
@@ -88,7 +89,12 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
         || policy.ejection.is_some()
         || !policy.rate_limits.is_empty()
         || policy.balance.is_some()
-        || policy.retries.is_some();
+        || policy.retries.is_some()
+        || policy.retry_budget.is_some()
+        || policy.hedge.is_some()
+        || policy.adaptive.is_some()
+        || policy.connection.is_some()
+        || policy.on_change.is_some();
     if !any && !timeouts {
         let message = "this policy sets nothing".to_owned();
         out.warning(
@@ -101,6 +107,12 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
     if opaque {
         let http = [
             ("retries", policy.retries.is_some(), item.key("retries")),
+            ("hedge", policy.hedge.is_some(), item.key("hedge")),
+            (
+                "connection",
+                policy.connection.is_some(),
+                item.key("connection"),
+            ),
             (
                 "timeout.request",
                 policy.timeouts.request.is_some(),

@@ -36,6 +36,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             );
         }
         port(rule.port.as_deref(), service, &item, out);
+        super::resilience::rule(rule, &item, out);
         targets(rule, service, &item, out);
         for (k, condition) in rule.matches.iter().enumerate() {
             matches(condition, &item.key("match").at(k), &mut regexes, out);

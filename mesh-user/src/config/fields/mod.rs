@@ -14,6 +14,7 @@ use super::{
 mod agent;
 mod inbound;
 mod policy;
+mod resilience;
 mod rule;
 mod service;
 mod shield;

@@ -1,11 +1,14 @@
 //! What is counted at an endpoint, lock-free.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
-use crate::{clock::MonoNanos, policy::snapshot::Outcome};
+use crate::{
+    clock::MonoNanos,
+    policy::{histogram::Histogram, snapshot::Outcome},
+};
 
 /// Live state of an endpoint: requests in flight, consecutive failures, ejection.
 #[derive(Debug, Default)]
@@ -26,6 +29,10 @@ pub struct Live {
     pub(super) owner: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
+    /// Of the failures, those that never reached an answer.
+    local_failures: AtomicU64,
+    /// How long answers took; made by the first ejection that asks.
+    latency: OnceLock<Box<Histogram>>,
     pub(super) ejections: AtomicU64,
     pub(super) skipped: AtomicU64,
 }
@@ -62,6 +69,15 @@ impl Live {
     /// Attempts recorded, and how many of them failed.
     pub fn recorded(&self) -> (u64, u64) {
         (self.requests.load(Relaxed), self.failures.load(Relaxed))
+    }
+
+    /// Of the failures, those that never reached an answer.
+    pub(super) fn local_failures(&self) -> u64 {
+        self.local_failures.load(Relaxed)
+    }
+
+    pub(super) fn latency(&self) -> &Histogram {
+        self.latency.get_or_init(Box::default)
     }
 
     /// How often it was ejected, and how often `max-percent` forbade it.
@@ -194,6 +210,7 @@ pub(in crate::policy) fn tally_many(live: &Live, good: u64, failed: u64) {
     live.requests
         .fetch_add(good.saturating_add(failed), Relaxed);
     live.failures.fetch_add(failed, Relaxed);
+    live.local_failures.fetch_add(failed, Relaxed);
 }
 
 /// Counts every attempt, with and without an ejection policy.
@@ -202,6 +219,9 @@ pub(in crate::policy) fn tally(live: &Live, outcome: Outcome) {
         live.requests.fetch_add(1, Relaxed);
         if outcome.is_failure() {
             live.failures.fetch_add(1, Relaxed);
+            if !matches!(outcome, Outcome::Status(_)) {
+                live.local_failures.fetch_add(1, Relaxed);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     body::Body,
+    raw_head::RawHead,
     request::Request,
     response::{self, Response, Write},
     scan::Scan,
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     clock::{self, MonoNanos},
     config::Limits,
-    policy::Reject,
+    policy::{Reject, retry::AnswerHead},
     proxy::{
         buffer::{Buf, HeadBuf},
         io::{is_reset, poll_fill, poll_write_two},
@@ -33,7 +34,10 @@ const COPIED_BYTES_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spans {
     pub(super) request: Duration,
+    /// Until the answer's head.
     pub(super) per_try: Duration,
+    /// Until the answer's end.
+    pub(super) backend: Duration,
     pub(super) idle: Duration,
 }
 
@@ -66,6 +70,10 @@ pub(super) enum End {
     RequestTimeout,
     /// The try took too long.
     TryTimeout,
+    /// The try took longer than its rule allows.
+    BackendTimeout,
+    /// The configuration no longer sends there.
+    Changed,
     /// Nothing moved for the idle time-out.
     IdleTimeout,
     /// The client's body made no progress, or the client takes no more of the answer.
@@ -171,6 +179,11 @@ impl<'a> Exchange<'a> {
         self.response.is_some_and(|response| response.status < 500)
     }
 
+    /// When the final head came.
+    pub(super) const fn answered_at(&self) -> Option<MonoNanos> {
+        self.answered_at
+    }
+
     /// What is left to know at the end.
     pub(super) fn outlook(&self, up: &Upstream) -> Outlook {
         let response = self.response.as_ref();
@@ -201,7 +214,7 @@ impl<'a> Exchange<'a> {
         sending: &mut Sending,
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Poll<End> {
         self.moved = false;
         if let Some(end) = self.poll_request(cx, wires, sending) {
@@ -315,7 +328,7 @@ impl<'a> Exchange<'a> {
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
         replayable: bool,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Option<End> {
         loop {
             if let Err(end) = self.take_answer(wires, keep_alive, extra, replayable, retry) {
@@ -385,7 +398,7 @@ impl<'a> Exchange<'a> {
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
         replayable: bool,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Result<(), End> {
         while self.response.is_none() && !wires.up.buf.is_empty() {
             let bytes = wires.up.buf.bytes();
@@ -412,6 +425,14 @@ impl<'a> Exchange<'a> {
             };
             let response = response::rewrite(&bytes[..length], self.limits, &mut self.out, how)
                 .map_err(|_: Reject| End::UpstreamMalformed)?;
+            let status = response.status;
+            if !response.is_interim()
+                && !self.responding
+                && retry(&RawHead::new(status, &bytes[..length]), replayable)
+            {
+                self.answered_at = Some(clock::now());
+                return Err(End::Retry(status));
+            }
             wires.up.buf.consume(length);
             self.scan = Scan::default();
             if response.is_interim() {
@@ -424,9 +445,6 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             self.answered_at = Some(clock::now());
-            if !self.responding && retry(response.status, replayable) {
-                return Err(End::Retry(response.status));
-            }
             self.responding = true;
             self.response = Some(response);
         }
@@ -470,14 +488,18 @@ impl<'a> Exchange<'a> {
         let request = sending
             .complete
             .map_or(NEVER, |complete| deadline(complete, self.spans.request));
-        let per_try = if self.response.is_none() && self.request_done {
-            // The endpoint's time begins when it has the whole request.
-            let from = sending
-                .complete
-                .map_or(self.started, |at| at.max(self.started));
-            deadline(from, self.spans.per_try)
-        } else {
-            NEVER
+        // The endpoint's time begins when it has the whole request.
+        let from = sending
+            .complete
+            .map_or(self.started, |at| at.max(self.started));
+        let until = |span| match self.request_done {
+            true => deadline(from, span),
+            false => NEVER,
+        };
+        let backend = until(self.spans.backend);
+        let per_try = match self.response {
+            None => until(self.spans.per_try),
+            Some(_) => NEVER,
         };
         let taking = self.out_sent < self.out.len() || self.ready > 0;
         let waits_for_client =
@@ -487,12 +509,14 @@ impl<'a> Exchange<'a> {
         } else {
             deadline(self.last, self.spans.idle)
         };
-        let first = request.min(per_try).min(still);
+        let first = request.min(per_try).min(backend).min(still);
         wires.timer.poll(cx, first).map(|()| {
             if self.response_done {
                 End::Complete
             } else if first == request {
                 End::RequestTimeout
+            } else if first == backend {
+                End::BackendTimeout
             } else if first == per_try {
                 End::TryTimeout
             } else if waits_for_client {

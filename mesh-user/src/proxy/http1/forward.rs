@@ -11,6 +11,7 @@ use std::{
 use super::{
     answer,
     exchange::{End, Exchange, Outlook, Spans, Wires},
+    raw_head::with_attempt,
     request::Request,
     sending::Sending,
     serve::{Going, Next, Session},
@@ -20,17 +21,20 @@ use crate::{
     policy::{
         Reject, VersionIx,
         breaker::RequestPermit,
-        retry::Failure,
+        retry::{AnswerHead, Failure, is_idempotent},
+        route::Plan,
         snapshot::{EndpointState, Outcome, VersionPlan},
+        terms::Terms,
     },
     proxy::{
         attempt,
         core::{Conn, Core, Snap},
+        flows::{Flows, LONG, Watch},
         inbound,
         io::poll_fill,
         record::RequestLog,
-        retry::{Attempts, retry_after},
-        tcp::{CopyEnd, Side, copy},
+        retry::{Attempts, On, retry_after},
+        tcp::{CopyEnd, Side, copy, follow},
         timer::deadline,
         upstream::{NoConnection, Target, Upstream, connect_queued, put_back},
     },
@@ -42,6 +46,8 @@ struct Course<'a> {
     snapshot: &'a Snap,
     at: VersionIx,
     version: &'a VersionPlan,
+    terms: Terms<'a>,
+    plan: &'a Plan,
     request: &'a Request,
     /// When the request's head was complete.
     complete: MonoNanos,
@@ -79,14 +85,6 @@ impl Turn {
     }
 }
 
-/// RFC 9110, section 9.2.2.
-fn is_idempotent(method: &str) -> bool {
-    matches!(
-        method,
-        "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
-    )
-}
-
 impl Course<'_> {
     fn record(
         &self,
@@ -97,6 +95,13 @@ impl Course<'_> {
     ) {
         let (core, snapshot) = (self.core, self.snapshot);
         attempt::record(core, snapshot, self.at, endpoint, outcome, took, at);
+    }
+
+    const fn on(&self) -> On<'_> {
+        On {
+            version: self.version,
+            terms: self.terms,
+        }
     }
 
     /// Chooses an endpoint; the breaker's word comes last.
@@ -115,15 +120,7 @@ impl Course<'_> {
         sending: &Sending,
     ) -> Option<Turn> {
         let (method, replayable) = (log.method(), sending.replayable);
-        retry_after(
-            self.version,
-            attempts,
-            method,
-            failure,
-            replayable,
-            self.core,
-        )
-        .map(Turn::Again)
+        retry_after(self.on(), attempts, method, failure, replayable, self.core).map(Turn::Again)
     }
 }
 
@@ -141,17 +138,22 @@ impl Session {
         let snapshot = Rc::clone(&log.snapshot);
         let core = Rc::clone(&self.conn.core);
         let version = &snapshot.versions[plan.version.0 as usize];
-        let keep_max = version
-            .retry
-            .policy
-            .as_ref()
-            .map_or(0, |_| core.limits().replay_bytes_max);
+        let terms = snapshot.terms(&plan);
+        let keep_max = match terms.keeps() {
+            true => core.limits().replay_bytes_max,
+            false => 0,
+        };
+        if let Some(budget) = &version.budget {
+            budget.offered(complete);
+        }
         let extra = answer::limit_lines(&verdict);
         let course = Course {
             core: &core,
             snapshot: &snapshot,
             at: plan.version,
             version,
+            terms,
+            plan: &plan,
             request: &request,
             complete,
             extra: &extra,
@@ -165,7 +167,7 @@ impl Session {
             log.bytes_in = log.bytes_in.max(sending.bytes);
             match turn {
                 Turn::Next(next) => return next,
-                Turn::Again(pause) if self.pause(pause, &sending, version).await => {}
+                Turn::Again(pause) if self.pause(pause, &sending, terms.request).await => {}
                 Turn::Again(_) => {
                     log.reject = Some(Reject::DownstreamClosed);
                     return Next::Gone;
@@ -184,12 +186,12 @@ impl Session {
     }
 
     /// Waits before another attempt. Whether the client is still there.
-    async fn pause(&mut self, pause: Duration, sending: &Sending, version: &VersionPlan) -> bool {
+    async fn pause(&mut self, pause: Duration, sending: &Sending, request: Duration) -> bool {
         if pause.is_zero() {
             return true;
         }
         // The request time-out covers the pause; the next attempt finds that it has passed.
-        let limit = |complete| deadline(complete, version.request_timeout);
+        let limit = |complete| deadline(complete, request);
         let end = clock::now().after(pause);
         let end = sending
             .complete
@@ -247,7 +249,6 @@ impl Session {
         attempts: &mut Attempts,
         log: &mut RequestLog,
     ) -> Turn {
-        let version = course.version;
         let now = if attempts.count == 0 {
             course.complete
         } else {
@@ -256,7 +257,7 @@ impl Session {
         attempts.count += 1;
         // The time of a request whose body is still to come has not begun: the span then bounds
         // only the wait for a connection.
-        let until = deadline(sending.complete.unwrap_or(now), version.request_timeout);
+        let until = deadline(sending.complete.unwrap_or(now), course.terms.request);
         if now >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
@@ -339,21 +340,33 @@ impl Session {
     ) -> Turn {
         let (core, version) = (course.core, course.version);
         let spans = Spans {
-            request: version.request_timeout,
-            per_try: version.retry.per_try().unwrap_or_default(),
+            request: course.terms.request,
+            per_try: course.terms.per_try(),
+            backend: course.terms.backend,
             idle: version.idle_timeout,
         };
         let limits = core.limits();
-        let mut exchange =
-            Exchange::new(course.request, &log.head, sending, &limits, spans, started);
-        let keep_alive = || course.request.keep_alive && !core.draining.get();
+        let counted = course
+            .terms
+            .retry
+            .attempt_header()
+            .map(|name| with_attempt(&log.head, name, attempts.count));
+        let head = counted.as_deref().unwrap_or(&log.head);
+        let mut exchange = Exchange::new(course.request, head, sending, &limits, spans, started);
+        let conn = Rc::clone(&self.conn);
+        let keep_alive =
+            || course.request.keep_alive && !core.draining.get() && !conn.is_aged(&limits);
         let method = log.method();
         let mut pause = None;
-        let mut retry = |status: u16, replayable: bool| {
-            let failure = Failure::Status(status);
-            pause = retry_after(version, attempts, method, failure, replayable, core);
+        let mut retry = |answer: &dyn AnswerHead, replayable: bool| {
+            if course.terms.retry.policy.is_none() {
+                return false;
+            }
+            let failure = Failure::Answer(course.terms.retry.read(answer));
+            pause = retry_after(course.on(), attempts, method, failure, replayable, core);
             pause.is_some()
         };
+        let mut watch = Flows::watch(core, course.snapshot, course.plan, target.endpoint);
         let mut wires = Wires {
             down: &mut self.stream,
             down_buf: &mut self.buf,
@@ -371,6 +384,13 @@ impl Session {
             );
             if turn.is_pending() && exchange.answers_well() {
                 permit.answered();
+            }
+            if turn.is_pending()
+                && let Some(watch) = &mut watch
+                && let Some(answered) = exchange.answered_at()
+                && watch.poll_after(cx, answered.after(LONG)).is_ready()
+            {
+                return Poll::Ready(End::Changed);
             }
             turn
         })
@@ -405,7 +425,10 @@ impl Session {
             }
             End::Upgraded => {
                 course.record(endpoint, Outcome::Status(101), took, ended);
-                let next = self.upgraded(upstream, version.idle_timeout, log).await;
+                let watch = watch.take();
+                let next = self
+                    .upgraded(upstream, version.idle_timeout, watch, log)
+                    .await;
                 drop(permit);
                 Turn::Next(next)
             }
@@ -428,7 +451,13 @@ impl Session {
     }
 
     /// After 101: opaque bytes, no HTTP time-outs but the idle one.
-    async fn upgraded(&mut self, mut up: Upstream, idle: Duration, log: &mut RequestLog) -> Next {
+    async fn upgraded(
+        &mut self,
+        mut up: Upstream,
+        idle: Duration,
+        watch: Option<Box<Watch>>,
+        log: &mut RequestLog,
+    ) -> Next {
         let mut bytes = (0, 0);
         let down = Side {
             stream: &mut self.stream,
@@ -438,7 +467,13 @@ impl Session {
             stream: &mut up.stream,
             buf: &mut up.buf,
         };
-        let end = copy(down, up, &mut self.timer, idle, &mut bytes).await;
+        let timer = &mut self.timer;
+        let end = match watch {
+            None => copy(down, up, timer, idle, &mut bytes).await,
+            Some(mut watch) => {
+                Box::pin(follow(down, up, timer, idle, &mut bytes, &mut watch)).await
+            }
+        };
         log.bytes_in += bytes.0;
         log.bytes_out += bytes.1;
         log.ended = Some(clock::now());
@@ -447,6 +482,7 @@ impl Session {
             CopyEnd::DownstreamReset => Some(Reject::DownstreamClosed),
             CopyEnd::UpstreamReset => Some(Reject::UpstreamReset),
             CopyEnd::Idle => Some(Reject::UpstreamTimeout),
+            CopyEnd::Changed => Some(Reject::RouteChanged),
         };
         Next::Gone
     }
@@ -484,7 +520,7 @@ fn settle(
             let failure = if outlook.was_sent {
                 Failure::Reset
             } else {
-                Failure::Connect
+                Failure::Unsent
             };
             let reject = if reset {
                 Reject::UpstreamReset
@@ -499,9 +535,15 @@ fn settle(
             Some(Failure::PerTry),
             Reject::UpstreamTimeout,
         ),
+        End::BackendTimeout => (
+            seen(Outcome::Timeout),
+            Some(Failure::Backend),
+            Reject::UpstreamTimeout,
+        ),
         End::RequestTimeout | End::IdleTimeout => {
             (seen(Outcome::Timeout), None, Reject::UpstreamTimeout)
         }
+        End::Changed => (seen(Outcome::Abandoned), None, Reject::RouteChanged),
         End::BadBody => (seen(Outcome::Abandoned), None, Reject::BadRequest),
         End::BodyTimeout => (seen(Outcome::Abandoned), None, Reject::BodyTimeout),
         End::DownstreamGone | End::Complete | End::Upgraded | End::Retry(_) => {

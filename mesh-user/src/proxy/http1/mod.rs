@@ -14,6 +14,7 @@ mod fields;
 mod forward;
 mod framing;
 mod next_head;
+mod raw_head;
 mod request;
 mod response;
 mod scan;

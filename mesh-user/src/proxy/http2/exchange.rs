@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response};
 
 use super::{
     flow::{Broken, Flow, Kept, reason},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::rate_limit::Verdict,
+    policy::{Reject, rate_limit::Verdict, retry::AnswerHead},
     proxy::timer::{NEVER, deadline},
 };
 
@@ -35,8 +35,12 @@ pub(super) enum End {
     },
     RequestTimeout,
     TryTimeout,
+    /// The try took longer than its rule allows.
+    BackendTimeout,
     /// Nothing moved, and it is the client's turn: to send, or to take the answer.
     BodyTimeout,
+    /// The configuration no longer sends there.
+    Changed,
     /// Nothing moved, and it is the endpoint's turn.
     Still,
 }
@@ -45,7 +49,10 @@ pub(super) enum End {
 #[derive(Clone, Copy)]
 pub(super) struct Spans {
     pub(super) request: Duration,
+    /// Until the answer's head.
     pub(super) per_try: Duration,
+    /// Until the answer's end.
+    pub(super) backend: Duration,
     pub(super) idle: Duration,
     pub(super) started: MonoNanos,
 }
@@ -56,6 +63,24 @@ pub(super) struct Answer {
     body: RecvStream,
     pub(super) sink: SendStream<Bytes>,
     pub(super) flow: Flow,
+}
+
+impl Answer {
+    /// Ends an answer that is under way: of gRPC with a status, else with a reset.
+    pub(super) fn end(&mut self, reject: Reject, grpc: bool) {
+        if grpc {
+            let mut trailers = HeaderMap::new();
+            trailers.insert(
+                "grpc-status",
+                HeaderValue::from(u16::from(reject.grpc_status())),
+            );
+            trailers.insert("grpc-message", HeaderValue::from_static(reject.explain()));
+            if self.sink.send_trailers(trailers).is_ok() {
+                return;
+            }
+        }
+        self.sink.send_reset(Reason::CANCEL);
+    }
 }
 
 /// One attempt.
@@ -99,7 +124,7 @@ impl Exchange {
         stream: &mut Stream,
         spans: Spans,
         verdict: &Verdict,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Poll<End> {
         if self.answer.is_none()
             && let Poll::Ready(why) = stream.respond.poll_reset(cx)
@@ -144,7 +169,7 @@ impl Exchange {
         cx: &mut Context<'_>,
         stream: &mut Stream,
         verdict: &Verdict,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Option<End> {
         while let Poll::Ready(Some(interim)) = self.response.poll_informational(cx) {
             let Ok(interim) = interim else { break };
@@ -166,9 +191,9 @@ impl Exchange {
         let now = clock::now();
         self.answered_at = Some(now);
         stream.log.upstream = Some(now.since(self.last));
-        let status = seen_status(&response, stream.grpc);
-        if retry(status, stream.kept.whole) {
-            return Some(End::Retry(status));
+        let seen = Seen::of(&response, stream.grpc);
+        if retry(&seen, stream.kept.whole) {
+            return Some(End::Retry(seen.status));
         }
         match stream.answer(response, verdict) {
             Ok(answer) => self.answer = Some(answer),
@@ -207,14 +232,18 @@ impl Exchange {
             self.last = clock::now();
         }
         let request = stream.until(spans.request);
-        let per_try = if self.answer.is_none() && self.request.done {
-            // The endpoint's time begins when it has the whole request.
-            let from = stream
-                .complete
-                .map_or(spans.started, |at| at.max(spans.started));
-            deadline(from, spans.per_try)
-        } else {
-            NEVER
+        // The endpoint's time begins when it has the whole request.
+        let from = stream
+            .complete
+            .map_or(spans.started, |at| at.max(spans.started));
+        let until = |span| match self.request.done {
+            true => deadline(from, span),
+            false => NEVER,
+        };
+        let backend = until(spans.backend);
+        let per_try = match self.answer {
+            None => until(spans.per_try),
+            Some(_) => NEVER,
         };
         // What the endpoint no longer takes, the client no longer owes.
         let sends = self.request_broken.is_none() && self.request.waits_for_source;
@@ -231,10 +260,12 @@ impl Exchange {
             spans.idle
         };
         let still = deadline(self.last, span);
-        let first = request.min(per_try).min(still);
+        let first = request.min(per_try).min(backend).min(still);
         stream.timer.poll(cx, first).map(|()| {
             if first == request {
                 End::RequestTimeout
+            } else if first == backend {
+                End::BackendTimeout
             } else if first == per_try {
                 End::TryTimeout
             } else if owed {
@@ -274,12 +305,36 @@ impl Stream {
     }
 }
 
-/// The status as a retry policy sees it: of gRPC only one that stands in the head counts.
-fn seen_status(response: &Response<RecvStream>, grpc: bool) -> u16 {
-    let in_head = |headers: &HeaderMap| grpc::status(headers).map(grpc::as_http);
-    let ends = response.body().is_end_stream();
-    (grpc && ends && response.status().is_success())
-        .then(|| in_head(response.headers()))
-        .flatten()
-        .unwrap_or(response.status().as_u16())
+/// An answer's head as a retry policy sees it: of gRPC only a status that stands in it counts.
+struct Seen<'a> {
+    status: u16,
+    grpc: Option<u8>,
+    headers: &'a HeaderMap,
+}
+
+impl<'a> Seen<'a> {
+    fn of(response: &'a Response<RecvStream>, grpc: bool) -> Self {
+        let headers = response.headers();
+        let alone = grpc && response.body().is_end_stream() && response.status().is_success();
+        let grpc = alone.then(|| grpc::status(headers)).flatten();
+        Self {
+            status: grpc.map_or(response.status().as_u16(), grpc::as_http),
+            grpc,
+            headers,
+        }
+    }
+}
+
+impl AnswerHead for Seen<'_> {
+    fn status(&self) -> u16 {
+        self.status
+    }
+
+    fn grpc(&self) -> Option<u8> {
+        self.grpc
+    }
+
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name).map(HeaderValue::as_bytes)
+    }
 }

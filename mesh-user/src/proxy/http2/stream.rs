@@ -4,7 +4,7 @@ use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
-use http::{Method, Request};
+use http::{HeaderName, HeaderValue, Method, Request};
 
 use super::{
     client::{Lease, open_stream},
@@ -16,14 +16,22 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::{Reject, rate_limit::Verdict, retry::Failure, route::Plan, snapshot::Outcome},
+    policy::{
+        Reject,
+        rate_limit::Verdict,
+        retry::{AnswerHead, Failure},
+        route::Plan,
+        snapshot::Outcome,
+        terms::Terms,
+    },
     proxy::{
         attempt::{self, Admitted},
         buffer::HeadBuf,
         core::{Conn, Place, Snap},
+        flows::{Flows, LONG},
         inbound,
         record::RequestLog,
-        retry::{Attempts, retry_after},
+        retry::{Attempts, On, retry_after},
         timer::{NEVER, Timer, deadline},
         upstream::{NoConnection, Target},
     },
@@ -137,17 +145,24 @@ impl Stream {
         }
         self.log.status = if self.grpc { 200 } else { reject.status() };
         self.log.grpc_status = self.grpc.then(|| reject.grpc_status());
-        refuse::send(&mut self.respond, reject, verdict, self.grpc, self.is_head);
+        let limits = self.conn.core.limits();
+        let overload = limits.overload_header.as_deref();
+        let (grpc, is_head) = (self.grpc, self.is_head);
+        refuse::send(&mut self.respond, reject, verdict, grpc, is_head, overload);
     }
 
     /// Attempts until an answer went out; the refusal to send otherwise.
     async fn forward(&mut self, head: &Head, plan: Plan, verdict: &Verdict) -> Option<Reject> {
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
-        self.kept = Kept::new(match &version.retry.policy {
-            Some(_) => self.conn.core.limits().replay_bytes_max,
-            None => 0,
+        let terms = snapshot.terms(&plan);
+        self.kept = Kept::new(match terms.keeps() {
+            true => self.conn.core.limits().replay_bytes_max,
+            false => 0,
         });
+        if let Some(budget) = &version.budget {
+            budget.offered(self.log.started);
+        }
         if self.body.is_end_stream() {
             self.kept.ended = true;
             self.complete = Some(self.log.started);
@@ -158,9 +173,7 @@ impl Stream {
                 Turn::Done => return None,
                 Turn::Refuse(reject) => return Some(reject),
                 Turn::Again(pause) => {
-                    let end = clock::now()
-                        .after(pause)
-                        .min(self.until(version.request_timeout));
+                    let end = clock::now().after(pause).min(self.until(terms.request));
                     if !pause.is_zero() && !self.wait(end).await {
                         return Some(Reject::DownstreamClosed);
                     }
@@ -174,6 +187,31 @@ impl Stream {
         self.complete
             .map_or(NEVER, |complete| deadline(complete, request))
             .min(self.deadline)
+    }
+
+    /// The request of an attempt. A client's `grpc-timeout` is shortened to what the endpoint has
+    /// of it: what is left, and no more than the attempt is given.
+    fn request(&self, head: &Head, terms: Terms<'_>, attempt: u32) -> Request<()> {
+        let mut request = head.request();
+        if let Some(name) = terms.retry.attempt_header()
+            && let Ok(name) = HeaderName::try_from(name)
+        {
+            request
+                .headers_mut()
+                .insert(name, HeaderValue::from(attempt));
+        }
+        if self.deadline != NEVER {
+            let now = clock::now();
+            let until = self
+                .until(terms.request)
+                .min(deadline(now, terms.per_try()))
+                .min(deadline(now, terms.backend));
+            if attempt > 1 || until < self.deadline {
+                let left = grpc::timeout(until.since(now));
+                request.headers_mut().insert("grpc-timeout", left);
+            }
+        }
+        request
     }
 
     /// Waits. Whether the client is still there.
@@ -219,9 +257,11 @@ impl Stream {
         let core = &conn.core;
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
+        let terms = snapshot.terms(&plan);
+        let on = On { version, terms };
         let started = clock::now();
         attempts.count += 1;
-        let until = self.until(version.request_timeout);
+        let until = self.until(terms.request);
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
@@ -265,47 +305,60 @@ impl Stream {
                 record(outcome, attempt::took(started, None, ended), ended);
                 attempts.tried.push(endpoint.id);
                 let whole = self.kept.whole;
-                return retry_after(version, attempts, method, Failure::Connect, whole, core)
+                return retry_after(on, attempts, method, Failure::Connect, whole, core)
                     .map_or(Turn::Refuse(failed.reject()), Turn::Again);
             }
         };
         self.kept.seal();
         let ends = self.kept.ended && self.kept.data.is_empty() && self.kept.trailers.is_none();
-        let (response, sink) = match sender.send_request(head.request(), ends) {
-            Ok(sent) => sent,
-            Err(error) => {
-                // Nothing was sent: the connection closed while the stream was on its way to it.
-                tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
-                lease.retire();
-                record(Outcome::Abandoned, None, clock::now());
-                if attempts.stale {
-                    return Turn::Refuse(Reject::UpstreamClosed);
+        let (response, sink) =
+            match sender.send_request(self.request(head, terms, attempts.count), ends) {
+                Ok(sent) => sent,
+                Err(error) => {
+                    // Nothing was sent: the connection closed while the stream was on its way to it.
+                    tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
+                    lease.retire();
+                    record(Outcome::Abandoned, None, clock::now());
+                    if attempts.stale {
+                        return Turn::Refuse(Reject::UpstreamClosed);
+                    }
+                    attempts.stale = true;
+                    attempts.count -= 1;
+                    return Turn::Again(Duration::ZERO);
                 }
-                attempts.stale = true;
-                attempts.count -= 1;
-                return Turn::Again(Duration::ZERO);
-            }
-        };
+            };
         self.log.attempts += 1;
         let flow = Flow::new(&self.kept, ends);
         let mut exchange = Exchange::new(flow, sink, response, started);
         let spans = Spans {
-            request: version.request_timeout,
-            per_try: version.retry.per_try().unwrap_or_default(),
+            request: terms.request,
+            per_try: terms.per_try(),
+            backend: terms.backend,
             idle: version.idle_timeout,
             started,
         };
         let mut pause = None;
-        let mut retry = |status: u16, whole: bool| {
-            let failure = Failure::Status(status);
-            pause = retry_after(version, attempts, method, failure, whole, core);
+        let mut retry = |answer: &dyn AnswerHead, whole: bool| {
+            if terms.retry.policy.is_none() {
+                return false;
+            }
+            let failure = Failure::Answer(terms.retry.read(answer));
+            pause = retry_after(on, attempts, method, failure, whole, core);
             pause.is_some()
         };
+        let mut watch = Flows::watch(core, &snapshot, &plan, &endpoint);
         let end = poll_fn(|cx| {
             let turn = exchange.poll(cx, self, spans, verdict, &mut retry);
             let answer = exchange.answer.as_ref();
             if turn.is_pending() && answer.is_some_and(|answer| answer.status < 500) {
                 permit.answered();
+            }
+            if turn.is_pending()
+                && let Some(watch) = &mut watch
+                && let Some(answered) = exchange.answered_at
+                && watch.poll_after(cx, answered.after(LONG)).is_ready()
+            {
+                return Poll::Ready(End::Changed);
             }
             turn
         })
@@ -359,8 +412,17 @@ impl Stream {
                     Failure::Reset
                 };
                 let whole = self.kept.whole;
-                retry_after(version, attempts, method, failure, whole, core)
+                retry_after(on, attempts, method, failure, whole, core)
                     .map_or(Turn::Refuse(Reject::UpstreamReset), Turn::Again)
+            }
+            End::Changed => {
+                record(outcome.unwrap_or(Outcome::Abandoned), took, ended);
+                exchange.sink.send_reset(Reason::CANCEL);
+                if let Some(answer) = &mut exchange.answer {
+                    answer.end(Reject::RouteChanged, self.grpc);
+                }
+                self.log.reject = Some(Reject::RouteChanged);
+                Turn::Done
             }
             End::BodyTimeout => {
                 record(outcome.unwrap_or(Outcome::Abandoned), took, ended);
@@ -372,7 +434,7 @@ impl Stream {
                 }
                 Turn::Refuse(Reject::BodyTimeout)
             }
-            End::RequestTimeout | End::TryTimeout | End::Still => {
+            End::RequestTimeout | End::TryTimeout | End::BackendTimeout | End::Still => {
                 record(outcome.unwrap_or(Outcome::Timeout), took, ended);
                 attempts.tried.push(endpoint.id);
                 exchange.sink.send_reset(Reason::CANCEL);
@@ -382,9 +444,13 @@ impl Stream {
                     return Turn::Done;
                 }
                 let whole = self.kept.whole;
-                (end == End::TryTimeout)
-                    .then(|| retry_after(version, attempts, method, Failure::PerTry, whole, core))
-                    .flatten()
+                let failure = match end {
+                    End::TryTimeout => Some(Failure::PerTry),
+                    End::BackendTimeout => Some(Failure::Backend),
+                    _ => None,
+                };
+                failure
+                    .and_then(|failure| retry_after(on, attempts, method, failure, whole, core))
                     .map_or(Turn::Refuse(Reject::UpstreamTimeout), Turn::Again)
             }
         }
