@@ -14,6 +14,7 @@ mod connection;
 mod core;
 mod detect;
 mod flows;
+mod hedge;
 mod http1;
 mod http2;
 mod id;

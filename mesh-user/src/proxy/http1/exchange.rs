@@ -59,6 +59,8 @@ pub(super) enum End {
     Upgraded,
     /// An answer with this status came, and is to be tried again.
     Retry(u16),
+    /// Another endpoint answered first.
+    Hedged,
     /// The endpoint ended the connection: whether by a reset.
     UpstreamGone {
         /// RST rather than FIN.
@@ -172,6 +174,18 @@ impl<'a> Exchange<'a> {
             last: started,
             moved: false,
         }
+    }
+
+    /// The request is at the endpoint already, and its answer has begun to come.
+    pub(super) fn resume(&mut self) {
+        self.sent = self.head.len() + self.kept;
+        self.request_done = true;
+        self.answered = true;
+    }
+
+    /// Whether the endpoint has the whole request and nothing of an answer was told.
+    pub(super) const fn is_waiting(&self) -> bool {
+        self.request_done && self.response.is_none() && !self.responding
     }
 
     /// Whether a good answer is under way.

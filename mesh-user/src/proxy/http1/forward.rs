@@ -1,6 +1,7 @@
 //! A request on its way: attempts until an answer went out, or none will come.
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     rc::Rc,
     sync::Arc,
@@ -11,6 +12,7 @@ use std::{
 use super::{
     answer,
     exchange::{End, Exchange, Outlook, Spans, Wires},
+    hedge::{self, Won},
     raw_head::with_attempt,
     request::Request,
     sending::Sending,
@@ -30,22 +32,23 @@ use crate::{
         attempt,
         core::{Conn, Core, Snap},
         flows::{Flows, LONG, Watch},
+        hedge::Hedges,
         inbound,
         io::poll_fill,
         record::RequestLog,
         retry::{Attempts, On, retry_after},
         tcp::{CopyEnd, Side, copy, follow},
-        timer::deadline,
+        timer::{NEVER, deadline},
         upstream::{NoConnection, Target, Upstream, connect_queued, put_back},
     },
 };
 
 /// What stays the same over the attempts of a request.
-struct Course<'a> {
+pub(super) struct Course<'a> {
     core: &'a Rc<Core>,
-    snapshot: &'a Snap,
-    at: VersionIx,
-    version: &'a VersionPlan,
+    pub(super) snapshot: &'a Snap,
+    pub(super) at: VersionIx,
+    pub(super) version: &'a VersionPlan,
     terms: Terms<'a>,
     plan: &'a Plan,
     request: &'a Request,
@@ -59,6 +62,47 @@ struct Course<'a> {
 struct Chosen {
     endpoint: Arc<EndpointState>,
     permit: RequestPermit,
+}
+
+/// How the hedges ended that were left alone.
+enum Rest<'a> {
+    Won(Box<Won<'a>>),
+    /// None of them answered.
+    Lost,
+    /// The client went away.
+    Gone,
+    /// The request's time is over.
+    Late,
+}
+
+/// An attempt with hedges, at its end.
+struct Race<'a> {
+    end: End,
+    outlook: Outlook,
+    took: Option<Duration>,
+    ended: MonoNanos,
+    endpoint: &'a EndpointState,
+    /// Its answer is to be tried again by the policy.
+    is_repeated: bool,
+}
+
+/// What follows for an attempt with hedges.
+enum Raced<'a> {
+    /// The same as without them.
+    Alone,
+    Turn(Turn),
+    /// Its answer counts.
+    Won(Box<Won<'a>>),
+}
+
+/// The request of a hedge: it says its own number, where it says one.
+fn whole(course: &Course<'_>, head: &[u8], body: &[u8], number: u32) -> Vec<u8> {
+    let mut request = match course.terms.retry.attempt_header() {
+        Some(name) => with_attempt(head, name, number),
+        None => head.to_vec(),
+    };
+    request.extend_from_slice(body);
+    request
 }
 
 /// What follows an attempt.
@@ -86,7 +130,7 @@ impl Turn {
 }
 
 impl Course<'_> {
-    fn record(
+    pub(super) fn record(
         &self,
         endpoint: &EndpointState,
         outcome: Outcome,
@@ -319,7 +363,121 @@ impl Session {
             sending,
             attempts,
             log,
+            false,
         )
+        .await
+    }
+
+    /// Goes on with the endpoint that won.
+    async fn resume(
+        &mut self,
+        course: &Course<'_>,
+        won: Won<'_>,
+        sending: &mut Sending,
+        attempts: &mut Attempts,
+        log: &mut RequestLog,
+    ) -> Turn {
+        let Won {
+            endpoint,
+            permit,
+            judged,
+            upstream,
+            started,
+            ..
+        } = won;
+        log.endpoint = Some(endpoint.address);
+        let target = Target::new(course.snapshot, course.at, &endpoint, &self.conn, &judged);
+        Box::pin(self.exchange(
+            course, &target, upstream, permit, started, sending, attempts, log, true,
+        ))
+        .await
+    }
+
+    /// What follows for an attempt that had hedges. Those that lost are cancelled.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the end of a race, each for its own use"
+    )]
+    async fn raced<'c>(
+        &mut self,
+        course: &Course<'_>,
+        race: Race<'_>,
+        mut left: Box<Hedges<'c, Won<'c>>>,
+        won: Option<Won<'c>>,
+        sending: &Sending,
+        attempts: &mut Attempts,
+        log: &mut RequestLog,
+    ) -> Raced<'c> {
+        let Race { end, outlook, .. } = race;
+        let fails = match end {
+            End::Retry(_) => !race.is_repeated,
+            End::UpstreamGone { .. }
+            | End::UpstreamMalformed
+            | End::TryTimeout
+            | End::BackendTimeout => !outlook.responding,
+            _ => false,
+        };
+        let rest = match won {
+            Some(won) => Rest::Won(Box::new(won)),
+            None if fails && left.in_flight() > 0 => {
+                self.rest(&mut left, sending, course.terms.request).await
+            }
+            None if fails && matches!(end, End::Retry(_)) => Rest::Lost,
+            None => return Raced::Alone,
+        };
+        attempts.tried.clone_from(&left.tried);
+        if matches!(rest, Rest::Lost) && !matches!(end, End::Retry(_)) {
+            return Raced::Alone;
+        }
+        // An endpoint that was too slow for the per-try time-out has met it, as with Envoy.
+        let by_time_out = course
+            .terms
+            .hedge
+            .is_some_and(|hedge| hedge.after.is_none());
+        let outcome = match end {
+            End::Hedged if by_time_out => Outcome::Timeout,
+            End::TryTimeout | End::BackendTimeout => Outcome::Timeout,
+            End::Retry(status) => Outcome::Status(status),
+            End::UpstreamGone { .. } | End::UpstreamMalformed => Outcome::Reset,
+            _ => Outcome::Abandoned,
+        };
+        course.record(race.endpoint, outcome, race.took, race.ended);
+        match rest {
+            Rest::Won(won) => Raced::Won(won),
+            Rest::Gone => Raced::Turn(Turn::gone(log)),
+            Rest::Late => Raced::Turn(Turn::fail(log, Reject::UpstreamTimeout, outlook)),
+            Rest::Lost => {
+                let failure = match end {
+                    End::Retry(status) => Failure::status(status),
+                    _ => Failure::Reset,
+                };
+                let again = course.again(log, attempts, failure, sending);
+                Raced::Turn(
+                    again.unwrap_or_else(|| Turn::fail(log, Reject::UpstreamReset, outlook)),
+                )
+            }
+        }
+    }
+
+    /// Waits for the hedges that are left when the first endpoint is out of the race.
+    async fn rest<'c>(
+        &mut self,
+        hedges: &mut Hedges<'c, Won<'c>>,
+        sending: &Sending,
+        request: Duration,
+    ) -> Rest<'c> {
+        let until = sending
+            .complete
+            .map_or(NEVER, |complete| deadline(complete, request));
+        poll_fn(|cx| {
+            if let Poll::Ready(won) = hedges.poll_rest(cx) {
+                return Poll::Ready(won.map_or(Rest::Lost, |won| Rest::Won(Box::new(won))));
+            }
+            if self.client_is_gone(cx) {
+                return Poll::Ready(Rest::Gone);
+            }
+            self.timer.poll(cx, until).map(|()| Rest::Late)
+        })
         .await
     }
 
@@ -337,6 +495,7 @@ impl Session {
         sending: &mut Sending,
         attempts: &mut Attempts,
         log: &mut RequestLog,
+        resumed: bool,
     ) -> Turn {
         let (core, version) = (course.core, course.version);
         let spans = Spans {
@@ -356,9 +515,24 @@ impl Session {
         let conn = Rc::clone(&self.conn);
         let keep_alive =
             || course.request.keep_alive && !core.draining.get() && !conn.is_aged(&limits);
-        let method = log.method();
+        let asked: &RequestLog = log;
+        let method = asked.method();
+        let number = attempts.count;
+        let mut hedges = match resumed {
+            true => None,
+            false => Hedges::new(course.on(), method, &attempts.tried, target.endpoint.id),
+        };
+        if resumed {
+            exchange.resume();
+        }
+        let mut won = None;
+        // Legs that may still answer better than a bad answer.
+        let others = Cell::new(0);
         let mut pause = None;
         let mut retry = |answer: &dyn AnswerHead, replayable: bool| {
+            if others.get() > 0 && answer.status() >= 500 {
+                return true;
+            }
             if course.terms.retry.policy.is_none() {
                 return false;
             }
@@ -392,12 +566,33 @@ impl Session {
             {
                 return Poll::Ready(End::Changed);
             }
+            if turn.is_pending()
+                && let Some(hedges) = &mut hedges
+                && exchange.is_waiting()
+                && sending.replayable
+            {
+                let number = number + hedges.begun + 1;
+                let mut begin = |tried: &[u64]| {
+                    let request = whole(course, &asked.head, &sending.kept, number);
+                    hedge::start(course, &conn, asked, request, tried)
+                };
+                if let Poll::Ready(answer) = hedges.poll(cx, false, &mut begin) {
+                    won = Some(answer);
+                    return Poll::Ready(End::Hedged);
+                }
+                others.set(hedges.in_flight());
+            }
             turn
         })
         .await;
         let outlook = exchange.outlook(&upstream);
         drop(exchange);
         let ended = clock::now();
+        if let Some(hedges) = &hedges {
+            attempts.count += hedges.begun;
+            // The one that wins counts when it has gone on.
+            log.attempts += hedges.begun - u32::from(won.is_some());
+        }
         log.ended = Some(ended);
         log.attempts += u32::from(outlook.was_sent);
         log.upstream = outlook.answered_after.or(log.upstream);
@@ -408,6 +603,28 @@ impl Session {
             .answered_after
             .map_or(ended, |span| started.after(span));
         let took = attempt::took(started, sending.complete, head_at);
+        if let Some(left) = hedges.take() {
+            let race = Race {
+                end,
+                outlook,
+                took,
+                ended,
+                endpoint,
+                // Without a pause nobody wanted to repeat a bad answer but those who wait for a
+                // better one.
+                is_repeated: pause.is_some(),
+            };
+            let raced = Box::pin(self.raced(course, race, left, won, sending, attempts, log));
+            match raced.await {
+                Raced::Alone => {}
+                Raced::Turn(turn) => return turn,
+                Raced::Won(won) => {
+                    drop(upstream);
+                    drop(permit);
+                    return Box::pin(self.resume(course, *won, sending, attempts, log)).await;
+                }
+            }
+        }
         match end {
             End::Complete => {
                 course.record(
@@ -546,7 +763,7 @@ fn settle(
         End::Changed => (seen(Outcome::Abandoned), None, Reject::RouteChanged),
         End::BadBody => (seen(Outcome::Abandoned), None, Reject::BadRequest),
         End::BodyTimeout => (seen(Outcome::Abandoned), None, Reject::BodyTimeout),
-        End::DownstreamGone | End::Complete | End::Upgraded | End::Retry(_) => {
+        End::DownstreamGone | End::Complete | End::Upgraded | End::Hedged | End::Retry(_) => {
             course.record(endpoint, seen(Outcome::Abandoned), took, ended);
             return Turn::gone(log);
         }

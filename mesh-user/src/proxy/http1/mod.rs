@@ -13,6 +13,7 @@ mod exchange;
 mod fields;
 mod forward;
 mod framing;
+mod hedge;
 mod next_head;
 mod raw_head;
 mod request;

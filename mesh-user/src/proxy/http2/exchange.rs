@@ -37,6 +37,8 @@ pub(super) enum End {
     TryTimeout,
     /// The try took longer than its rule allows.
     BackendTimeout,
+    /// Another endpoint answered first.
+    Hedged,
     /// Nothing moved, and it is the client's turn: to send, or to take the answer.
     BodyTimeout,
     /// The configuration no longer sends there.
@@ -87,13 +89,15 @@ impl Answer {
 pub(super) struct Exchange {
     pub(super) request: Flow,
     pub(super) sink: SendStream<Bytes>,
-    response: ResponseFuture,
+    response: Coming,
     pub(super) answer: Option<Answer>,
     /// When its head came.
     pub(super) answered_at: Option<MonoNanos>,
     answer_kept: Kept,
     /// The endpoint takes no more of the request; it may answer all the same.
     request_broken: Option<Reason>,
+    /// An interim head went out.
+    told: bool,
     last: MonoNanos,
 }
 
@@ -107,13 +111,38 @@ impl Exchange {
         Self {
             request,
             sink,
-            response,
+            response: Coming::Awaited(response),
             answer: None,
             answered_at: None,
             answer_kept: Kept::new(0),
             request_broken: None,
+            told: false,
             last: started,
         }
+    }
+
+    /// Of a stream whose whole request is at the endpoint, and whose answer has come.
+    pub(super) fn resumed(
+        sink: SendStream<Bytes>,
+        response: Response<RecvStream>,
+        started: MonoNanos,
+    ) -> Self {
+        Self {
+            request: Flow::new(&Kept::default(), true),
+            sink,
+            response: Coming::Here(Some(Box::new(response))),
+            answer: None,
+            answered_at: None,
+            answer_kept: Kept::new(0),
+            request_broken: None,
+            told: false,
+            last: started,
+        }
+    }
+
+    /// Whether the endpoint has the whole request and nothing of an answer was told.
+    pub(super) const fn is_waiting(&self) -> bool {
+        self.request.done && self.answer.is_none() && !self.told
     }
 
     /// Goes on until the exchange ends. `retry` is asked once, for the final status, whether to
@@ -173,10 +202,11 @@ impl Exchange {
     ) -> Option<End> {
         while let Poll::Ready(Some(interim)) = self.response.poll_informational(cx) {
             let Ok(interim) = interim else { break };
+            self.told = true;
             // An error means that the client has gone, which its stream tells.
             let _gone = stream.respond.send_informational(interim);
         }
-        let response = match Pin::new(&mut self.response).poll(cx) {
+        let response = match self.response.poll(cx) {
             Poll::Pending => return None,
             Poll::Ready(Ok(response)) => response,
             Poll::Ready(Err(error)) => {
@@ -305,15 +335,43 @@ impl Stream {
     }
 }
 
+/// An answer's head, on its way or here.
+enum Coming {
+    Awaited(ResponseFuture),
+    Here(Option<Box<Response<RecvStream>>>),
+}
+
+impl Coming {
+    fn poll_informational(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Response<()>, h2::Error>>> {
+        match self {
+            Self::Awaited(response) => response.poll_informational(cx),
+            Self::Here(_) => Poll::Ready(None),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<RecvStream>, h2::Error>> {
+        match self {
+            Self::Awaited(response) => Pin::new(response).poll(cx),
+            Self::Here(response) => match response.take() {
+                Some(response) => Poll::Ready(Ok(*response)),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
 /// An answer's head as a retry policy sees it: of gRPC only a status that stands in it counts.
-struct Seen<'a> {
+pub(super) struct Seen<'a> {
     status: u16,
     grpc: Option<u8>,
     headers: &'a HeaderMap,
 }
 
 impl<'a> Seen<'a> {
-    fn of(response: &'a Response<RecvStream>, grpc: bool) -> Self {
+    pub(super) fn of(response: &'a Response<RecvStream>, grpc: bool) -> Self {
         let headers = response.headers();
         let alone = grpc && response.body().is_end_stream() && response.status().is_success();
         let grpc = alone.then(|| grpc::status(headers)).flatten();

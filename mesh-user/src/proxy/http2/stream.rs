@@ -1,6 +1,6 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
+use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
@@ -12,6 +12,7 @@ use super::{
     flow::{Flow, Kept},
     grpc,
     head::{self, Head},
+    hedge::{self, Right, Whole, Won},
     refuse,
 };
 use crate::{
@@ -21,14 +22,15 @@ use crate::{
         rate_limit::Verdict,
         retry::{AnswerHead, Failure},
         route::Plan,
-        snapshot::Outcome,
+        snapshot::{EndpointState, Outcome},
         terms::Terms,
     },
     proxy::{
         attempt::{self, Admitted},
         buffer::HeadBuf,
-        core::{Conn, Place, Snap},
+        core::{Conn, Core, Place, Snap},
         flows::{Flows, LONG},
+        hedge::Hedges,
         inbound,
         record::RequestLog,
         retry::{Attempts, On, retry_after},
@@ -102,6 +104,38 @@ pub(super) async fn serve(
     };
     if let Some(reject) = reject {
         stream.refuse(reject, &verdict);
+    }
+}
+
+/// What stays the same over the attempts of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Course<'a> {
+    head: &'a Head,
+    pub(super) plan: Plan,
+    verdict: &'a Verdict,
+    pub(super) on: On<'a>,
+    core: &'a Rc<Core>,
+    pub(super) snapshot: &'a Snap,
+}
+
+impl Course<'_> {
+    pub(super) fn record(
+        &self,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        at: MonoNanos,
+    ) {
+        let (core, snapshot) = (self.core, self.snapshot);
+        attempt::record(
+            core,
+            snapshot,
+            self.plan.version,
+            endpoint,
+            outcome,
+            took,
+            at,
+        );
     }
 }
 
@@ -271,7 +305,7 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         self.log.endpoint = Some(endpoint.address);
-        let mut permit = match version.breaker.request(&endpoint) {
+        let permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),
         };
@@ -289,9 +323,15 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         let target = Target::new(&snapshot, plan.version, &endpoint, &conn, &judged);
-        let record = |outcome, took, at| {
-            attempt::record(core, &snapshot, plan.version, &endpoint, outcome, took, at);
+        let course = Course {
+            head,
+            plan,
+            verdict,
+            on,
+            core,
+            snapshot: &snapshot,
         };
+        let record = |outcome, took, at| course.record(&endpoint, outcome, took, at);
         let method = head.method.as_str();
         let (lease, mut sender) = match self.connect(&target, until).await {
             Ok(opened) => opened,
@@ -329,7 +369,85 @@ impl Stream {
             };
         self.log.attempts += 1;
         let flow = Flow::new(&self.kept, ends);
-        let mut exchange = Exchange::new(flow, sink, response, started);
+        let exchange = Exchange::new(flow, sink, response, started);
+        let right = Right {
+            permit,
+            _lease: lease,
+            _judged: judged,
+        };
+        let hedges = Hedges::new(on, method, &attempts.tried, endpoint.id);
+        self.converse(
+            &course, &endpoint, right, exchange, started, hedges, attempts,
+        )
+        .await
+    }
+
+    /// Goes on with the endpoint that won.
+    async fn resume(&mut self, course: &Course<'_>, won: Won<'_>, attempts: &mut Attempts) -> Turn {
+        let Won {
+            endpoint,
+            right,
+            sink,
+            response,
+            started,
+            ..
+        } = won;
+        self.log.endpoint = Some(endpoint.address);
+        let exchange = Exchange::resumed(sink, response, started);
+        Box::pin(self.converse(course, &endpoint, right, exchange, started, None, attempts)).await
+    }
+
+    /// Waits for the hedges that are left when the first endpoint is out of the race. None: none
+    /// of them answered. The error: why the request is given up.
+    async fn rest<'c>(
+        &mut self,
+        hedges: &mut Hedges<'c, Won<'c>>,
+        request: Duration,
+    ) -> Result<Option<Box<Won<'c>>>, Reject> {
+        let until = self.until(request);
+        poll_fn(|cx| {
+            if let Poll::Ready(won) = hedges.poll_rest(cx) {
+                return Poll::Ready(Ok(won.map(Box::new)));
+            }
+            if self.respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Reject::DownstreamClosed));
+            }
+            let late = self.timer.poll(cx, until);
+            late.map(|()| Err(Reject::UpstreamTimeout))
+        })
+        .await
+    }
+
+    /// One attempt from when its request is on its way.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of an attempt, each for its own use"
+    )]
+    async fn converse<'c>(
+        &mut self,
+        course: &'c Course<'c>,
+        endpoint: &EndpointState,
+        mut right: Right<'_>,
+        mut exchange: Exchange,
+        started: MonoNanos,
+        mut hedges: Option<Box<Hedges<'c, Won<'c>>>>,
+        attempts: &mut Attempts,
+    ) -> Turn {
+        let Course {
+            head,
+            plan,
+            verdict,
+            on,
+            core,
+            snapshot,
+        } = *course;
+        let (terms, version) = (on.terms, on.version);
+        let method = head.method.as_str();
+        let record = |outcome, took, at| course.record(endpoint, outcome, took, at);
+        let number = attempts.count;
+        // Legs that may still answer better than a bad answer.
+        let others = Cell::new(0);
+        let mut won = None;
         let spans = Spans {
             request: terms.request,
             per_try: terms.per_try(),
@@ -339,6 +457,9 @@ impl Stream {
         };
         let mut pause = None;
         let mut retry = |answer: &dyn AnswerHead, whole: bool| {
+            if others.get() > 0 && answer.status() >= 500 {
+                return true;
+            }
             if terms.retry.policy.is_none() {
                 return false;
             }
@@ -346,12 +467,12 @@ impl Stream {
             pause = retry_after(on, attempts, method, failure, whole, core);
             pause.is_some()
         };
-        let mut watch = Flows::watch(core, &snapshot, &plan, &endpoint);
+        let mut watch = Flows::watch(core, snapshot, &plan, endpoint);
         let end = poll_fn(|cx| {
             let turn = exchange.poll(cx, self, spans, verdict, &mut retry);
             let answer = exchange.answer.as_ref();
             if turn.is_pending() && answer.is_some_and(|answer| answer.status < 500) {
-                permit.answered();
+                right.permit.answered();
             }
             if turn.is_pending()
                 && let Some(watch) = &mut watch
@@ -359,6 +480,24 @@ impl Stream {
                 && watch.poll_after(cx, answered.after(LONG)).is_ready()
             {
                 return Poll::Ready(End::Changed);
+            }
+            if turn.is_pending()
+                && let Some(hedges) = &mut hedges
+                && exchange.is_waiting()
+                && self.kept.whole
+            {
+                let number = number + hedges.begun + 1;
+                let mut begin = |tried: &[u64]| {
+                    let request = self.request(head, terms, number);
+                    let whole = Whole::new(request, &mut self.kept);
+                    let (source, grpc) = (self.log.source, self.grpc);
+                    hedge::start(course, &self.conn, source, grpc, whole, tried)
+                };
+                if let Poll::Ready(answer) = hedges.poll(cx, false, &mut begin) {
+                    won = Some(Box::new(answer));
+                    return Poll::Ready(End::Hedged);
+                }
+                others.set(hedges.in_flight());
             }
             turn
         })
@@ -379,6 +518,52 @@ impl Stream {
             let code = self.log.grpc_status.filter(|_| self.grpc && status == 200);
             Outcome::Status(code.map_or(status, grpc::as_http))
         });
+        if let Some(mut left) = hedges {
+            attempts.count += left.begun;
+            self.log.attempts += left.begun;
+            let fails = match end {
+                // Without a pause nobody wanted to repeat it but those who wait for a better one.
+                End::Retry(_) => pause.is_none(),
+                End::Upstream { .. } | End::TryTimeout | End::BackendTimeout => {
+                    exchange.answer.is_none()
+                }
+                _ => false,
+            };
+            let waits = won.is_none() && fails && left.in_flight() > 0;
+            if won.is_some() || waits || (fails && matches!(end, End::Retry(_))) {
+                let rest = match won {
+                    Some(won) => Ok(Some(won)),
+                    None => Box::pin(self.rest(&mut left, terms.request)).await,
+                };
+                // An endpoint that was too slow for the per-try time-out has met it, as with Envoy.
+                let by_time_out = terms.hedge.is_some_and(|hedge| hedge.after.is_none());
+                let (outcome, failure) = match end {
+                    End::Hedged if by_time_out => (Outcome::Timeout, Failure::PerTry),
+                    End::Hedged => (Outcome::Abandoned, Failure::PerTry),
+                    End::Retry(status) => (Outcome::Status(status), Failure::status(status)),
+                    End::TryTimeout => (Outcome::Timeout, Failure::PerTry),
+                    End::BackendTimeout => (Outcome::Timeout, Failure::Backend),
+                    _ => (Outcome::Reset, Failure::Reset),
+                };
+                record(outcome, took, ended);
+                attempts.tried.clone_from(&left.tried);
+                exchange.sink.send_reset(Reason::CANCEL);
+                drop((left, exchange, right));
+                return match rest {
+                    Ok(Some(won)) => Box::pin(self.resume(course, *won, attempts)).await,
+                    Err(reject) => Turn::Refuse(reject),
+                    Ok(None) => {
+                        let whole = self.kept.whole;
+                        let reject = match failure {
+                            Failure::PerTry | Failure::Backend => Reject::UpstreamTimeout,
+                            _ => Reject::UpstreamReset,
+                        };
+                        retry_after(on, attempts, method, failure, whole, core)
+                            .map_or(Turn::Refuse(reject), Turn::Again)
+                    }
+                };
+            }
+        }
         match end {
             End::Complete => {
                 record(outcome.unwrap_or(Outcome::Abandoned), took, ended);
@@ -415,6 +600,8 @@ impl Stream {
                 retry_after(on, attempts, method, failure, whole, core)
                     .map_or(Turn::Refuse(Reject::UpstreamReset), Turn::Again)
             }
+            // Gone on with above.
+            End::Hedged => Turn::Refuse(Reject::UpstreamReset),
             End::Changed => {
                 record(outcome.unwrap_or(Outcome::Abandoned), took, ended);
                 exchange.sink.send_reset(Reason::CANCEL);
