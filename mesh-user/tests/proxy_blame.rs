@@ -85,6 +85,7 @@ fn probing(policy: &mut Policy) {
         max: Duration::from_secs(1),
         max_percent: 100,
         probe: true,
+        ..EjectionPolicy::default()
     });
 }
 
