@@ -364,6 +364,7 @@ fn refused_stream_is_retried_for_any_method() {
             statuses: Vec::new(),
             non_idempotent: false,
             backoff: Duration::from_millis(1),
+            ..RetryPolicy::default()
         });
     });
     let mesh = Mesh::start(plan);
@@ -800,6 +801,7 @@ fn trailers_of_a_request_are_sent_again() {
             statuses: Vec::new(),
             non_idempotent: false,
             backoff: Duration::from_millis(1),
+            ..RetryPolicy::default()
         });
     });
     let mesh = Mesh::start(plan);

@@ -383,6 +383,14 @@ pub struct Limits {
     /// Largest request body kept for a retry, in bytes. Default 64 KiB, as Linkerd. 0: requests
     /// with a body are not retried.
     pub replay_bytes_max: usize,
+    /// A client's HTTP connection that is older is closed between requests (`Connection: close`,
+    /// GOAWAY). Zero, the default: never.
+    pub downstream_age_max: Duration,
+    /// By how many percent of that, at random, it may become older. Default 10.
+    pub downstream_age_jitter: u8,
+    /// One more header field, lower-case, of refusals by a cap, such as `x-envoy-overloaded`.
+    /// Default none.
+    pub overload_header: Option<String>,
 }
 
 impl Default for Limits {
@@ -403,6 +411,9 @@ impl Default for Limits {
             upstream_idle_max: 64,
             upstream_idle_timeout: Duration::from_secs(60),
             replay_bytes_max: 64 << 10,
+            downstream_age_max: Duration::ZERO,
+            downstream_age_jitter: 10,
+            overload_header: None,
         }
     }
 }

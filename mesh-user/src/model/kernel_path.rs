@@ -5,8 +5,8 @@
 //! (for a port that insists on the kernel) and by the compiler (for the others).
 
 use super::{
-    Balance, BalancePolicy, BreakerPolicy, DialFrom, Match, Policy, Port, Rule, Select, Service,
-    Target, TimeoutPolicy,
+    Balance, BalancePolicy, BreakerPolicy, ChangeAction, DialFrom, Match, Policy, Port, Rule,
+    Select, Service, Target, TimeoutPolicy,
 };
 
 /// What needs the proxy.
@@ -114,6 +114,14 @@ fn of_policy(policy: &Policy, port: &Port) -> Option<&'static str> {
         policy.retries.is_some().then_some("retries"),
         policy.tls.is_some().then_some("tls"),
         (policy.ejection.is_some_and(|ejection| ejection.probe)).then_some("ejection.probe"),
+        (policy.ejection.is_some_and(|ejection| ejection.latency.is_some()))
+            .then_some("ejection.latency"),
+        policy.retry_budget.is_some().then_some("retry-budget"),
+        policy.adaptive.is_some().then_some("adaptive"),
+        policy.hedge.is_some().then_some("hedge"),
+        policy.connection.is_some().then_some("connection"),
+        (policy.on_change.is_some_and(|change| change.action != ChangeAction::Keep))
+            .then_some("on-change"),
         // An opaque connection is its own only request; see `cap`.
         (http && policy.breaker.is_some_and(request_caps)).then_some("breaker of requests"),
     ]

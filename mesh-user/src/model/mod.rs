@@ -21,6 +21,7 @@ pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
 pub mod list;
+mod resilience;
 pub mod shield;
 pub mod tls;
 
@@ -29,6 +30,10 @@ pub use attribute::Attribute;
 pub use balance::{Balance, BalancePolicy, LocalityPolicy};
 pub use health::HealthCheck;
 pub use list::List;
+pub use resilience::{
+    AdaptivePolicy, ChangeAction, ConnectionPolicy, FailurePercentage, HedgePolicy, LatencyOutlier,
+    OnChange, RetryBudget, SuccessRate,
+};
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
 /// set selects every endpoint.
@@ -499,6 +504,16 @@ pub struct Policy {
     pub timeouts: TimeoutPolicy,
     /// Retries.
     pub retries: Option<RetryPolicy>,
+    /// Which share of the requests may be retries.
+    pub retry_budget: Option<RetryBudget>,
+    /// A second endpoint for requests that take long.
+    pub hedge: Option<HedgePolicy>,
+    /// A cap of requests in flight that follows the latency.
+    pub adaptive: Option<AdaptivePolicy>,
+    /// How long connections are used.
+    pub connection: Option<ConnectionPolicy>,
+    /// What becomes of long connections when what they go to changes.
+    pub on_change: Option<OnChange>,
     /// TLS towards the endpoints.
     pub tls: Option<tls::UpstreamTls>,
 }
@@ -548,6 +563,23 @@ pub struct EjectionPolicy {
     pub max_percent: u8,
     /// Return with one probing request instead of at full share. Default off.
     pub probe: bool,
+    /// How many of 100 endpoints that reach `consecutive_5xx` are ejected. Default 100.
+    pub enforcing_5xx: u8,
+    /// The same for `consecutive_gateway`. Default 100 (Envoy 0, where the count itself is 5).
+    pub enforcing_gateway: u8,
+    /// The same for `consecutive_local_origin`. Default 100.
+    pub enforcing_local_origin: u8,
+    /// Longest time, drawn at random, that an ejection lasts beyond its time. Default 0.
+    pub jitter_max: Duration,
+    /// One endpoint may always be ejected, whatever `max_percent` says, even a lone one. Default
+    /// off.
+    pub always_one: bool,
+    /// By the share of good answers, compared with the others. Default off.
+    pub success_rate: Option<SuccessRate>,
+    /// By the share of failures. Default off.
+    pub failure_percentage: Option<FailurePercentage>,
+    /// By latency, compared with the others. Default off.
+    pub latency: Option<LatencyOutlier>,
 }
 
 impl Default for EjectionPolicy {
@@ -561,6 +593,14 @@ impl Default for EjectionPolicy {
             max: Duration::from_secs(300),
             max_percent: 10,
             probe: false,
+            enforcing_5xx: 100,
+            enforcing_gateway: 100,
+            enforcing_local_origin: 100,
+            jitter_max: Duration::ZERO,
+            always_one: false,
+            success_rate: None,
+            failure_percentage: None,
+            latency: None,
         }
     }
 }
@@ -607,6 +647,33 @@ pub struct RetryPolicy {
     pub non_idempotent: bool,
     /// Base of the back-off: full jitter in [0, (2^N - 1) x base), at most 10 x base.
     pub backoff: Duration,
+    /// Answers with one of these header fields are retried besides (names lower-case).
+    pub headers: Vec<(String, ValueMatch)>,
+    /// Header fields of the answer, lower-case, that say after how many seconds to try again; the
+    /// first that does counts, with a random half of itself more.
+    pub reset_headers: Vec<String>,
+    /// A longer pause than this in `reset_headers` is not waited for: the ordinary back-off is.
+    /// Default 300 s, as Envoy.
+    pub reset_max: Duration,
+    /// The request header, lower-case, in which an endpoint reads how often it was tried, from 1.
+    pub attempt_header: Option<String>,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: 1,
+            per_try: None,
+            on: Vec::new(),
+            statuses: Vec::new(),
+            non_idempotent: false,
+            backoff: Duration::from_millis(25),
+            headers: Vec::new(),
+            reset_headers: Vec::new(),
+            reset_max: Duration::from_secs(300),
+            attempt_header: None,
+        }
+    }
 }
 
 /// A condition of a retry.
@@ -625,6 +692,24 @@ pub enum RetryOn {
     ServerError,
     /// The per-try time-out.
     PerTryTimeout,
+    /// The connection broke before a byte of the request was sent on it.
+    ResetBeforeRequest,
+    /// 409.
+    #[serde(rename = "retriable-4xx")]
+    Retriable4xx,
+    /// An answer that a rate limit refused (`x-envoy-ratelimited`, or `x-mesh-reject:
+    /// rate_limited`). Unless this is listed, such an answer is never retried.
+    RateLimited,
+    /// gRPC status 1 in the head of the answer.
+    Cancelled,
+    /// gRPC status 4 in the head of the answer.
+    DeadlineExceeded,
+    /// gRPC status 13 in the head of the answer.
+    Internal,
+    /// gRPC status 8 in the head of the answer.
+    ResourceExhausted,
+    /// gRPC status 14 in the head of the answer.
+    Unavailable,
 }
 
 /// An outbound exception that the kernel decides.

@@ -73,6 +73,8 @@ pub struct RouteRow {
     pub chosen_by: Vec<String>,
     /// What is done with a request besides, in this order.
     pub actions: Vec<String>,
+    /// Time-outs and retries of its own, for people; empty: the versions'.
+    pub terms: String,
 }
 
 /// One target of a rule.
@@ -225,6 +227,7 @@ impl Snapshot {
                 targets: vec![self.target(port.all, 1, 1)],
                 chosen_by: Vec::new(),
                 actions: Vec::new(),
+                terms: String::new(),
             }];
         }
         let row = |(rank, ix): (usize, &RuleIx)| {
@@ -239,6 +242,11 @@ impl Snapshot {
                 targets: self.targets(*ix),
                 chosen_by: rule.choice.iter().flat_map(|choice| choice.texts()).collect(),
                 actions: texts(rule.actions.as_ref()),
+                terms: rule
+                    .terms
+                    .as_ref()
+                    .map(|terms| terms.text())
+                    .unwrap_or_default(),
             }
         };
         port.routes.rules().iter().enumerate().map(row).collect()

@@ -482,7 +482,9 @@ impl Compiler<'_> {
             request_timeout: effective.request.value,
             connect_timeout: effective.connect.value,
             idle_timeout: effective.idle.value,
-            retry: RetryPlan { policy: None },
+            retry: RetryPlan::default(),
+            budget: None,
+            adaptive: None,
             table: balance::Table::default(),
             effective,
         };

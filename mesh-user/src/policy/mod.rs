@@ -8,10 +8,12 @@
 //! (last, so that a refused request never spends a permit) -> forward -> [`Snapshot::record`].
 
 pub mod action;
+pub mod adaptive;
 pub mod arena;
 mod attribute;
 pub mod balance;
 pub mod breaker;
+pub mod budget;
 mod choice;
 mod compile;
 pub mod describe;
@@ -20,6 +22,8 @@ pub mod ejection;
 pub mod explain;
 mod hash;
 pub mod health;
+pub mod held;
+mod histogram;
 pub mod inbound;
 mod index;
 mod matcher;
@@ -36,6 +40,7 @@ mod sni;
 pub mod snapshot;
 pub mod split;
 mod sticky;
+pub mod terms;
 mod unit;
 mod value;
 

@@ -81,6 +81,8 @@ pub enum Reject {
     DownstreamClosed,
     /// An inbound rule of the destination forbids it.
     InboundDenied,
+    /// Its endpoint left the version, or the rule no longer sends there, and `on-change` ends it.
+    RouteChanged,
 }
 
 impl Reject {
@@ -123,6 +125,7 @@ impl Reject {
         Self::Draining,
         Self::DownstreamClosed,
         Self::InboundDenied,
+        Self::RouteChanged,
     ];
 
     /// Its name in metrics, logs, `x-mesh-reject` and the docs.
@@ -165,6 +168,7 @@ impl Reject {
             Self::NoCertificate => "no_certificate",
             Self::UpstreamTls => "upstream_tls",
             Self::UpstreamUntrusted => "upstream_untrusted",
+            Self::RouteChanged => "route_changed",
         }
     }
 
@@ -186,6 +190,7 @@ impl Reject {
             | Self::NoCertificate
             | Self::UpstreamTls
             | Self::UpstreamUntrusted
+            | Self::RouteChanged
             | Self::Draining => 503,
             Self::RateLimited => 429,
             Self::InboundDenied => 403,
@@ -240,6 +245,7 @@ impl Reject {
             | Self::NoCertificate
             | Self::UpstreamTls
             | Self::UpstreamUntrusted
+            | Self::RouteChanged
             | Self::Draining => 14,
         }
     }
@@ -257,7 +263,7 @@ impl Reject {
             | Self::UpstreamTls
             | Self::UpstreamUntrusted => "UF",
             Self::UpstreamTimeout => "UT",
-            Self::UpstreamClosed => "UC",
+            Self::UpstreamClosed | Self::RouteChanged => "UC",
             Self::UpstreamReset => "UR",
             Self::UpstreamMalformed => "UPE",
             Self::BadRequest
@@ -332,6 +338,7 @@ impl Reject {
             Self::NoCertificate => "the certificates of the port or policy can't be used",
             Self::UpstreamTls => "the TLS handshake with the endpoint failed",
             Self::UpstreamUntrusted => "the endpoint's certificate is not accepted",
+            Self::RouteChanged => "the configuration no longer sends to the endpoint",
         }
     }
 }

@@ -18,6 +18,7 @@ use super::{
     session::Resumed,
     sni::SniIndex,
     split::{Cursors, Split},
+    terms::RuleTerms,
 };
 use crate::model::{Match, Rule, SourceMatch};
 
@@ -57,6 +58,8 @@ pub struct RulePlan {
     pub actions: Option<Arc<ActionPlan>>,
     /// How a target is chosen when not in turn.
     pub(super) choice: Option<Arc<Choice>>,
+    /// Its time-outs and retries, where it says something of them.
+    pub(super) terms: Option<Box<RuleTerms>>,
 }
 
 /// One target of a rule, compiled.

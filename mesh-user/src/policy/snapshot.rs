@@ -18,9 +18,11 @@ use mesh_common::service::{BACKEND_ON, BACKEND_REFUSE};
 use serde::Serialize;
 
 use super::{
+    adaptive::Adaptive,
     arena::{Arena, Bits, IdShards, Shards},
     balance,
-    breaker::Breaker,
+    breaker::{Breaker, RetryPermit},
+    budget::Budget,
     effective::Effective,
     ejection::{self, Change, Ejection, What},
     inbound::{InboundIndex, InboundPlan},
@@ -123,6 +125,10 @@ pub struct VersionPlan {
     pub idle_timeout: Duration,
     /// Retries.
     pub retry: RetryPlan,
+    /// Which share of the requests may be retries, when a policy asks for it.
+    pub budget: Option<Arc<Budget>>,
+    /// A cap of requests that follows the latency, when a policy asks for it.
+    pub adaptive: Option<Arc<Adaptive>>,
     /// The same values with their origins, for people.
     pub effective: Effective,
     pub(super) table: balance::Table,
@@ -152,6 +158,17 @@ pub struct EndpointState {
     pub since: MonoNanos,
     /// Live counters and ejection state.
     pub live: Arc<ejection::Live>,
+}
+
+impl VersionPlan {
+    /// Admits one retry; none when the budget, or without one `max-retries`, is used up: the first
+    /// failure is then the answer.
+    pub fn admit_retry(&self, now: MonoNanos) -> Option<RetryPermit> {
+        match &self.budget {
+            Some(budget) => budget.retry(&self.breaker, now),
+            None => self.breaker.retry(),
+        }
+    }
 }
 
 impl EndpointState {
@@ -251,7 +268,11 @@ impl Snapshot {
     pub fn enforce(&self) {
         let again = self.enforced.swap(true, Ordering::Relaxed);
         let put = |version: &VersionPlan| {
-            version.breaker.set_caps(version.effective.breaker.value);
+            let mut caps = version.effective.breaker.value;
+            if let Some(adaptive) = &version.adaptive {
+                caps.max_requests = caps.max_requests.min(adaptive.limit());
+            }
+            version.breaker.set_caps(caps);
             if let Some(ejection) = version.ejection.as_ref().filter(|_| !again) {
                 ejection.enforce();
             }
@@ -331,7 +352,7 @@ impl Snapshot {
 
     /// Records how an attempt at an endpoint ended; ejects it at once when it must be.
     ///
-    /// `_took`: until the answer's head came or the attempt ended, from when the endpoint had the
+    /// `took`: until the answer's head came or the attempt ended, from when the endpoint had the
     /// whole request; for an opaque connection until it was established. None where nobody measured
     /// it (the kernel's connections) or nothing was asked of the endpoint.
     ///
@@ -341,15 +362,20 @@ impl Snapshot {
         version: VersionIx,
         endpoint: &EndpointState,
         outcome: Outcome,
-        _took: Option<Duration>,
+        took: Option<Duration>,
         now: MonoNanos,
     ) -> Option<Change> {
         ejection::tally(&endpoint.live, outcome);
         let plan = self.version(version);
+        if let (Some(adaptive), Some(took), Outcome::Status(_)) = (&plan.adaptive, took, outcome) {
+            let cap = plan.effective.breaker.value.max_requests;
+            adaptive.record(took, &plan.breaker, cap, now);
+        }
         let Some(ejection) = &plan.ejection else {
             endpoint.live.answer_probe(outcome);
             return None;
         };
+        ejection.measure(&endpoint.live, outcome, took);
         ejection.record(endpoint, &plan.endpoints, outcome, now)
     }
 

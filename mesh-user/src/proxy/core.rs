@@ -104,6 +104,8 @@ pub(super) struct Core {
     pub(super) pool: Pool,
     /// Shared HTTP/2 upstream connections.
     pub(super) h2: super::http2::client::Connections,
+    /// Long connections that follow changes.
+    pub(super) flows: super::flows::Flows,
     /// Source ports of dials to applications.
     pub(super) app_ports: Ports,
     /// Open downstream connections, by number.
@@ -144,6 +146,7 @@ impl Core {
             rng: RefCell::new(Rng::new(seed)),
             pool: Pool::default(),
             h2: super::http2::client::Connections::default(),
+            flows: super::flows::Flows::default(),
             app_ports: Ports::default(),
             slots: RefCell::default(),
             next_slot: Cell::new(0),
@@ -281,6 +284,28 @@ impl Conn {
     /// What the client speaks to us: `http` or `https`.
     pub(super) const fn scheme(&self) -> &'static str {
         "http"
+    }
+}
+
+impl Conn {
+    /// When it is to be closed for its age, with jitter: connections that began together don't
+    /// end together.
+    pub(super) fn expires(&self, limits: &Limits) -> MonoNanos {
+        if limits.downstream_age_max.is_zero() {
+            return super::timer::NEVER;
+        }
+        let seed = self.opened.0 ^ (u64::from(self.peer.port()) << 48);
+        super::age::expiry(
+            self.opened,
+            limits.downstream_age_max,
+            limits.downstream_age_jitter,
+            Rng::new(seed).next_u64(),
+        )
+    }
+
+    /// Whether its time is over.
+    pub(super) fn is_aged(&self, limits: &Limits) -> bool {
+        !limits.downstream_age_max.is_zero() && clock::now() >= self.expires(limits)
     }
 }
 

@@ -7,11 +7,14 @@
 //! Knows nothing of eBPF: `app` introduces it to the kernel through [`wire`].
 
 mod accept;
+mod age;
 mod attempt;
 mod buffer;
 mod connection;
 mod core;
 mod detect;
+mod flows;
+mod hedge;
 mod http1;
 mod http2;
 mod id;

@@ -129,7 +129,9 @@ impl Pool {
         let mut cx = Context::from_waker(Waker::noop());
         while let Some(Idle { mut upstream, .. }) = list.pop() {
             self.count.set(self.count.get() - 1);
-            let dead = is_dead(&mut upstream, &mut cx) || (careful && is_readable(&upstream));
+            let dead = upstream.life.is_over()
+                || is_dead(&mut upstream, &mut cx)
+                || (careful && is_readable(&upstream));
             if !dead {
                 upstream.reused = true;
                 return Some(upstream);
@@ -207,7 +209,9 @@ impl Pool {
     /// Closes what has been idle longer than `max`.
     pub(super) fn expire(&self, now: MonoNanos, max: Duration) {
         if self.count.get() > 0 {
-            self.retain(|_, idle| now.since(idle.since) < max);
+            self.retain(|_, idle| {
+                now.since(idle.since) < max && !idle.upstream.life.is_over()
+            });
         }
     }
 

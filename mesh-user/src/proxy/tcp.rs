@@ -1,6 +1,7 @@
 //! Opaque connections: decided once, then bytes in both directions.
 
 mod copy;
+mod follow;
 mod lane;
 #[cfg(test)]
 mod measure;
@@ -9,11 +10,15 @@ use std::rc::Rc;
 
 use tokio::io::Interest;
 
-pub(super) use self::copy::{CopyEnd, Side, copy};
+pub(super) use self::{
+    copy::{CopyEnd, Side, copy},
+    follow::follow,
+};
 use super::{
     attempt::{self, client},
     buffer::Buf,
     core::{Conn, Place},
+    flows::Flows,
     inbound,
     io::reset_on_close,
     record::ConnectionLog,
@@ -181,17 +186,16 @@ async fn forward(
         log: &mut *log,
         bytes: (0, 0),
     };
-    let end = copy(
-        Side { stream, buf },
-        Side {
-            stream: &mut upstream.stream,
-            buf: &mut upstream.buf,
-        },
-        timer,
-        version.idle_timeout,
-        &mut counted.bytes,
-    )
-    .await;
+    let down = Side { stream, buf };
+    let up = Side {
+        stream: &mut upstream.stream,
+        buf: &mut upstream.buf,
+    };
+    let (idle, bytes) = (version.idle_timeout, &mut counted.bytes);
+    let end = match Flows::watch(core, &snapshot, &plan, &endpoint) {
+        None => copy(down, up, timer, idle, bytes).await,
+        Some(mut watch) => Box::pin(follow(down, up, timer, idle, bytes, &mut watch)).await,
+    };
     let (_, answered) = counted.bytes;
     drop(counted);
     if end == CopyEnd::UpstreamReset && answered == 0 {
@@ -213,6 +217,7 @@ async fn forward(
         CopyEnd::DownstreamReset => Some(Reject::DownstreamClosed),
         CopyEnd::UpstreamReset => Some(Reject::UpstreamReset),
         CopyEnd::Idle => Some(Reject::UpstreamTimeout),
+        CopyEnd::Changed => Some(Reject::RouteChanged),
     };
     Ok(())
 }

@@ -78,6 +78,8 @@ pub(super) enum Order {
     },
     /// Tell of open connections.
     Describe(Describe),
+    /// Another snapshot is in force: long connections that are to follow it do.
+    Swapped,
     /// End: requests in flight may finish for so long.
     Drain {
         /// Then the rest is cut.
@@ -185,6 +187,10 @@ impl Workers {
         snapshot.enforce();
         self.shared.snapshot.store(snapshot);
         self.shared.swaps.fetch_add(1, Ordering::Release);
+        for order in &self.orders {
+            // A worker that has ended has no connections.
+            let _ended = order.send(Order::Swapped);
+        }
     }
 
     /// Puts limits in force: the next connection uses them, and so does the next request where a
@@ -345,6 +351,7 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
                 }
             }
             Order::Describe(question) => question.reply(core),
+            Order::Swapped => core.flows.review(core),
             Order::Drain { limit } => {
                 drop(listeners);
                 return drain(core, limit, orders).await;

@@ -15,6 +15,7 @@ mod health;
 mod inbound;
 mod policies;
 mod reader;
+mod resilience;
 mod rules;
 mod services;
 mod shield;

@@ -17,6 +17,7 @@ mod balance;
 mod health;
 mod inbound;
 mod policies;
+mod resilience;
 mod rules;
 mod services;
 mod tls;

@@ -37,6 +37,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             );
         }
         values(policy, &item, out);
+        super::resilience::policy(model, policy, &item, out);
         let ports = service
             .map(|(_, service)| service.ports.as_slice())
             .unwrap_or_default();
@@ -93,6 +94,11 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
         || policy.locality.is_some()
         || !policy.health_checks.is_empty()
         || policy.retries.is_some()
+        || policy.retry_budget.is_some()
+        || policy.hedge.is_some()
+        || policy.adaptive.is_some()
+        || policy.connection.is_some()
+        || policy.on_change.is_some()
         || policy.tls.is_some();
     if !any && !timeouts {
         let message = "this policy sets nothing".to_owned();
@@ -106,6 +112,12 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
     if opaque {
         let http = [
             ("retries", policy.retries.is_some(), item.key("retries")),
+            ("hedge", policy.hedge.is_some(), item.key("hedge")),
+            (
+                "connection",
+                policy.connection.is_some(),
+                item.key("connection"),
+            ),
             (
                 "timeout.request",
                 policy.timeouts.request.is_some(),

@@ -36,6 +36,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             );
         }
         port(rule.port.as_deref(), service, &item, out);
+        super::resilience::rule(rule, &item, out);
         targets(model, rule, &item, out);
         super::actions::check(model, rule, &item, out);
         for (k, condition) in rule.matches.iter().enumerate() {

@@ -279,6 +279,9 @@ static LIMITS: Object = Object {
             Absent::Default("64KiB", "as Linkerd"),
             "Largest request body that is kept for a retry. 0: requests with a body are not retried.",
         ),
+        super::resilience::LIMITS_DOWNSTREAM_AGE_MAX,
+        super::resilience::LIMITS_DOWNSTREAM_AGE_JITTER,
+        super::resilience::OVERLOAD_HEADER_FIELD,
     ],
     groups: &[],
 };

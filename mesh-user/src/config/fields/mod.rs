@@ -17,6 +17,7 @@ mod balance;
 mod health;
 mod inbound;
 mod policy;
+mod resilience;
 mod rule;
 mod service;
 mod shield;

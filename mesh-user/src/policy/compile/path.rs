@@ -77,6 +77,11 @@ fn policy_parts(policy: &Policy) -> String {
                 .is_some(),
         ),
         ("retries", policy.retries.is_some()),
+        ("retry-budget", policy.retry_budget.is_some()),
+        ("adaptive", policy.adaptive.is_some()),
+        ("hedge", policy.hedge.is_some()),
+        ("connection", policy.connection.is_some()),
+        ("on-change", policy.on_change.is_some()),
         ("tls", policy.tls.is_some()),
     ];
     let named: Vec<&str> = parts

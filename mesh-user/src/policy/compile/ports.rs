@@ -18,8 +18,11 @@ use crate::{
         DialFrom, Endpoint, Policy, Port, Rule, Select, Service, Tags, kernel_table::Path, selects,
     },
     policy::{
-        PortIx, VersionIx, balance,
+        PortIx, VersionIx,
+        adaptive::Adaptive,
+        balance,
         breaker::Breaker,
+        budget::Budget,
         effective::Effective,
         ejection::Ejection,
         rate_limit::Limiter,
@@ -306,7 +309,15 @@ impl Compiler<'_> {
             let previous = carried.and_then(|carried| carried.ejection.as_deref());
             let service = format!("{}:{}", place.key, place.port.number).into();
             let lock = Arc::clone(place.lock);
-            Arc::new(Ejection::new(policy, previous, lock, service, self.now))
+            let ejection = Ejection::new(policy, previous, lock, service, self.now);
+            ejection.begin(&endpoints);
+            Arc::new(ejection)
+        });
+        let budget = effective.retry_budget.value.map(|policy| {
+            Budget::carry(policy, carried.and_then(|carried| carried.budget.as_ref()))
+        });
+        let adaptive = effective.adaptive.value.map(|policy| {
+            Adaptive::carry(policy, carried.and_then(|carried| carried.adaptive.as_ref()))
         });
         let plan = VersionPlan {
             port: place.ix,
@@ -326,9 +337,9 @@ impl Compiler<'_> {
             request_timeout: effective.request.value,
             connect_timeout: effective.connect.value,
             idle_timeout: effective.idle.value,
-            retry: RetryPlan {
-                policy: effective.retries.value.clone(),
-            },
+            retry: RetryPlan::new(effective.retries.value.clone()),
+            budget,
+            adaptive,
             table: balance::Table::new(
                 &endpoints,
                 effective.balance.value,

@@ -10,6 +10,7 @@ use crate::{
         route::{RouteTable, RulePlan, TargetPlan},
         snapshot::PortPlan,
         split::Split,
+        terms::RuleTerms,
     },
 };
 
@@ -114,6 +115,7 @@ impl Compiler<'_> {
             choice: super::actions::choice(rule, &self.next, port, &targets),
             targets,
             actions: actions.rule,
+            terms: RuleTerms::of(rule),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is counted at an endpoint, lock-free.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
@@ -10,6 +10,7 @@ use crate::{
     policy::{
         balance::{self, Latency},
         health::{Checked, Finding},
+        histogram::Histogram,
         snapshot::Outcome,
     },
 };
@@ -39,6 +40,10 @@ pub struct Live {
     health: Checked,
     /// When it came back, by an ejection's end or a check; 0: never.
     healthy_since: AtomicU64,
+    /// Of the failures, those that never reached an answer.
+    local_failures: AtomicU64,
+    /// How long answers took; made by the first ejection that asks.
+    measured: OnceLock<Box<Histogram>>,
     pub(super) ejections: AtomicU64,
     pub(super) skipped: AtomicU64,
 }
@@ -75,6 +80,15 @@ impl Live {
     /// Attempts recorded, and how many of them failed.
     pub fn recorded(&self) -> (u64, u64) {
         (self.requests.load(Relaxed), self.failures.load(Relaxed))
+    }
+
+    /// Of the failures, those that never reached an answer.
+    pub(super) fn local_failures(&self) -> u64 {
+        self.local_failures.load(Relaxed)
+    }
+
+    pub(super) fn measured(&self) -> &Histogram {
+        self.measured.get_or_init(Box::default)
     }
 
     /// How often it was ejected, and how often `max-percent` forbade it.
@@ -255,6 +269,7 @@ pub(in crate::policy) fn tally_many(live: &Live, good: u64, failed: u64) {
     live.requests
         .fetch_add(good.saturating_add(failed), Relaxed);
     live.failures.fetch_add(failed, Relaxed);
+    live.local_failures.fetch_add(failed, Relaxed);
 }
 
 /// Counts every attempt, with and without an ejection policy.
@@ -263,6 +278,9 @@ pub(in crate::policy) fn tally(live: &Live, outcome: Outcome) {
         live.requests.fetch_add(1, Relaxed);
         if outcome.is_failure() {
             live.failures.fetch_add(1, Relaxed);
+            if !matches!(outcome, Outcome::Status(_)) {
+                live.local_failures.fetch_add(1, Relaxed);
+            }
         }
     }
 }

@@ -281,6 +281,7 @@ fn retries(attempts: u32) -> RetryPolicy {
         statuses: Vec::new(),
         non_idempotent: false,
         backoff: Duration::from_millis(25),
+        ..RetryPolicy::default()
     }
 }
 

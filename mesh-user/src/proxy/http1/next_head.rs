@@ -137,7 +137,11 @@ impl NextHead {
                             limits.keep_alive_timeout,
                         ),
                     };
-                    return timer.poll(cx, deadline(from, span)).map(|()| {
+                    let until = match self.began {
+                        Some(_) => deadline(from, span),
+                        None => deadline(from, span).min(conn.expires(&limits)),
+                    };
+                    return timer.poll(cx, until).map(|()| {
                         Err(match self.began {
                             Some(began) => NoHead::Refused(Reject::HeaderTimeout, began),
                             None => NoHead::Closed,

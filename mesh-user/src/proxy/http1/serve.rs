@@ -197,6 +197,7 @@ impl Session {
         }
         let open = !close
             && !self.conn.core.draining.get()
+            && !self.conn.is_aged(&self.conn.core.limits())
             && request.is_some_and(|request| request.keep_alive);
         let http10 = request.is_some_and(|request| request.http10);
         let is_head = request.is_some_and(|request| request.is_head);
@@ -206,7 +207,9 @@ impl Session {
             After::Close
         };
         let mut out = HeadBuf::take();
-        answer::refusal(&mut out, reject, verdict, after, is_head);
+        let limits = self.conn.core.limits();
+        let overload = limits.overload_header.as_deref();
+        answer::refusal(&mut out, reject, verdict, after, is_head, overload);
         log.status = reject.status();
         self.send(log, &out, open).await
     }

@@ -13,6 +13,7 @@ mod flow;
 mod grpc;
 mod guard;
 mod head;
+mod hedge;
 mod refuse;
 mod serve;
 mod settings;

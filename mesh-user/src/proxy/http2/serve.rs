@@ -147,7 +147,18 @@ impl Server {
         } else {
             NEVER
         };
-        match self.timer.poll(cx, head.min(idle)) {
+        let age = match self.closing {
+            true => NEVER,
+            false => self.conn.expires(&limits),
+        };
+        match self.timer.poll(cx, head.min(idle).min(age)) {
+            Poll::Ready(()) if age < head.min(idle) => {
+                // Streams that are open go on; the client makes the next ones elsewhere.
+                self.close();
+                self.idle_since = clock::now();
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             Poll::Ready(()) if head <= idle => {
                 self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 Poll::Ready(Some(Reject::HeaderTimeout))

@@ -1,10 +1,10 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
+use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
-use http::{Method, Request};
+use http::{HeaderName, HeaderValue, Method, Request};
 
 use super::{
     client::{Lease, open_stream},
@@ -12,18 +12,28 @@ use super::{
     flow::{Flow, Kept},
     grpc,
     head::{self, Head},
+    hedge::{self, Right, Whole, Won},
     refuse,
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::{Reject, rate_limit::Verdict, retry::Failure, route::Plan, snapshot::Outcome},
+    policy::{
+        Reject,
+        rate_limit::Verdict,
+        retry::{AnswerHead, Failure},
+        route::Plan,
+        snapshot::{EndpointState, Outcome},
+        terms::Terms,
+    },
     proxy::{
         attempt::{self, Admitted},
         buffer::HeadBuf,
-        core::{Conn, Place, Snap},
+        core::{Conn, Core, Place, Snap},
+        flows::{Flows, LONG},
+        hedge::Hedges,
         inbound,
         record::RequestLog,
-        retry::{Attempts, retry_after},
+        retry::{Attempts, On, retry_after},
         timer::{NEVER, Timer, deadline},
         upstream::{NoConnection, Target},
     },
@@ -97,6 +107,40 @@ pub(super) async fn serve(
     }
 }
 
+/// What stays the same over the attempts of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Course<'a> {
+    head: &'a Head,
+    pub(super) plan: Plan,
+    verdict: &'a Verdict,
+    pub(super) on: On<'a>,
+    core: &'a Rc<Core>,
+    pub(super) snapshot: &'a Snap,
+}
+
+impl Course<'_> {
+    pub(super) fn record(
+        &self,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        retry_after: Option<Duration>,
+        at: MonoNanos,
+    ) {
+        let (core, snapshot) = (self.core, self.snapshot);
+        attempt::record(
+            core,
+            snapshot,
+            self.plan.version,
+            endpoint,
+            outcome,
+            took,
+            retry_after,
+            at,
+        );
+    }
+}
+
 /// What follows an attempt.
 enum Turn {
     Done,
@@ -137,7 +181,10 @@ impl Stream {
         }
         self.log.status = if self.grpc { 200 } else { reject.status() };
         self.log.grpc_status = self.grpc.then(|| reject.grpc_status());
-        refuse::send(&mut self.respond, reject, verdict, self.grpc, self.is_head);
+        let limits = self.conn.core.limits();
+        let overload = limits.overload_header.as_deref();
+        let (grpc, is_head) = (self.grpc, self.is_head);
+        refuse::send(&mut self.respond, reject, verdict, grpc, is_head, overload);
     }
 
     /// Attempts until an answer went out; the refusal to send otherwise.
@@ -150,10 +197,14 @@ impl Stream {
     ) -> Option<Reject> {
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
-        self.kept = Kept::new(match &version.retry.policy {
-            Some(_) => self.conn.core.limits().replay_bytes_max,
-            None => 0,
+        let terms = snapshot.terms(&plan);
+        self.kept = Kept::new(match terms.keeps() {
+            true => self.conn.core.limits().replay_bytes_max,
+            false => 0,
         });
+        if let Some(budget) = &version.budget {
+            budget.offered(self.log.started);
+        }
         if self.body.is_end_stream() {
             self.kept.ended = true;
             self.complete = Some(self.log.started);
@@ -164,9 +215,7 @@ impl Stream {
                 Turn::Done => return None,
                 Turn::Refuse(reject) => return Some(reject),
                 Turn::Again(pause) => {
-                    let end = clock::now()
-                        .after(pause)
-                        .min(self.until(version.request_timeout));
+                    let end = clock::now().after(pause).min(self.until(terms.request));
                     if !pause.is_zero() && !self.wait(end).await {
                         return Some(Reject::DownstreamClosed);
                     }
@@ -180,6 +229,31 @@ impl Stream {
         self.complete
             .map_or(NEVER, |complete| deadline(complete, request))
             .min(self.deadline)
+    }
+
+    /// The request of an attempt. A client's `grpc-timeout` is shortened to what the endpoint has
+    /// of it: what is left, and no more than the attempt is given.
+    fn request(&self, head: &Head, terms: Terms<'_>, attempt: u32) -> Request<()> {
+        let mut request = head.request();
+        if let Some(name) = terms.retry.attempt_header()
+            && let Ok(name) = HeaderName::try_from(name)
+        {
+            request
+                .headers_mut()
+                .insert(name, HeaderValue::from(attempt));
+        }
+        if self.deadline != NEVER {
+            let now = clock::now();
+            let until = self
+                .until(terms.request)
+                .min(deadline(now, terms.per_try()))
+                .min(deadline(now, terms.backend));
+            if attempt > 1 || until < self.deadline {
+                let left = grpc::timeout(until.since(now));
+                request.headers_mut().insert("grpc-timeout", left);
+            }
+        }
+        request
     }
 
     /// Waits. Whether the client is still there.
@@ -225,9 +299,11 @@ impl Stream {
         let core = &conn.core;
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
+        let terms = snapshot.terms(&plan);
+        let on = On { version, terms };
         let started = clock::now();
         attempts.count += 1;
-        let until = self.until(version.request_timeout);
+        let until = self.until(terms.request);
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
@@ -244,7 +320,7 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         self.log.going_to(endpoint.address, started);
-        let mut permit = match version.breaker.request(&endpoint) {
+        let permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),
         };
@@ -262,10 +338,15 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         let target = Target::new(&snapshot, plan.version, &endpoint, &conn, &judged);
-        let record = |outcome, took, wait, at| {
-            let version = plan.version;
-            attempt::record(core, &snapshot, version, &endpoint, outcome, took, wait, at);
+        let course = Course {
+            head,
+            plan,
+            verdict,
+            on,
+            core,
+            snapshot: &snapshot,
         };
+        let record = |outcome, took, wait, at| course.record(&endpoint, outcome, took, wait, at);
         let method = head.method.as_str();
         let (lease, mut sender) = match self.connect(&target, until).await {
             Ok(opened) => opened,
@@ -279,47 +360,159 @@ impl Stream {
                 record(outcome, attempt::took(started, None, ended), None, ended);
                 attempts.tried.push(endpoint.id);
                 let whole = self.kept.whole;
-                return retry_after(version, attempts, method, Failure::Connect, whole, core)
+                return retry_after(on, attempts, method, Failure::Connect, whole, core)
                     .map_or(Turn::Refuse(failed.reject()), Turn::Again);
             }
         };
         self.kept.seal();
         let ends = self.kept.ended && self.kept.data.is_empty() && self.kept.trailers.is_none();
-        let (response, sink) = match sender.send_request(head.request(), ends) {
-            Ok(sent) => sent,
-            Err(error) => {
-                // Nothing was sent: the connection closed while the stream was on its way to it.
-                tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
-                lease.retire();
-                record(Outcome::Abandoned, None, None, clock::now());
-                if attempts.stale {
-                    return Turn::Refuse(Reject::UpstreamClosed);
+        let (response, sink) =
+            match sender.send_request(self.request(head, terms, attempts.count), ends) {
+                Ok(sent) => sent,
+                Err(error) => {
+                    // Nothing was sent: the connection closed while the stream was on its way to it.
+                    tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
+                    lease.retire();
+                    record(Outcome::Abandoned, None, None, clock::now());
+                    if attempts.stale {
+                        return Turn::Refuse(Reject::UpstreamClosed);
+                    }
+                    attempts.stale = true;
+                    attempts.count -= 1;
+                    return Turn::Again(Duration::ZERO);
                 }
-                attempts.stale = true;
-                attempts.count -= 1;
-                return Turn::Again(Duration::ZERO);
-            }
-        };
+            };
         self.log.attempts += 1;
         let flow = Flow::new(&self.kept, ends);
-        let mut exchange = Exchange::new(flow, sink, response, started);
+        let exchange = Exchange::new(flow, sink, response, started);
+        let right = Right {
+            permit,
+            _lease: lease,
+            _judged: judged,
+        };
+        let hedges = Hedges::new(on, method, &attempts.tried, endpoint.id);
+        self.converse(
+            &course, &endpoint, right, exchange, started, hedges, attempts,
+        )
+        .await
+    }
+
+    /// Goes on with the endpoint that won.
+    async fn resume(&mut self, course: &Course<'_>, won: Won<'_>, attempts: &mut Attempts) -> Turn {
+        let Won {
+            endpoint,
+            right,
+            sink,
+            response,
+            started,
+            ..
+        } = won;
+        self.log.endpoint = Some(endpoint.address);
+        let exchange = Exchange::resumed(sink, response, started);
+        Box::pin(self.converse(course, &endpoint, right, exchange, started, None, attempts)).await
+    }
+
+    /// Waits for the hedges that are left when the first endpoint is out of the race. None: none
+    /// of them answered. The error: why the request is given up.
+    async fn rest<'c>(
+        &mut self,
+        hedges: &mut Hedges<'c, Won<'c>>,
+        request: Duration,
+    ) -> Result<Option<Box<Won<'c>>>, Reject> {
+        let until = self.until(request);
+        poll_fn(|cx| {
+            if let Poll::Ready(won) = hedges.poll_rest(cx) {
+                return Poll::Ready(Ok(won.map(Box::new)));
+            }
+            if self.respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Reject::DownstreamClosed));
+            }
+            let late = self.timer.poll(cx, until);
+            late.map(|()| Err(Reject::UpstreamTimeout))
+        })
+        .await
+    }
+
+    /// One attempt from when its request is on its way.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of an attempt, each for its own use"
+    )]
+    async fn converse<'c>(
+        &mut self,
+        course: &'c Course<'c>,
+        endpoint: &EndpointState,
+        mut right: Right<'_>,
+        mut exchange: Exchange,
+        started: MonoNanos,
+        mut hedges: Option<Box<Hedges<'c, Won<'c>>>>,
+        attempts: &mut Attempts,
+    ) -> Turn {
+        let Course {
+            head,
+            plan,
+            verdict,
+            on,
+            core,
+            snapshot,
+        } = *course;
+        let (terms, version) = (on.terms, on.version);
+        let method = head.method.as_str();
+        let record = |outcome, took, wait, at| course.record(endpoint, outcome, took, wait, at);
+        let number = attempts.count;
+        // Legs that may still answer better than a bad answer.
+        let others = Cell::new(0);
+        let mut won = None;
         let spans = Spans {
-            request: version.request_timeout,
-            per_try: version.retry.per_try().unwrap_or_default(),
+            request: terms.request,
+            per_try: terms.per_try(),
+            backend: terms.backend,
             idle: version.idle_timeout,
             started,
         };
         let mut pause = None;
-        let mut retry = |status: u16, whole: bool| {
-            let failure = Failure::Status(status);
-            pause = retry_after(version, attempts, method, failure, whole, core);
+        let mut retry = |answer: &dyn AnswerHead, whole: bool| {
+            if others.get() > 0 && answer.status() >= 500 {
+                return true;
+            }
+            if terms.retry.policy.is_none() {
+                return false;
+            }
+            let failure = Failure::Answer(terms.retry.read(answer));
+            pause = retry_after(on, attempts, method, failure, whole, core);
             pause.is_some()
         };
+        let mut watch = Flows::watch(core, snapshot, &plan, endpoint);
         let end = poll_fn(|cx| {
             let turn = exchange.poll(cx, self, spans, verdict, &mut retry);
             let answer = exchange.answer.as_ref();
             if turn.is_pending() && answer.is_some_and(|answer| answer.status < 500) {
-                permit.answered();
+                right.permit.answered();
+            }
+            if turn.is_pending()
+                && let Some(watch) = &mut watch
+                && let Some(answered) = exchange.answered_at
+                && watch.poll_after(cx, answered.after(LONG)).is_ready()
+            {
+                return Poll::Ready(End::Changed);
+            }
+            if turn.is_pending()
+                && let Some(hedges) = &mut hedges
+                && exchange.is_waiting()
+                && self.kept.whole
+            {
+                let number = number + hedges.begun + 1;
+                let mut begin = |tried: &[u64]| {
+                    let request = self.request(head, terms, number);
+                    let whole = Whole::new(request, &mut self.kept);
+                    let (source, grpc) = (self.log.source, self.grpc);
+                    hedge::start(course, &self.conn, source, grpc, whole, tried)
+                };
+                if let Poll::Ready(answer) = hedges.poll(cx, false, &mut begin) {
+                    won = Some(Box::new(answer));
+                    return Poll::Ready(End::Hedged);
+                }
+                others.set(hedges.in_flight());
             }
             turn
         })
@@ -341,6 +534,52 @@ impl Stream {
             let code = self.log.grpc_status.filter(|_| self.grpc && status == 200);
             Outcome::Status(code.map_or(status, grpc::as_http))
         });
+        if let Some(mut left) = hedges {
+            attempts.count += left.begun;
+            self.log.attempts += left.begun;
+            let fails = match end {
+                // Without a pause nobody wanted to repeat it but those who wait for a better one.
+                End::Retry(_) => pause.is_none(),
+                End::Upstream { .. } | End::TryTimeout | End::BackendTimeout => {
+                    exchange.answer.is_none()
+                }
+                _ => false,
+            };
+            let waits = won.is_none() && fails && left.in_flight() > 0;
+            if won.is_some() || waits || (fails && matches!(end, End::Retry(_))) {
+                let rest = match won {
+                    Some(won) => Ok(Some(won)),
+                    None => Box::pin(self.rest(&mut left, terms.request)).await,
+                };
+                // An endpoint that was too slow for the per-try time-out has met it, as with Envoy.
+                let by_time_out = terms.hedge.is_some_and(|hedge| hedge.after.is_none());
+                let (outcome, failure) = match end {
+                    End::Hedged if by_time_out => (Outcome::Timeout, Failure::PerTry),
+                    End::Hedged => (Outcome::Abandoned, Failure::PerTry),
+                    End::Retry(status) => (Outcome::Status(status), Failure::status(status)),
+                    End::TryTimeout => (Outcome::Timeout, Failure::PerTry),
+                    End::BackendTimeout => (Outcome::Timeout, Failure::Backend),
+                    _ => (Outcome::Reset, Failure::Reset),
+                };
+                record(outcome, took, wait, ended);
+                attempts.tried.clone_from(&left.tried);
+                exchange.sink.send_reset(Reason::CANCEL);
+                drop((left, exchange, right));
+                return match rest {
+                    Ok(Some(won)) => Box::pin(self.resume(course, *won, attempts)).await,
+                    Err(reject) => Turn::Refuse(reject),
+                    Ok(None) => {
+                        let whole = self.kept.whole;
+                        let reject = match failure {
+                            Failure::PerTry | Failure::Backend => Reject::UpstreamTimeout,
+                            _ => Reject::UpstreamReset,
+                        };
+                        retry_after(on, attempts, method, failure, whole, core)
+                            .map_or(Turn::Refuse(reject), Turn::Again)
+                    }
+                };
+            }
+        }
         match end {
             End::Complete => {
                 record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
@@ -374,8 +613,19 @@ impl Stream {
                     Failure::Reset
                 };
                 let whole = self.kept.whole;
-                retry_after(version, attempts, method, failure, whole, core)
+                retry_after(on, attempts, method, failure, whole, core)
                     .map_or(Turn::Refuse(Reject::UpstreamReset), Turn::Again)
+            }
+            // Gone on with above.
+            End::Hedged => Turn::Refuse(Reject::UpstreamReset),
+            End::Changed => {
+                record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
+                exchange.sink.send_reset(Reason::CANCEL);
+                if let Some(answer) = &mut exchange.answer {
+                    answer.end(Reject::RouteChanged, self.grpc);
+                }
+                self.log.reject = Some(Reject::RouteChanged);
+                Turn::Done
             }
             End::BodyTimeout => {
                 record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
@@ -387,7 +637,7 @@ impl Stream {
                 }
                 Turn::Refuse(Reject::BodyTimeout)
             }
-            End::RequestTimeout | End::TryTimeout | End::Still => {
+            End::RequestTimeout | End::TryTimeout | End::BackendTimeout | End::Still => {
                 record(outcome.unwrap_or(Outcome::Timeout), took, wait, ended);
                 attempts.tried.push(endpoint.id);
                 exchange.sink.send_reset(Reason::CANCEL);
@@ -397,9 +647,13 @@ impl Stream {
                     return Turn::Done;
                 }
                 let whole = self.kept.whole;
-                (end == End::TryTimeout)
-                    .then(|| retry_after(version, attempts, method, Failure::PerTry, whole, core))
-                    .flatten()
+                let failure = match end {
+                    End::TryTimeout => Some(Failure::PerTry),
+                    End::BackendTimeout => Some(Failure::Backend),
+                    _ => None,
+                };
+                failure
+                    .and_then(|failure| retry_after(on, attempts, method, failure, whole, core))
                     .map_or(Turn::Refuse(Reject::UpstreamTimeout), Turn::Again)
             }
         }

@@ -33,6 +33,16 @@ pub(in crate::proxy) struct Side<'a> {
     pub(in crate::proxy) buf: &'a mut Buf,
 }
 
+impl Side<'_> {
+    /// The same for a shorter time.
+    pub(in crate::proxy) fn again(&mut self) -> Side<'_> {
+        Side {
+            stream: self.stream,
+            buf: self.buf,
+        }
+    }
+}
+
 /// How a copy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum CopyEnd {
@@ -44,6 +54,8 @@ pub(in crate::proxy) enum CopyEnd {
     UpstreamReset,
     /// Nothing moved for the idle time-out.
     Idle,
+    /// The configuration no longer sends there.
+    Changed,
 }
 
 /// Copies in both directions until both have ended, one side breaks, or nothing moves for `idle`
