@@ -56,6 +56,8 @@ pub(crate) enum Text {
     Rate,
     /// Attribute that keys a rate limit.
     RateKey,
+    /// Address and port, or absolute path of a unix socket.
+    StoreAddress,
     /// IP address.
     Address,
     /// Address range.
@@ -92,7 +94,7 @@ static PATTERNS: LazyLock<HashMap<Discriminant<Text>, Regex>> = LazyLock::new(||
 
 impl Text {
     /// One of each kind, for the patterns and the tests.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::Name,
         Self::ServiceRef,
         Self::Hostname,
@@ -109,6 +111,7 @@ impl Text {
         Self::Duration(Duration::ZERO, Duration::MAX),
         Self::Rate,
         Self::RateKey,
+        Self::StoreAddress,
         Self::Address,
         Self::Cidr,
         Self::Listen,
@@ -144,6 +147,9 @@ impl Text {
             Self::Listen => {
                 "^(?:off|[0-9.]+:[0-9]{1,5}|\\[[0-9A-Fa-f:.]+\\]:[0-9]{1,5})$".to_owned()
             }
+            Self::StoreAddress => {
+                r"^(?:[0-9.]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|/[^\x00]*)$".to_owned()
+            }
             Self::AbsolutePath => r"^/[^\x00]*$".to_owned(),
             Self::Cgroup => r"^[^/\x00]+(?:/[^/\x00]+)*$".to_owned(),
         })
@@ -168,6 +174,8 @@ impl Text {
             Self::Rate => (3, 12),
             Self::RateKey => (1, 340),
             Self::Address | Self::Cidr | Self::Listen => (1, 64),
+            // `sun_path` of sockaddr_un counts the final NUL.
+            Self::StoreAddress => (1, 107),
             // PATH_MAX counts the final NUL.
             Self::AbsolutePath | Self::Cgroup => (1, 4095),
         }
@@ -203,6 +211,10 @@ impl Text {
                 "source.workload, source.namespace, source.identity, source.address, source.tag.KEY, \
                  destination, version, rule, header.NAME, cookie.NAME, query.NAME, authority, path \
                  or method"
+            }
+            Self::StoreAddress => {
+                "an address with port, such as 10.0.0.5:6379 or [fd00::5]:6379, or the absolute path \
+                 of a unix socket"
             }
             Self::Address => "an IPv4 or IPv6 address, such as 10.96.0.10 or fd00::10",
             Self::Cidr => "an address range, such as 10.0.0.0/8 or fd00::/8",
@@ -269,6 +281,12 @@ impl Text {
                     None,
                 )
             }),
+            Self::StoreAddress if !text.starts_with('/') => {
+                text.parse::<SocketAddr>().map(drop).map_err(|_| {
+                    let message = format!("`{text}` is not an address with port");
+                    fault(Code::BadValue, message, None)
+                })
+            }
             Self::Cidr => check_cidr(text),
             Self::Listen => match text {
                 "off" => Ok(()),

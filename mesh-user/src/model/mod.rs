@@ -18,10 +18,12 @@ pub mod attribute;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
+pub mod limit;
 pub mod shield;
 
 pub use action::{Actions, RuleExtra};
 pub use attribute::Attribute;
+pub use limit::{LimitUnit, RateLimitPolicy, RateLimitService};
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
 /// set selects every endpoint.
@@ -49,6 +51,8 @@ pub struct Model {
     pub outbound: Vec<OutboundRule>,
     /// What happens to connections that come in, in the order in which they are tried.
     pub inbound: Vec<inbound::InboundRule>,
+    /// Stores of shared rate limits.
+    pub rate_limit_services: Vec<RateLimitService>,
 }
 
 /// What clients dial: hostnames and virtual addresses, ports, and the endpoints behind them.
@@ -544,21 +548,6 @@ impl Default for EjectionPolicy {
             probe: false,
         }
     }
-}
-
-/// A local token bucket: starts full, refills evenly.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RateLimitPolicy {
-    /// Name in the `RateLimit-Policy` field, metrics and `explain`.
-    pub name: String,
-    /// One bucket for each distinct combination of these; empty: one for all.
-    pub key: Vec<Attribute>,
-    /// Requests in each `per`. At least 1.
-    pub requests: u64,
-    /// The period of `requests`.
-    pub per: Duration,
-    /// Size of the bucket. At least 1.
-    pub burst: u64,
 }
 
 /// How an endpoint is chosen inside a version.

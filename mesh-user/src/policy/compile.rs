@@ -29,10 +29,12 @@ use crate::{
 };
 
 mod carry;
+mod limits;
 mod path;
 
 pub(super) use carry::Carry;
 use carry::state;
+pub(super) use limits::limiter;
 use path::path;
 
 /// Names the policy that states a limit, and the limit: service, version, port, limit.
@@ -380,7 +382,7 @@ impl Compiler<'_> {
             let lock = Arc::clone(place.lock);
             Arc::new(Ejection::new(policy, previous, lock, service, self.now))
         });
-        let limits = self.limits(place, &effective);
+        let limits = self.limits(place.key, &effective);
         let ix = VersionIx(self.snapshot.versions.len() as u32);
         self.snapshot.versions.push(VersionPlan {
             port: place.ix,
@@ -404,39 +406,6 @@ impl Compiler<'_> {
             effective,
         });
         ix
-    }
-
-    /// The limiters of the policy that states the limits: one set for all that it covers.
-    fn limits(&mut self, place: &Place<'_>, effective: &Effective) -> Vec<Arc<Limiter>> {
-        let Some(at) = effective.limits_of else {
-            return Vec::new();
-        };
-        if let Some(made) = self.limiters.get(&at) {
-            return made.clone();
-        }
-        let policy = &self.snapshot.model.policies[at];
-        let mut made = Vec::new();
-        for limit in &policy.rate_limits {
-            let key: LimiterKey = (
-                place.key.to_owned(),
-                policy.version.clone(),
-                policy.port.clone(),
-                limit.name.clone(),
-            );
-            let carried = self.carry.limiters.and_then(|limiters| limiters.get(&key));
-            let taken = self.snapshot.limiters.entry(key).or_default();
-            // The same name twice: each previous limiter goes to one of them only.
-            let carried = carried.into_iter().flatten().find(|limiter| {
-                limiter.policy() == limit && !taken.iter().any(|other| Arc::ptr_eq(limiter, other))
-            });
-            let limiter = carried
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Limiter::new(limit, self.now)));
-            taken.push(Arc::clone(&limiter));
-            made.push(limiter);
-        }
-        self.limiters.insert(at, made.clone());
-        made
     }
 
     fn rules(
@@ -472,10 +441,12 @@ impl Compiler<'_> {
             let id = carried
                 .filter(|(had, _)| *had == named)
                 .map_or_else(next_id, |(_, id)| *id);
+            let limits = self.rule_limits(port, rule);
             plans.push(RuleIx(self.snapshot.rules.len() as u32));
             self.snapshot.rules.push(RulePlan {
                 name: rule.name.as_str().into(),
                 precedence: rule.precedence,
+                limits,
                 split: Split::new(id, &targets),
                 targets,
             });

@@ -151,6 +151,8 @@ pub enum Origin {
     Version,
     /// A policy of the version for this port.
     VersionPort,
+    /// A rule.
+    Rule,
 }
 
 impl Origin {
@@ -162,6 +164,7 @@ impl Origin {
             Self::ServicePort => "service-port",
             Self::Version => "version",
             Self::VersionPort => "version-port",
+            Self::Rule => "rule",
         }
     }
 }
@@ -329,6 +332,7 @@ impl Snapshot {
                     reason: "",
                 })
             })
+            .chain(self.rule_limits())
             .collect()
     }
 
@@ -336,6 +340,9 @@ impl Snapshot {
         Arc::clone(&self.version(version).name)
     }
 }
+
+mod limits;
+pub(super) use limits::limit_text;
 
 #[cfg(test)]
 mod tests;

@@ -131,7 +131,7 @@ impl Effective {
         for limit in &self.rate_limits.value {
             rows.add(
                 &format!("rate-limit.{}", limit.name),
-                limit_text(limit),
+                super::describe::limit_text(limit),
                 self.rate_limits.from,
                 "",
             );
@@ -247,23 +247,8 @@ const fn on_name(on: RetryOn) -> &'static str {
     }
 }
 
-fn limit_text(limit: &RateLimitPolicy) -> String {
-    let keys: Vec<String> = limit.key.iter().map(ToString::to_string).collect();
-    let keys = if keys.is_empty() {
-        "all together".to_owned()
-    } else {
-        format!("for each {}", keys.join(", "))
-    };
-    format!(
-        "{} in {}, burst {}, {keys}",
-        limit.requests,
-        span(limit.per),
-        limit.burst
-    )
-}
-
 /// `15s`, `250ms`, `1h`: as the configuration has it.
-fn span(span: Duration) -> String {
+pub(super) fn span(span: Duration) -> String {
     let nanos = span.as_nanos();
     for (unit, name) in [
         (3_600_000_000_000, "h"),

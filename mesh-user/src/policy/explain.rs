@@ -78,6 +78,9 @@ pub struct LimitState {
     pub left: u64,
     /// Whether this request would be admitted.
     pub admitted: bool,
+    /// That it is a dry run, or what is held of a limit that is shared; empty: nothing more.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub note: String,
 }
 
 /// How a request would end.
@@ -155,8 +158,8 @@ fn finish<H: HeaderView>(
     let version = decided.ok().map(|plan| snapshot.version(plan.version));
     let outcome = decided.and_then(|plan| {
         let verdict = rate_limit::peek(snapshot, &plan, source, request, now, &mut recorder);
-        if verdict.refused.is_some() {
-            return Err(Reject::RateLimited);
+        if let Some(reject) = verdict.reject() {
+            return Err(reject);
         }
         admitted(snapshot, &plan, request.is_some())
     });
@@ -255,7 +258,14 @@ impl Observer for Recorder<'_> {
             key,
             left,
             admitted,
+            note: String::new(),
         });
+    }
+
+    fn limit_note(&mut self, note: &str) {
+        if let Some(last) = self.limits.last_mut() {
+            note.clone_into(&mut last.note);
+        }
     }
 
     fn active(&self) -> bool {

@@ -15,9 +15,9 @@ use std::{
 use super::{
     PortIx, Reject, Snapshot, SourceIx, VersionIx, balance,
     breaker::Breaker,
-    compile::{Carry, LimiterKey},
+    compile::{self, Carry, LimiterKey},
     effective::Effective,
-    rate_limit::Limiter,
+    rate_limit::Limit,
     retry::RetryPlan,
     route::RouteTable,
     snapshot::{PortPlan, VersionPlan},
@@ -365,7 +365,7 @@ impl Compiler<'_> {
         ix
     }
 
-    fn limits(&mut self, rule: &InboundRule) -> Vec<Arc<Limiter>> {
+    fn limits(&mut self, rule: &InboundRule) -> Vec<Limit> {
         let mut made = Vec::new();
         for limit in &rule.rate_limits {
             // Of services the first part is `namespace/name`.
@@ -375,17 +375,9 @@ impl Compiler<'_> {
                 Some(rule.name.clone()),
                 limit.name.clone(),
             );
-            let known = self.carry.limiters.and_then(|limiters| limiters.get(&key));
-            let carried = known
-                .into_iter()
-                .flatten()
-                .find(|limiter| limiter.policy() == limit);
-            let limiter = carried
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Limiter::new(limit, self.now)));
-            let taken = self.snapshot.limiters.entry(key).or_default();
-            taken.push(Arc::clone(&limiter));
-            made.push(limiter);
+            let known = self.carry.limiters;
+            let limiter = compile::limiter(self.snapshot, known, key, limit, self.now);
+            made.push(Limit::new(limiter, &limit.matches, &self.snapshot.sources));
         }
         made
     }

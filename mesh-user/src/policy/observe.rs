@@ -12,6 +12,8 @@ pub trait Observer {
     fn version(&mut self, _version: VersionIx, _weight: u32, _sum: u64) {}
     /// A rate limit was asked: its name, its key, what is left, whether it admitted.
     fn limit(&mut self, _name: &str, _key: &str, _left: u64, _admitted: bool) {}
+    /// More about the limit that was told last: a dry run, what is held of a shared one.
+    fn limit_note(&mut self, _note: &str) {}
     /// Whether steps need to be described at all: lets the data path skip the formatting.
     fn active(&self) -> bool {
         false

@@ -22,6 +22,7 @@ mod pool;
 mod record;
 mod retry;
 mod splice;
+mod stores;
 mod tcp;
 mod timer;
 mod upstream;

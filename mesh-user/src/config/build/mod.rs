@@ -10,6 +10,7 @@ use crate::model::Model;
 
 mod agent;
 mod inbound;
+mod limits;
 mod policies;
 mod reader;
 mod rules;
@@ -29,6 +30,7 @@ pub(crate) fn config(root: &Node, out: &mut Collector) -> Config {
         workloads: root.items("workloads").map(services::workload).collect(),
         outbound: root.items("outbound").map(services::outbound).collect(),
         inbound: inbound::rules(root),
+        rate_limit_services: limits::services(root, out),
         services: Vec::new(),
     };
     model.services = services;

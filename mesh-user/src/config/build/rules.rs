@@ -146,7 +146,7 @@ pub(super) fn rules(
                 precedence: from.int("precedence").unwrap_or(0),
                 matches: from.items("match").map(condition).collect(),
                 route: from.items("route").map(target).collect(),
-                extra: None,
+                extra: super::limits::of_rule(from),
             }
         })
         .collect();
@@ -189,7 +189,7 @@ fn target(from: Reader<'_>) -> Target {
     }
 }
 
-fn condition(from: Reader<'_>) -> Match {
+pub(super) fn condition(from: Reader<'_>) -> Match {
     Match {
         path: path_match(from.object("path")),
         methods: from

@@ -13,6 +13,7 @@ use super::{
 
 mod agent;
 mod inbound;
+mod limits;
 mod policies;
 mod rules;
 mod services;
@@ -45,6 +46,7 @@ pub fn check(model: &Model) -> Vec<Finding> {
     rules::check(model, &mut out);
     policies::check(model, &mut out);
     inbound::check(model, &mut out);
+    limits::check(model, &mut out);
     out.sorted()
 }
 

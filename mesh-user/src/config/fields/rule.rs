@@ -1,9 +1,12 @@
 //! Rules.
 
-use super::{Absent, Group, NAME, Object, PORT_REF, Shape, TAGS, Text, field, needed};
+use super::{
+    Absent, Group, NAME, Object, PORT_REF, Shape, TAGS, Text, field, limits::RATE_LIMIT_ITEM,
+    needed,
+};
 
 static METHOD: Shape = Shape::Text(Text::Method);
-static MATCH_ITEM: Shape = Shape::Object(&MATCH);
+pub(super) static MATCH_ITEM: Shape = Shape::Object(&MATCH);
 static TARGET_ITEM: Shape = Shape::Object(&TARGET);
 static VALUE: Shape = Shape::Text(Text::Value);
 static VALUE_OBJECT: Shape = Shape::Object(&VALUE_MATCH);
@@ -61,6 +64,16 @@ pub(crate) static RULE: Object = Object {
                 many_need: Some("weight"),
             },
             "Where to. A version without endpoints keeps its share, and answers 503.",
+        ),
+        field(
+            "rate-limit",
+            Shape::OneOrMore {
+                of: &RATE_LIMIT_ITEM,
+                max: 16,
+            },
+            Absent::Means("none but those of policies"),
+            "Rate limits of what the rule matches, besides those of policies: a request must pass \
+             both. A list, or the one without a list.",
         ),
     ],
     groups: &[],

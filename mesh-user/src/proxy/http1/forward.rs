@@ -127,8 +127,9 @@ impl Session {
             request,
             complete,
             plan,
-            verdict,
+            mut verdict,
         } = going;
+        log.held = verdict.held.take();
         log.rule = plan.rule;
         log.version = Some(plan.version);
         let snapshot = Rc::clone(&log.snapshot);
