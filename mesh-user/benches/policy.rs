@@ -265,6 +265,7 @@ fn example(count: usize) -> Model {
             requests: 10_000_000,
             per: std::time::Duration::from_secs(1),
             burst: 10_000_000,
+            ..RateLimitPolicy::default()
         }],
         balance: None,
         timeouts: TimeoutPolicy::default(),

@@ -392,6 +392,7 @@ fn refusal_of_grpc_is_a_status_without_a_body() {
                 requests: 1,
                 per: Duration::from_secs(3600),
                 burst: 1,
+                ..RateLimitPolicy::default()
             }];
         });
     let mesh = Mesh::start(plan);

@@ -307,6 +307,7 @@ fn rate_limit_answers_429_with_its_fields_and_admits_who_waits() {
             requests: 1,
             per: Duration::from_secs(1),
             burst: 2,
+            ..RateLimitPolicy::default()
         }];
     });
     let mesh = Mesh::start(plan);

@@ -505,6 +505,7 @@ fn scrape_of_many_pieces_arrives_whole() {
             bytes_out: 0,
             duration: Duration::ZERO,
             upstream: None,
+            dry_run: None,
         };
         running.telemetry.request(&record);
     }

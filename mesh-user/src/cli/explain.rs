@@ -190,12 +190,15 @@ fn limits(answer: &Value, paint: Paint, io: &mut Io<'_>) -> std::io::Result<()> 
             Some(true) => paint.good("admits"),
             _ => paint.bad("refuses"),
         };
+        let note = limit["note"].as_str().unwrap_or_default();
+        let between = if note.is_empty() { "" } else { "; " };
         writeln!(
             io.out,
-            "limit     {} [{}] {word}, {} left",
+            "limit     {} [{}] {word}, {} left{between}{}",
             harmless(&cell(&limit["name"])),
             harmless(&cell(&limit["key"])),
             cell(&limit["left"]),
+            harmless(note),
         )?;
     }
     Ok(())

@@ -66,6 +66,8 @@ pub(crate) enum Text {
     RateKey,
     /// What is sent or expected on a connection.
     Payload,
+    /// Address and port, or absolute path of a unix socket.
+    StoreAddress,
     /// IP address.
     Address,
     /// Address range.
@@ -104,7 +106,7 @@ static PATTERNS: LazyLock<HashMap<Discriminant<Text>, Regex>> = LazyLock::new(||
 
 impl Text {
     /// One of each kind, for the patterns and the tests.
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::Name,
         Self::ServiceRef,
         Self::Hostname,
@@ -126,6 +128,7 @@ impl Text {
         Self::Rate,
         Self::RateKey,
         Self::Payload,
+        Self::StoreAddress,
         Self::Address,
         Self::Cidr,
         Self::Listen,
@@ -166,6 +169,9 @@ impl Text {
             }
             Self::Origin => "^(?:[*]|https?://[-*A-Za-z0-9_.:\\[\\]]+)$".to_owned(),
             Self::Endpoint => "^(?:[0-9.]+:[0-9]{1,5}|\\[[0-9A-Fa-f:.]+\\]:[0-9]{1,5})$".to_owned(),
+            Self::StoreAddress => {
+                r"^(?:[0-9.]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|/[^\x00]*)$".to_owned()
+            }
             Self::AbsolutePath => r"^/[^\x00]*$".to_owned(),
             Self::Cgroup => r"^[^/\x00]+(?:/[^/\x00]+)*$".to_owned(),
         })
@@ -193,6 +199,8 @@ impl Text {
             Self::RateKey => (1, 340),
             Self::Payload => (1, 1024),
             Self::Address | Self::Cidr | Self::Listen | Self::Endpoint => (1, 64),
+            // `sun_path` of sockaddr_un counts the final NUL.
+            Self::StoreAddress => (1, 107),
             // PATH_MAX counts the final NUL.
             Self::AbsolutePath | Self::Cgroup => (1, 4095),
         }
@@ -234,6 +242,10 @@ impl Text {
                  or method"
             }
             Self::Payload => "text of at most 1,024 characters, such as \"PING\\r\\n\" in double quotes",
+            Self::StoreAddress => {
+                "an address with port, such as 10.0.0.5:6379 or [fd00::5]:6379, or the absolute path \
+                 of a unix socket"
+            }
             Self::Address => "an IPv4 or IPv6 address, such as 10.96.0.10 or fd00::10",
             Self::Cidr => "an address range, such as 10.0.0.0/8 or fd00::/8",
             Self::Listen => "an address with port, such as 0.0.0.0:15020 or [::]:15020, or `off`",
@@ -299,6 +311,12 @@ impl Text {
                     None,
                 )
             }),
+            Self::StoreAddress if !text.starts_with('/') => {
+                text.parse::<SocketAddr>().map(drop).map_err(|_| {
+                    let message = format!("`{text}` is not an address with port");
+                    fault(Code::BadValue, message, None)
+                })
+            }
             Self::Cidr => check_cidr(text),
             Self::Listen => match text {
                 "off" => Ok(()),

@@ -20,6 +20,7 @@ pub mod health;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
+pub mod limit;
 pub mod list;
 mod resilience;
 pub mod shield;
@@ -29,6 +30,7 @@ pub use action::{Actions, RuleExtra};
 pub use attribute::Attribute;
 pub use balance::{Balance, BalancePolicy, LocalityPolicy};
 pub use health::HealthCheck;
+pub use limit::{LimitUnit, RateLimitPolicy, RateLimitService};
 pub use list::List;
 pub use resilience::{
     AdaptivePolicy, ChangeAction, ConnectionPolicy, FailurePercentage, HedgePolicy, LatencyOutlier,
@@ -63,6 +65,8 @@ pub struct Model {
     pub inbound: Vec<inbound::InboundRule>,
     /// This node's `region/zone/subzone`, from the left as far as it is known; empty when unknown.
     pub locality: String,
+    /// Stores of shared rate limits.
+    pub rate_limit_services: Vec<RateLimitService>,
 }
 
 /// What clients dial: hostnames and virtual addresses, ports, and the endpoints behind them.
@@ -603,21 +607,6 @@ impl Default for EjectionPolicy {
             latency: None,
         }
     }
-}
-
-/// A local token bucket: starts full, refills evenly.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RateLimitPolicy {
-    /// Name in the `RateLimit-Policy` field, metrics and `explain`.
-    pub name: String,
-    /// One bucket for each distinct combination of these; empty: one for all.
-    pub key: Vec<Attribute>,
-    /// Requests in each `per`. At least 1.
-    pub requests: u64,
-    /// The period of `requests`.
-    pub per: Duration,
-    /// Size of the bucket. At least 1.
-    pub burst: u64,
 }
 
 /// Time-outs. `None`: the default; zero: no time-out.

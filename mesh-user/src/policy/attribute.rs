@@ -93,6 +93,20 @@ impl<H: HeaderView> Asker<'_, H> {
         value.map(|value| part(value.as_bytes())).is_some()
     }
 
+    /// Whether there is such an attribute.
+    pub(super) fn has(&self, key: &Attribute) -> bool {
+        self.attribute(key, |_| {})
+    }
+
+    /// Whether the attribute is there and has this value.
+    pub(super) fn equals(&self, key: &Attribute, value: &[u8]) -> bool {
+        let mut rest = Some(value);
+        let there = self.attribute(key, |part| {
+            rest = rest.and_then(|rest| rest.strip_prefix(part));
+        });
+        there && rest.is_some_and(<[u8]>::is_empty)
+    }
+
     /// The attribute, for people; `-` when there is none.
     pub(super) fn text(&self, key: &Attribute) -> String {
         let mut value = Vec::new();

@@ -32,11 +32,13 @@ use crate::{
 mod actions;
 mod carry;
 mod inputs;
+mod limits;
 mod path;
 mod ports;
 mod rules;
 
 use inputs::Inputs;
+pub(super) use limits::{OfRules, limiter};
 pub(super) use ports::no_routes;
 
 /// Names the policy that states a limit, and the limit: service, version, port, limit.
@@ -53,7 +55,9 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         }
     };
     let same_sources = previous.is_some() && model.workloads == old.model.workloads;
-    let same_inbound = same_sources && model.inbound == old.model.inbound;
+    let same_inbound = same_sources
+        && model.inbound == old.model.inbound
+        && model.rate_limit_services == old.model.rate_limit_services;
     let inputs = Inputs::of(old, &model);
     let mut compiler = Compiler {
         next: Snapshot {
@@ -203,6 +207,15 @@ impl Compiler<'_> {
         for ix in self.old.crowded.iter().map(PortIx) {
             changed.insert(self.old.port(ix).service_index);
         }
+        let other_stores = self.old.model.rate_limit_services != model.rate_limit_services;
+        if other_stores || !self.same_sources {
+            // Limits are compiled for what they ask.
+            let units = self.old.units.iter().enumerate().take(model.services.len());
+            let again = units.filter(|(_, unit)| {
+                (other_stores && !unit.limiters.is_empty()) || limits::ask_source(unit)
+            });
+            changed.extend(again.map(|(at, _)| at));
+        }
         let wanted = self.wanted(model, &mut changed, &rules);
         let was = self.places(model, &changed);
         let drafts: Vec<Draft> = changed
@@ -259,6 +272,13 @@ impl Compiler<'_> {
             let users = users.flat_map(|unit| unit.wanted.iter().map(|user| user.service as usize));
             for at in users.chain([moved]) {
                 with_rules.entry(at).or_insert((Some(at), true));
+            }
+        }
+        if self.old.model.rate_limit_services != model.rate_limit_services {
+            for (at, unit) in self.next.units.iter().enumerate() {
+                if !unit.rule_limiters.is_empty() {
+                    with_rules.entry(at).or_insert((Some(at), true));
+                }
             }
         }
         if !self.same_sources {

@@ -168,6 +168,8 @@ pub enum Origin {
     Version,
     /// A policy of the version for this port.
     VersionPort,
+    /// A rule.
+    Rule,
 }
 
 impl Origin {
@@ -179,6 +181,7 @@ impl Origin {
             Self::ServicePort => "service-port",
             Self::Version => "version",
             Self::VersionPort => "version-port",
+            Self::Rule => "rule",
         }
     }
 }
@@ -363,6 +366,7 @@ impl Snapshot {
                     reason: "",
                 })
             })
+            .chain(self.rule_limits())
             .collect()
     }
 
@@ -370,6 +374,9 @@ impl Snapshot {
         Arc::clone(&self.version(version).name)
     }
 }
+
+mod limits;
+pub(super) use limits::limit_text;
 
 fn texts(actions: Option<&Arc<ActionPlan>>) -> Vec<String> {
     actions.map(|actions| actions.texts()).unwrap_or_default()

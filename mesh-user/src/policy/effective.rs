@@ -158,7 +158,7 @@ impl Effective {
         for limit in &self.rate_limits.value {
             rows.add(
                 &format!("rate-limit.{}", limit.name),
-                limit_text(limit),
+                super::describe::limit_text(limit),
                 self.rate_limits.from,
                 "",
             );
@@ -413,21 +413,6 @@ const fn on_name(on: RetryOn) -> &'static str {
         RetryOn::ResourceExhausted => "resource-exhausted",
         RetryOn::Unavailable => "unavailable",
     }
-}
-
-fn limit_text(limit: &RateLimitPolicy) -> String {
-    let keys: Vec<String> = limit.key.iter().map(ToString::to_string).collect();
-    let keys = if keys.is_empty() {
-        "all together".to_owned()
-    } else {
-        format!("for each {}", keys.join(", "))
-    };
-    format!(
-        "{} in {}, burst {}, {keys}",
-        limit.requests,
-        span(limit.per),
-        limit.burst
-    )
 }
 
 /// `15s`, `250ms`, `1h`: as the configuration has it.

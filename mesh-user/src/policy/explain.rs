@@ -85,6 +85,9 @@ pub struct LimitState {
     pub left: u64,
     /// Whether this request would be admitted.
     pub admitted: bool,
+    /// That it is a dry run, or what is held of a limit that is shared; empty: nothing more.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub note: String,
 }
 
 /// How a request would end.
@@ -187,8 +190,8 @@ fn finish<H: HeaderView>(
     let version = sent.map(|plan| snapshot.version(plan.version));
     let outcome = decided.and_then(|plan| {
         let verdict = rate_limit::peek(snapshot, &plan, source, request, now, &mut recorder);
-        if verdict.refused.is_some() {
-            return Err(Reject::RateLimited);
+        if let Some(reject) = verdict.reject() {
+            return Err(reject);
         }
         if let Some(request) = request {
             let client = Client::from(source);
@@ -335,6 +338,7 @@ impl Observer for Recorder<'_> {
             key,
             left,
             admitted,
+            note: String::new(),
         });
     }
 
@@ -344,6 +348,12 @@ impl Observer for Recorder<'_> {
 
     fn action(&mut self, what: &dyn Display) {
         self.actions.push(what.to_string());
+    }
+
+    fn limit_note(&mut self, note: &str) {
+        if let Some(last) = self.limits.last_mut() {
+            note.clone_into(&mut last.note);
+        }
     }
 
     fn active(&self) -> bool {

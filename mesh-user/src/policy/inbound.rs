@@ -17,9 +17,9 @@ use super::{
     arena::Shards,
     balance,
     breaker::Breaker,
-    compile::{LimiterKey, no_routes},
+    compile::{self, LimiterKey, no_routes},
     effective::Effective,
-    rate_limit::Limiter,
+    rate_limit::{Limit, Limiter},
     retry::RetryPlan,
     snapshot::{PortPlan, VersionPlan},
 };
@@ -74,7 +74,7 @@ pub(super) struct InboundIndex {
     tables: Arc<HashMap<Arc<str>, InboundTable>>,
     /// The inbound ports.
     ports: Arc<[PortIx]>,
-    limiters: Arc<HashMap<LimiterKey, Vec<Arc<Limiter>>>>,
+    pub(super) limiters: Arc<HashMap<LimiterKey, Vec<Arc<Limiter>>>>,
     /// Endpoints of the model, by address: the service's place and the endpoint's, in the order of
     /// the model. Empty when no workload has a rule.
     endpoints: Shards<IpAddr, Arc<[(u32, u32)]>>,
@@ -493,7 +493,7 @@ impl Compiler<'_> {
         ix
     }
 
-    fn limits(&mut self, rule: &InboundRule) -> Vec<Arc<Limiter>> {
+    fn limits(&mut self, rule: &InboundRule) -> Vec<Limit> {
         let mut made = Vec::new();
         for limit in &rule.rate_limits {
             // Of services the first part is `namespace/name`.
@@ -504,16 +504,11 @@ impl Compiler<'_> {
                 limit.name.clone(),
             );
             let known = self.old.inbound.limiters.get(&key);
-            let carried = known
-                .into_iter()
-                .flatten()
-                .find(|limiter| limiter.policy() == limit);
-            let limiter = carried
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Limiter::new(limit, self.now)));
-            let taken = self.made.limiters.entry(key).or_default();
+            let known = known.map(Vec::as_slice).unwrap_or_default();
+            let taken = self.made.limiters.entry(key.clone()).or_default();
+            let limiter = compile::limiter(&self.snapshot.model, known, taken, &key, limit, self.now);
             taken.push(Arc::clone(&limiter));
-            made.push(limiter);
+            made.push(Limit::new(limiter, &limit.matches, &self.snapshot.sources));
         }
         made
     }

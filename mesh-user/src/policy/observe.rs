@@ -16,6 +16,8 @@ pub trait Observer {
     fn chosen_by(&mut self, _what: &dyn std::fmt::Display) {}
     /// An action of the rule or its target, in the order in which they are done.
     fn action(&mut self, _what: &dyn std::fmt::Display) {}
+    /// More about the limit that was told last: a dry run, what is held of a shared one.
+    fn limit_note(&mut self, _note: &str) {}
     /// Whether steps need to be described at all: lets the data path skip the formatting.
     fn active(&self) -> bool {
         false

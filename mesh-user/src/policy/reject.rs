@@ -26,6 +26,8 @@ pub enum Reject {
     OverflowRequests,
     /// A rate limit.
     RateLimited,
+    /// The store of a shared rate limit does not answer, and the limit says `failure: closed`.
+    RateLimitService,
     /// The endpoint could not be connected.
     ConnectFailed,
     /// The endpoint did not connect within the connect time-out.
@@ -98,6 +100,7 @@ impl Reject {
         Self::OverflowPending,
         Self::OverflowRequests,
         Self::RateLimited,
+        Self::RateLimitService,
         Self::ConnectFailed,
         Self::ConnectTimeout,
         Self::UpstreamTls,
@@ -141,6 +144,7 @@ impl Reject {
             Self::OverflowPending => "overflow_pending",
             Self::OverflowRequests => "overflow_requests",
             Self::RateLimited => "rate_limited",
+            Self::RateLimitService => "rate_limit_service",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
             Self::UpstreamTimeout => "upstream_timeout",
@@ -176,7 +180,10 @@ impl Reject {
     pub const fn status(self) -> u16 {
         match self {
             Self::NoRoute => 404,
-            Self::NoWeight | Self::InvalidBackend | Self::FilterUnresolved => 500,
+            Self::NoWeight
+            | Self::InvalidBackend
+            | Self::FilterUnresolved
+            | Self::RateLimitService => 500,
             Self::NoEndpoint
             | Self::NoHealthyEndpoint
             | Self::OverflowConnections
@@ -240,6 +247,7 @@ impl Reject {
             | Self::UpstreamClosed
             | Self::UpstreamReset
             | Self::UnknownDestination
+            | Self::RateLimitService
             | Self::WorkloadConnections
             | Self::DialPermits
             | Self::NoCertificate
@@ -257,6 +265,7 @@ impl Reject {
             Self::NoEndpoint | Self::NoHealthyEndpoint => "UH",
             Self::OverflowConnections | Self::OverflowPending | Self::OverflowRequests => "UO",
             Self::RateLimited => "RL",
+            Self::RateLimitService => "RLSE",
             Self::InboundDenied => "UAEX",
             Self::ConnectFailed
             | Self::ConnectTimeout
@@ -311,6 +320,7 @@ impl Reject {
             Self::OverflowPending => "overflow: max-pending of the version is reached",
             Self::OverflowRequests => "overflow: max-requests of the version is reached",
             Self::RateLimited => "a rate limit is exhausted",
+            Self::RateLimitService => "the rate limit service does not answer",
             Self::ConnectFailed => "the endpoint refused the connection",
             Self::ConnectTimeout => "the endpoint did not connect in time",
             Self::UpstreamTimeout => "the endpoint did not answer in time",

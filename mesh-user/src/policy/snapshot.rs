@@ -26,7 +26,7 @@ use super::{
     effective::Effective,
     ejection::{self, Change, Ejection, What},
     inbound::{InboundIndex, InboundPlan},
-    rate_limit::Limiter,
+    rate_limit::Limit,
     retry::RetryPlan,
     route::{RouteTable, RulePlan},
     slots::Ids,
@@ -112,7 +112,7 @@ pub struct VersionPlan {
     /// Passive ejection, when a policy asks for it.
     pub ejection: Option<Arc<Ejection>>,
     /// Rate limits, all of which must admit.
-    pub limits: Vec<Arc<Limiter>>,
+    pub limits: Vec<Limit>,
     /// How an endpoint is chosen.
     pub balance: Balance,
     /// State of round robin.

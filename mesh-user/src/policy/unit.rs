@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{PortIx, compile::LimiterKey, hash, rate_limit::Limiter};
+use super::{PortIx, compile::{LimiterKey, OfRules}, hash, rate_limit::Limiter};
 use crate::model::{List, Policy, Rule, Select, Service, Target};
 
 /// One service with all that is said of it.
@@ -21,6 +21,8 @@ pub(super) struct Unit {
     pub(super) ports: Vec<PortIx>,
     /// Limiters by the policy that states them, for the next snapshot.
     pub(super) limiters: HashMap<LimiterKey, Vec<Arc<Limiter>>>,
+    /// Those of its rules.
+    pub(super) rule_limiters: Arc<OfRules>,
     /// Whether a rule asks who the client is.
     pub(super) asks_source: bool,
 }
@@ -55,8 +57,12 @@ pub(super) fn uses(rules: &List<Rule>) -> Vec<Use> {
 
 /// Whether any of the rules asks who the client is.
 pub(super) fn asks_source(rules: &List<Rule>) -> bool {
-    let mut matches = rules.iter().flat_map(|rule| &rule.matches);
-    matches.any(|condition| condition.source.is_some())
+    let of_limits = |rule: &'_ Rule| {
+        let limits = rule.extra().rate_limits.iter();
+        limits.flat_map(|limit| &limit.matches).any(|condition| condition.source.is_some())
+    };
+    let of_rule = |rule: &Rule| rule.matches.iter().any(|condition| condition.source.is_some());
+    rules.iter().any(|rule| of_rule(rule) || of_limits(rule))
 }
 
 /// Whether a rule's place, conditions and targets are those of another: only weights may differ.

@@ -115,10 +115,10 @@ pub(super) fn admit<H: HeaderView>(
         now,
         &mut NoObserver,
     );
-    if verdict.refused.is_some() {
+    if let Some(reject) = verdict.reject() {
         return Err(Refused {
             plan: Some(plan),
-            reject: Reject::RateLimited,
+            reject,
             verdict,
         });
     }

@@ -52,6 +52,8 @@ pub(super) struct Shared {
     pub(super) origins: Arc<dyn OriginLookup>,
     /// Dials from the agent's own namespace.
     pub(super) node_sockets: Arc<dyn SocketSource>,
+    /// Stores of rate limits that are shared with other nodes.
+    pub(super) stores: super::stores::Stores,
     /// Metrics and access log.
     pub(super) telemetry: Arc<Telemetry>,
     /// Each worker's last turn, CLOCK_MONOTONIC in nanoseconds.

@@ -27,6 +27,7 @@ mod record;
 mod retry;
 mod splice;
 mod socket;
+mod stores;
 mod tcp;
 mod timer;
 mod tls;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::{Reject, RuleIx, SourceIx, VersionIx, action::Done},
+    policy::{Reject, RuleIx, SourceIx, VersionIx, action::Done, rate_limit::Held},
     telemetry::{ConnectionRecord, Direction, RequestRecord, Spoken},
 };
 
@@ -29,6 +29,8 @@ pub(super) struct ConnectionLog {
     pub(super) reject: Option<Reject>,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
+    /// What its rate limits have to do at its end.
+    pub(super) held: Option<Box<Held>>,
 }
 
 impl ConnectionLog {
@@ -51,6 +53,7 @@ impl ConnectionLog {
             reject: None,
             bytes_in: 0,
             bytes_out: 0,
+            held: None,
         }
     }
 }
@@ -85,6 +88,7 @@ impl ConnectionLog {
             reject: self.reject,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
+            dry_run: self.held.as_deref().and_then(Held::dry_run),
             duration: clock::now().since(conn.opened),
         })
     }
@@ -101,6 +105,10 @@ impl ConnectionLog {
 
 impl Drop for ConnectionLog {
     fn drop(&mut self) {
+        let bytes = self.bytes_in + self.bytes_out;
+        if let Some(held) = &mut self.held {
+            held.end(bytes, clock::now());
+        }
         self.with(|record| self.conn.core.shared.telemetry.connection(record));
     }
 }
@@ -142,6 +150,8 @@ pub(super) struct RequestLog {
     /// When it ended, if that is known already.
     pub(super) ended: Option<MonoNanos>,
     pub(super) upstream: Option<Duration>,
+    /// What its rate limits have to do at its end.
+    pub(super) held: Option<Box<Held>>,
 }
 
 impl RequestLog {
@@ -175,6 +185,7 @@ impl RequestLog {
             started,
             ended: None,
             upstream: None,
+            held: None,
         }
     }
 
@@ -206,6 +217,9 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let ended = self.ended.unwrap_or_else(clock::now);
+        if let Some(held) = &mut self.held {
+            held.end(self.bytes_in + self.bytes_out, ended);
+        }
         self.conn.told.request(self, ended);
         let (target, authority) = match &self.asked {
             Some(asked) => (&*asked.0, &*asked.1),
@@ -236,6 +250,7 @@ impl Drop for RequestLog {
             bytes_out: self.bytes_out,
             duration: ended.since(self.started),
             upstream: self.upstream,
+            dry_run: self.held.as_deref().and_then(Held::dry_run),
         });
     }
 }

@@ -24,6 +24,7 @@ use super::{
     record::ConnectionLog,
     retry::Charged,
     socket::Socket,
+    stores,
     timer::Timer,
     upstream::{Target, connect_now},
 };
@@ -126,7 +127,7 @@ async fn forward(
     log.rule = plan.rule;
     log.version = Some(plan.version);
     let none: Option<&request::RequestView<'_, request::HeaderList>> = None;
-    let verdict = rate_limit::admit(
+    let mut verdict = rate_limit::admit(
         &snapshot,
         &plan,
         client(conn, place),
@@ -134,9 +135,17 @@ async fn forward(
         now,
         &mut NoObserver,
     );
-    if verdict.refused.is_some() {
-        return Err(Reject::RateLimited);
+    if let Some(reject) = verdict.reject() {
+        return Err(reject);
     }
+    if let Some(held) = &mut verdict.held {
+        if held.waits() {
+            Box::pin(stores::ask(core, &mut verdict)).await?;
+        } else {
+            stores::tell(core, held);
+        }
+    }
+    log.held = verdict.held;
     let version = &snapshot.versions[plan.version.0 as usize];
     let record = |endpoint: &_, outcome, took| {
         let (version, now) = (plan.version, clock::now());

@@ -129,6 +129,7 @@ impl Workers {
             limits: ArcSwap::from_pointee(options.limits),
             origins: options.origins,
             node_sockets: options.node_sockets,
+            stores: super::stores::Stores::default(),
             telemetry: options.telemetry,
             ticks: (0..count).map(|_| AtomicU64::new(clock::now().0)).collect(),
         });

@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 
 use super::{
-    ShieldSample, Spoken, Telemetry,
+    LimitSample, ShieldSample, Spoken, Telemetry,
     kernel::{EVENTS, KernelCounts, Labels},
     local::{plain_numbers, plain_sums, request_numbers, tcp_numbers},
     metrics::{self, BYTE_BOUNDS, DURATION_BOUNDS_US, Kind, Metric},
@@ -40,6 +40,8 @@ pub struct Scrape {
     pub breakers: Vec<Breaker>,
     /// Versions whose breakers are not in `breakers`.
     pub breakers_omitted: usize,
+    /// Rate limits.
+    pub limits: LimitSample,
     /// The kernel's counters, by reason.
     pub kernel: Vec<(String, u64)>,
     /// Maps: name, entries where they can be counted, capacity.
@@ -58,9 +60,10 @@ pub struct Breaker {
 }
 
 impl Scrape {
-    /// Takes the breakers of a snapshot over, [`BREAKERS_MAX`] at most.
+    /// Takes the breakers and rate limits of a snapshot over, [`BREAKERS_MAX`] at most.
     pub fn breakers(&mut self, snapshot: &Snapshot) {
         self.generation = snapshot.generation;
+        self.limits = LimitSample::of(snapshot);
         // A workload without an inbound rule has no caps.
         let capped = snapshot.versions.iter().filter(|version| {
             let port = snapshot.ports.get(version.port.0 as usize);
@@ -292,6 +295,7 @@ impl Scrape {
             self.workloads.iter().map(|(state, n)| (&**state, *n)),
         )?;
         self.encode_breakers(to)?;
+        self.limits.encode(to)?;
         self.encode_kernel(to)?;
         self.shield
             .as_ref()

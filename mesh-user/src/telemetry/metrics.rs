@@ -146,6 +146,14 @@ metrics! {
     BREAKER_LIMIT = Gauge "mesh_breaker_limit" BREAKER_LABELS;
     /// Versions whose breakers are left out above, since there are too many.
     BREAKERS_OMITTED = Gauge "mesh_breakers_omitted" &[];
+    /// What became of requests at a rate limit: `admitted`, `refused`, `dry_run` (would have been refused), and where its store did not answer `failed_open` or `failed_closed`.
+    RATE_LIMITS = Counter "mesh_rate_limit_total" &["service", "limit", "result"];
+    /// Tokens of a shared rate limit that this node holds.
+    RATE_LIMIT_LEASES = Gauge "mesh_rate_limit_lease_tokens" &["service", "limit"];
+    /// Questions to the store of a shared rate limit: `answered` or `failed`.
+    RATE_LIMIT_CALLS = Counter "mesh_rate_limit_store_calls_total" &["service", "limit", "result"];
+    /// Rate limits that are left out above, since there are too many.
+    RATE_LIMITS_OMITTED = Gauge "mesh_rate_limits_omitted" &[];
 
     /// What the connect hooks did with a connection, by reason.
     BPF_REDIRECTS = Counter "mesh_bpf_redirects_total" &["reason"];

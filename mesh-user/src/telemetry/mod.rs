@@ -9,6 +9,7 @@ mod docs;
 mod expose;
 mod kernel;
 mod labels;
+mod limits;
 mod live;
 mod local;
 pub mod logging;
@@ -35,6 +36,7 @@ use std::{
 pub use docs::markdown;
 pub use expose::{BREAKERS_MAX, Breaker, Scrape};
 pub use kernel::KernelCounts;
+pub use limits::{LIMITS_MAX, LimitSample};
 pub use live::{LiveConnection, LiveDecision};
 pub use refusals::Refused;
 pub use series::{GONE_KEPT, SERIES_MAX};
@@ -162,6 +164,8 @@ pub struct RequestRecord<'a> {
     pub duration: Duration,
     /// From forwarding to the answer's head, when one came.
     pub upstream: Option<Duration>,
+    /// The rate limit that would have refused it, were it not a dry run.
+    pub dry_run: Option<&'a str>,
 }
 
 /// One finished TCP connection.
@@ -197,6 +201,8 @@ pub struct ConnectionRecord<'a> {
     pub bytes_in: u64,
     /// Bytes to the client.
     pub bytes_out: u64,
+    /// The rate limit that would have refused it, were it not a dry run.
+    pub dry_run: Option<&'a str>,
     /// From accept to close.
     pub duration: Duration,
 }

@@ -118,6 +118,7 @@ fn request<'a>(snapshot: &'a Snapshot, workload: &'a Arc<str>) -> RequestRecord<
         bytes_out: 42,
         duration: Duration::from_millis(3),
         upstream: Some(Duration::from_millis(2)),
+        dry_run: None,
     }
 }
 
@@ -138,6 +139,7 @@ fn connection<'a>(snapshot: &'a Snapshot, workload: &'a Arc<str>) -> ConnectionR
         reject: None,
         bytes_in: 100,
         bytes_out: 2_000,
+        dry_run: None,
         duration: Duration::from_secs(1),
     }
 }

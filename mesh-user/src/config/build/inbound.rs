@@ -1,6 +1,6 @@
 //! Inbound rules.
 
-use super::{Reader, policies::rate_limits, reader, rules::source};
+use super::{Reader, limits::rate_limits, reader, rules::source};
 use crate::{
     config::text,
     model::inbound::{InboundAction, InboundCaps, InboundRule, PeerMatch, WorkloadSelect},

@@ -13,6 +13,7 @@ mod agent;
 mod balance;
 mod health;
 mod inbound;
+mod limits;
 mod policies;
 mod reader;
 mod resilience;
@@ -34,6 +35,7 @@ pub(crate) fn config(root: &Node, out: &mut Collector) -> Config {
         workloads: root.items("workloads").map(services::workload).collect(),
         outbound: root.items("outbound").map(services::outbound).collect(),
         inbound: inbound::rules(root),
+        rate_limit_services: limits::services(root, out),
         services: List::new(),
         locality: root
             .object("agent")

@@ -5,13 +5,15 @@ use std::time::Duration;
 use super::{
     Reader,
     balance::{balance, locality},
-    health, reader, resilience,
+    health,
+    limits::rate_limits,
+    reader, resilience,
     rules::{Index, port_name},
 };
 use crate::{
-    config::{collect::Collector, path::FieldPath, units},
+    config::{collect::Collector, path::FieldPath},
     model::{
-        BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy, Service,
+        BreakerPolicy, EjectionPolicy, Policy, RetryOn, RetryPolicy, Service,
         TimeoutPolicy,
     },
 };
@@ -105,33 +107,6 @@ fn ejection(from: Reader<'_>) -> EjectionPolicy {
         ..default
     };
     resilience::ejection(from, ejection)
-}
-
-pub(super) fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
-    from.items("rate-limit")
-        .enumerate()
-        .map(|(i, from)| {
-            // The placeholder for what is not a rate is the smallest one.
-            let (requests, per) = from
-                .text("rate")
-                .and_then(units::rate)
-                .unwrap_or((1, Duration::from_secs(1)));
-            RateLimitPolicy {
-                name: from
-                    .text("name")
-                    .map_or_else(|| format!("limit-{}", i + 1), str::to_owned),
-                key: from
-                    .nodes("key")
-                    .iter()
-                    .filter_map(reader::text)
-                    .filter_map(|text| text.parse().ok())
-                    .collect(),
-                requests,
-                per,
-                burst: from.int("burst").unwrap_or(requests),
-            }
-        })
-        .collect()
 }
 
 fn timeouts(from: Reader<'_>) -> TimeoutPolicy {

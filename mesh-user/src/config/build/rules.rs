@@ -197,11 +197,12 @@ fn extra(from: Reader<'_>) -> RuleExtra {
         retries: from
             .has("retries")
             .then(|| policies::retries(from.object("retries"))),
+        rate_limits: super::limits::rate_limits(from),
         ..RuleExtra::default()
     }
 }
 
-fn condition(from: Reader<'_>) -> Match {
+pub(super) fn condition(from: Reader<'_>) -> Match {
     Match {
         path: path_match(from.object("path")),
         methods: from

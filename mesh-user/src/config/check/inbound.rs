@@ -24,7 +24,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             out.error(Code::Duplicate, path, message, "a unique name");
         }
         needs_capture(rule, &item, out);
-        limits(rule, &item, out);
+        limits(model, rule, &item, out);
         peers(&rule.allow, &item.key("allow"), out);
         peers(&rule.deny, &item.key("deny"), out);
         ports(rule, &item, out);
@@ -64,21 +64,16 @@ fn needs_capture(rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
     out.error(Code::NeedsCapture, path, message, "`action: capture`");
 }
 
-fn limits(rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
-    let mut names = HashSet::new();
+fn limits(model: &Model, rule: &InboundRule, item: &FieldPath, out: &mut Findings) {
+    super::limits::list(
+        model,
+        &rule.rate_limits,
+        item,
+        super::limits::Of::Inbound,
+        out,
+    );
     for (k, limit) in rule.rate_limits.iter().enumerate() {
         let path = item.key("rate-limit").at(k);
-        if !names.insert(&limit.name) {
-            let message = format!("`{}` is there twice", limit.name);
-            let expected = "a name that is unique inside its rule";
-            out.error(Code::Duplicate, path.key("name"), message, expected);
-        }
-        for (field, value) in [("rate", limit.requests), ("burst", limit.burst)] {
-            if value == 0 {
-                let message = format!("a `{field}` of 0 admits nothing");
-                out.error(Code::OutOfRange, path.key(field), message, "at least 1");
-            }
-        }
         for (n, key) in limit.key.iter().enumerate() {
             let about_source = matches!(
                 key,

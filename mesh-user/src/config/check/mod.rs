@@ -16,6 +16,7 @@ mod agent;
 mod balance;
 mod health;
 mod inbound;
+mod limits;
 mod policies;
 mod resilience;
 mod rules;
@@ -52,6 +53,7 @@ pub fn check(model: &Model) -> Vec<Finding> {
     inbound::check(model, &mut out);
     tls::check(model, &mut out);
     balance::localities(model, &mut out);
+    limits::check(model, &mut out);
     out.sorted()
 }
 

@@ -64,25 +64,6 @@ fn values(policy: &Policy, item: &FieldPath, out: &mut Findings) {
         let path = item.key("breaker").key("ejection").key("max");
         out.error(Code::LimitConflict, path, message, "at least `base`");
     }
-    let mut names = HashMap::new();
-    for (k, limit) in policy.rate_limits.iter().enumerate() {
-        let path = item.key("rate-limit").at(k);
-        if let Some(first) = names.insert(&limit.name, k) {
-            let message = format!("`{}` is the name of rate-limit[{first}] too", limit.name);
-            out.error(
-                Code::Duplicate,
-                path.key("name"),
-                message,
-                "a name that is unique inside its policy",
-            );
-        }
-        for (field, value) in [("rate", limit.requests), ("burst", limit.burst)] {
-            if value == 0 {
-                let message = format!("a `{field}` of 0 admits nothing");
-                out.error(Code::OutOfRange, path.key(field), message, "at least 1");
-            }
-        }
-    }
 }
 
 fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Findings) {

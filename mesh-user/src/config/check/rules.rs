@@ -123,6 +123,14 @@ impl<'m> Regexes<'m> {
     }
 }
 
+/// The conditions of a limit: as those of a rule.
+pub(super) fn condition(condition: &Match, path: &FieldPath, out: &mut Findings) {
+    let mut regexes = Regexes {
+        good: HashSet::new(),
+    };
+    matches(condition, path, &mut regexes, out);
+}
+
 fn matches<'m>(
     condition: &'m Match,
     path: &FieldPath,

@@ -85,6 +85,7 @@ fn check_values_that_no_file_can_hold_are_found() {
         requests: 0,
         per: Duration::from_secs(1),
         burst: 0,
+        ..RateLimitPolicy::default()
     };
     let found = codes(&model);
     for wanted in [

@@ -1,9 +1,8 @@
 //! Inbound rules.
 
 use super::{
-    Absent, Group, NAME, Object, PORT_NUMBER, Shape, TAGS, Text, field,
-    policy::{CAP, RATE_LIMIT_ITEM},
-    rule::SOURCE,
+    Absent, Group, NAME, Object, PORT_NUMBER, Shape, TAGS, Text, field, limits::RATE_LIMIT_ITEM,
+    policy::CAP, rule::SOURCE,
 };
 
 static PEER_ITEM: Shape = Shape::Object(&PEER);

@@ -16,6 +16,7 @@ mod agent;
 mod balance;
 mod health;
 mod inbound;
+mod limits;
 mod policy;
 mod resilience;
 mod rule;
@@ -83,6 +84,7 @@ static RULE_ITEM: Shape = Shape::Object(&RULE);
 static POLICY_ITEM: Shape = Shape::Object(&POLICY);
 static WORKLOAD_ITEM: Shape = Shape::Object(&WORKLOAD);
 static INBOUND_ITEM: Shape = Shape::Object(&INBOUND);
+static RATE_LIMIT_SERVICE_ITEM: Shape = Shape::Object(&limits::RATE_LIMIT_SERVICE);
 static OUTBOUND_ITEM: Shape = Shape::Object(&OUTBOUND);
 static ATTACH_ITEM: Shape = Shape::Text(Text::Cgroup);
 
@@ -133,6 +135,12 @@ pub(crate) static ROOT: Object = Object {
             Shape::list(&POLICY_ITEM, 100_000),
             Absent::Means("every default"),
             "Limits, ejection, balancing, time-outs and retries.",
+        ),
+        field(
+            "rate-limit-services",
+            Shape::list(&RATE_LIMIT_SERVICE_ITEM, 16),
+            Absent::Means("none"),
+            "Stores of rate limits that are shared with other nodes.",
         ),
         field(
             "workloads",

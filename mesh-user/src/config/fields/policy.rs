@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Absent, DAY, MILLI, NAME, Object, PORT_REF, Shape, Text, field, needed, resilience};
+use super::{
+    Absent, DAY, MILLI, NAME, Object, PORT_REF, Shape, Text, field, limits::RATE_LIMIT_ITEM, needed,
+    resilience,
+};
 
-pub(super) static RATE_LIMIT_ITEM: Shape = Shape::Object(&RATE_LIMIT);
-static RATE_KEY: Shape = Shape::Text(Text::RateKey);
 static STATUS: Shape = Shape::Int { min: 400, max: 599 };
 static RETRY_ON: Shape = Shape::Choice(&[
     ("connect-failure", "the connection could not be made"),
@@ -230,43 +231,6 @@ static EJECTION: Object = Object {
         resilience::EJECTION_SUCCESS_RATE,
         resilience::EJECTION_FAILURE_PERCENTAGE,
         resilience::EJECTION_LATENCY,
-    ],
-    groups: &[],
-};
-
-static RATE_LIMIT: Object = Object {
-    name: "RateLimit",
-    doc: "A token bucket of this node: starts full, refills evenly.",
-    fields: &[
-        field(
-            "name",
-            NAME,
-            Absent::Means("`limit-N`, N counting the limits of the policy from 1"),
-            "Its name in the `RateLimit-Policy` field, metrics and `mesh explain`, unique inside the \
-             policy.",
-        ),
-        field(
-            "key",
-            Shape::list(&RATE_KEY, 8),
-            Absent::Means("one bucket for all"),
-            "One bucket for each distinct combination of `source.workload`, `source.namespace`, \
-             `source.identity`, `source.tag.KEY`, `destination`, `version`, `header.NAME`, `path`, \
-             `method`.",
-        ),
-        needed(
-            "rate",
-            Shape::Text(Text::Rate),
-            "Requests in a time: `100/s`, `60/m`, `1000/h`.",
-        ),
-        field(
-            "burst",
-            Shape::Int {
-                min: 1,
-                max: 9_999_999_999,
-            },
-            Absent::Means("the number of `rate`"),
-            "Size of the bucket, in requests.",
-        ),
     ],
     groups: &[],
 };

@@ -1,9 +1,12 @@
 //! Rules.
 
-use super::{Absent, Group, NAME, Object, PORT_REF, Shape, TAGS, Text, actions, field, needed};
+use super::{
+    Absent, Group, NAME, Object, PORT_REF, Shape, TAGS, Text, actions, field,
+    limits::RATE_LIMIT_ITEM, needed,
+};
 
 static METHOD: Shape = Shape::Text(Text::Method);
-static MATCH_ITEM: Shape = Shape::Object(&MATCH);
+pub(super) static MATCH_ITEM: Shape = Shape::Object(&MATCH);
 static TARGET_ITEM: Shape = Shape::Object(&TARGET);
 static VALUE: Shape = Shape::Text(Text::Value);
 static VALUE_OBJECT: Shape = Shape::Object(&VALUE_MATCH);
@@ -78,6 +81,16 @@ pub(crate) static RULE: Object = Object {
             Shape::Object(&super::policy::RETRIES),
             Absent::Means("the version's policy"),
             "Retries of what the rule matches, instead of the version's.",
+        ),
+        field(
+            "rate-limit",
+            Shape::OneOrMore {
+                of: &RATE_LIMIT_ITEM,
+                max: 16,
+            },
+            Absent::Means("none but those of policies"),
+            "Rate limits of what the rule matches, besides those of policies: a request must pass \
+             both. A list, or the one without a list.",
         ),
     ],
     groups: &[Group::ExactlyOne(&["route", "redirect", "respond"])],

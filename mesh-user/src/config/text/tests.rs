@@ -60,6 +60,10 @@ fn text_examples_are_taken() {
         ),
         (Text::Address, &["10.0.0.1", "fd00::1"]),
         (Text::Cidr, &["10.0.0.0/8", "10.0.0.1", "fd00::/8"]),
+        (
+            Text::StoreAddress,
+            &["10.0.0.5:6379", "[fd00::5]:6379", "/run/redis.sock"],
+        ),
         (Text::Listen, &["off", "0.0.0.0:15020", "[::]:1"]),
         (Text::Cgroup, &["kubepods.slice", "a/b"]),
     ] {

@@ -9,6 +9,7 @@ use std::{
 use super::{
     Compiler, Draft, LimiterKey, Made,
     carry::{CarriedPort, Carry, state},
+    limiter,
     path::path,
     same_names,
 };
@@ -25,7 +26,7 @@ use crate::{
         budget::Budget,
         effective::Effective,
         ejection::Ejection,
-        rate_limit::Limiter,
+        rate_limit::{Limit, Limiter},
         retry::RetryPlan,
         route::RouteTable,
         snapshot::{EndpointState, PortPlan, VersionPlan},
@@ -86,6 +87,7 @@ impl Compiler<'_> {
                 None => unit::asks_source(&draft.rules),
             },
             limiters: making.limiters,
+            rule_limiters: carry.unit.map(|unit| Arc::clone(&unit.rule_limiters)).unwrap_or_default(),
             service: draft.service,
             rules: draft.rules,
             policies: draft.policies,
@@ -292,6 +294,7 @@ impl Compiler<'_> {
         let limits = self.limits(place, making, &effective);
         if let Some((ix, old)) = known
             && self.next.model.locality == self.old.model.locality
+            && (self.same_sources || limits.iter().all(Limit::is_for_all))
             && is_same(old, place.ix, &tags, &endpoints, &limits, &effective)
         {
             return ix;
@@ -361,36 +364,31 @@ impl Compiler<'_> {
         place: &Place<'_>,
         making: &mut Making<'_>,
         effective: &Effective,
-    ) -> Vec<Arc<Limiter>> {
+    ) -> Vec<Limit> {
         let Some(at) = effective.limits_of else {
             return Vec::new();
         };
-        if let Some(made) = making.made.get(&at) {
-            return made.clone();
-        }
         let policy = &making.policies[at];
-        let mut made = Vec::new();
-        for limit in &policy.rate_limits {
-            let key: LimiterKey = (
-                place.key.to_string(),
-                policy.version.clone(),
-                policy.port.clone(),
-                limit.name.clone(),
-            );
-            let carried = making.carry.limiters(&key);
-            let taken = making.limiters.entry(key).or_default();
-            // The same name twice: each previous limiter goes to one of them only.
-            let carried = carried.iter().find(|limiter| {
-                limiter.policy() == limit && !taken.iter().any(|other| Arc::ptr_eq(limiter, other))
-            });
-            let limiter = carried
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Limiter::new(limit, self.now)));
-            taken.push(Arc::clone(&limiter));
-            made.push(limiter);
+        if !making.made.contains_key(&at) {
+            let mut made = Vec::new();
+            for limit in &policy.rate_limits {
+                let key: LimiterKey = (
+                    place.key.to_string(),
+                    policy.version.clone(),
+                    policy.port.clone(),
+                    limit.name.clone(),
+                );
+                let known = making.carry.limiters(&key);
+                let taken = making.limiters.entry(key.clone()).or_default();
+                let limiter = limiter(&self.next.model, known, taken, &key, limit, self.now);
+                taken.push(Arc::clone(&limiter));
+                made.push(limiter);
+            }
+            making.made.insert(at, made);
         }
-        making.made.insert(at, made.clone());
-        made
+        let made = making.made[&at].iter().zip(&policy.rate_limits);
+        made.map(|(made, limit)| Limit::new(Arc::clone(made), &limit.matches, &self.next.sources))
+            .collect()
     }
 }
 
@@ -410,7 +408,7 @@ fn is_same(
     port: PortIx,
     tags: &Tags,
     endpoints: &[Arc<EndpointState>],
-    limits: &[Arc<Limiter>],
+    limits: &[Limit],
     effective: &Effective,
 ) -> bool {
     let same = |one: &[Arc<EndpointState>], two: &[Arc<EndpointState>]| {
@@ -424,7 +422,7 @@ fn is_same(
             .limits
             .iter()
             .zip(limits)
-            .all(|(a, b)| Arc::ptr_eq(a, b))
+            .all(|(a, b)| Arc::ptr_eq(&a.limiter, &b.limiter))
         && old.effective == *effective
 }
 

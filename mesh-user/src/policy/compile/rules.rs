@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{Compiler, actions::OfRule};
+use super::{Compiler, OfRules, actions::OfRule};
 use crate::{
     model::{Rule, Select, Target},
     policy::{
@@ -22,6 +22,9 @@ impl Compiler<'_> {
             return;
         };
         let same = same_rules && (self.same_sources || !unit.asks_source);
+        let known = was.and_then(|was| self.old.units.get(was));
+        let known = known.map(|old| Arc::clone(&old.rule_limiters)).unwrap_or_default();
+        let mut made = OfRules::new();
         for (ix, port) in unit.ports.iter().zip(&unit.service.ports) {
             let old = was.and_then(|was| self.old.units.get(was));
             let old = old.filter(|old| old.ports.contains(ix));
@@ -31,7 +34,7 @@ impl Compiler<'_> {
                 .iter()
                 .filter(|rule| rule.covers(&port.name))
                 .collect();
-            let plans = self.port_rules(*ix, &rules, old.as_deref());
+            let plans = self.port_rules(*ix, &rules, old.as_deref(), &known, &mut made);
             let same = old.filter(|old| same && *old.name == *port.name);
             let routes = match same.filter(|old| *old.routes.rules() == *plans) {
                 Some(old) => Arc::clone(&old.routes),
@@ -51,10 +54,24 @@ impl Compiler<'_> {
                 self.next.ports.set(ix.0, Arc::new(plan));
             }
         }
+        if !(made.is_empty() && unit.rule_limiters.is_empty()) {
+            let mut unit = super::Unit::clone(&unit);
+            unit.rule_limiters = Arc::new(made);
+            if let Some(place) = self.next.units.get_mut(at) {
+                *place = Arc::new(unit);
+            }
+        }
     }
 
     /// The plans of a port's rules, by rank. A rule keeps its index as long as it keeps its name.
-    fn port_rules(&mut self, port: PortIx, rules: &[&Rule], old: Option<&PortPlan>) -> Vec<RuleIx> {
+    fn port_rules(
+        &mut self,
+        port: PortIx,
+        rules: &[&Rule],
+        old: Option<&PortPlan>,
+        limiters: &OfRules,
+        made: &mut OfRules,
+    ) -> Vec<RuleIx> {
         let had = old.map(|old| old.routes.rules()).unwrap_or_default();
         let mut by_name: HashMap<&str, RuleIx> = HashMap::new();
         if !rules.is_empty() {
@@ -64,7 +81,7 @@ impl Compiler<'_> {
         let mut plans = Vec::with_capacity(rules.len());
         for rule in rules {
             let known = by_name.remove(rule.name.as_str());
-            let plan = self.rule(port, rule, known);
+            let plan = self.rule(port, rule, known, limiters, made);
             let ix = known.unwrap_or_else(|| RuleIx(self.next.rules.reserve()));
             self.next.rules.set(ix.0, plan);
             plans.push(ix);
@@ -82,7 +99,14 @@ impl Compiler<'_> {
     }
 
     /// One rule, compiled.
-    fn rule(&self, port: PortIx, rule: &Rule, known: Option<RuleIx>) -> RulePlan {
+    fn rule(
+        &self,
+        port: PortIx,
+        rule: &Rule,
+        known: Option<RuleIx>,
+        limiters: &OfRules,
+        made: &mut OfRules,
+    ) -> RulePlan {
         let resolve = |target: &Target| {
             let plan = self.target(port, target);
             (!plan.invalid).then_some(plan.version)
@@ -111,6 +135,7 @@ impl Compiler<'_> {
                 None => rule.name.as_str().into(),
             },
             precedence: rule.precedence,
+            limits: self.rule_limits(port, rule, limiters, made),
             split: Split::new(id, &targets),
             choice: super::actions::choice(rule, &self.next, port, &targets),
             targets,
@@ -173,7 +198,8 @@ impl Compiler<'_> {
             let Some(rule) = routes.rules().get(rank).copied() else {
                 continue;
             };
-            let plan = self.rule(*ix, new, Some(rule));
+            let limiters = Arc::clone(&unit.rule_limiters);
+            let plan = self.rule(*ix, new, Some(rule), &limiters, &mut OfRules::new());
             self.next.rules.set(rule.0, plan);
             self.dirty.insert(*ix);
         }

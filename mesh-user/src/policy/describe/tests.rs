@@ -44,6 +44,7 @@ fn example() -> Snapshot {
                 requests: 100,
                 per: secs(1),
                 burst: 200,
+                ..RateLimitPolicy::default()
             }],
             ..policy()
         },

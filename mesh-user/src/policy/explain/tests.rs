@@ -99,6 +99,7 @@ fn explanation_moves_no_cursor_and_spends_no_token() {
         requests: 1,
         per: secs(1_000),
         burst: 1,
+        ..RateLimitPolicy::default()
     };
     let snapshot = example(vec![Policy {
         rate_limits: vec![limit],
@@ -113,6 +114,7 @@ fn explanation_moves_no_cursor_and_spends_no_token() {
         key: "source.workload=default/client".into(),
         left: 1,
         admitted: true,
+        note: String::new(),
     };
     assert_eq!(first.limits, [expected]);
 

@@ -257,13 +257,19 @@ fn caps_and_limits_are_a_workloads_own_and_live_over_a_reload() {
         requests: 1,
         per: std::time::Duration::from_secs(1),
         burst: 1,
+        ..RateLimitPolicy::default()
     }];
     limited.caps.max_requests = 1;
     let first = compile(model(vec![limited.clone()]));
     let plan = |snapshot: &Snapshot, workload: &str, port| {
         let ix = snapshot.inbound_at(workload, port).unwrap();
         let version = snapshot.version(snapshot.port(ix).all);
-        (Arc::clone(&version.breaker), version.limits.clone())
+        let limits = version
+            .limits
+            .iter()
+            .map(|limit| Arc::clone(&limit.limiter));
+        let limits: Vec<_> = limits.collect();
+        (Arc::clone(&version.breaker), limits)
     };
     let (web, limits) = plan(&first, "shop/web", 80);
     assert!(Arc::ptr_eq(&web, &plan(&first, "shop/web", 81).0));

@@ -29,7 +29,12 @@ pub(super) struct Shape {
     /// Time that the whole bucket takes.
     full: u64,
     pub(super) burst: u64,
+    /// Period and units in it, where a unit's time is too short to be rounded by itself: bytes.
+    exact: Option<(u128, u64)>,
 }
+
+/// The furthest that a debt goes ahead of the clock: 4 years. What is spent beyond is forgiven.
+const DEBT_MAX: u64 = u64::MAX / 8;
 
 /// What a bucket said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,18 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// Of a limit on what is under way at once.
+    pub(super) const fn of_places(max: u64, taken: u64) -> Self {
+        let admitted = taken < max;
+        Self {
+            admitted,
+            left: max.saturating_sub(taken + admitted as u64),
+            more_in_s: 0,
+            before: 0,
+            after: 0,
+        }
+    }
+
     /// The word after the token was taken.
     pub(super) const fn after(&self) -> u64 {
         self.after
@@ -66,7 +83,37 @@ impl Shape {
             token,
             full: clamp(u128::from(token) * u128::from(burst)),
             burst,
+            exact: None,
         }
+    }
+
+    /// The same for bytes: many are spent at once, so the time of all of them is rounded.
+    pub(super) fn bytes(bytes: u64, per: Duration, burst: u64, epoch: MonoNanos) -> Self {
+        let mut shape = Self::new(bytes, per, burst, epoch);
+        let per = (per.as_nanos() << FRACTION_BITS).max(1);
+        shape.exact = Some((per, bytes.max(1)));
+        shape.full = shape.time_of(shape.burst).max(shape.token);
+        shape
+    }
+
+    /// The time that so many units take to grow, rounded up.
+    fn time_of(&self, units: u64) -> u64 {
+        let time = match self.exact {
+            Some((per, requests)) => per
+                .saturating_mul(u128::from(units))
+                .div_ceil(u128::from(requests)),
+            None => u128::from(self.token) * u128::from(units),
+        };
+        u64::try_from(time).unwrap_or(u64::MAX).min(u64::MAX / 4)
+    }
+
+    /// Units that grow in this time, rounded down.
+    fn units_in(&self, time: u64) -> u64 {
+        let Some((per, requests)) = self.exact else {
+            return time / self.token;
+        };
+        let units = u128::from(time) * u128::from(requests) / per;
+        u64::try_from(units).unwrap_or(u64::MAX)
     }
 
     pub(super) fn time(&self, now: MonoNanos) -> u64 {
@@ -91,8 +138,13 @@ impl Shape {
         let admitted = after - time <= self.full;
         let spent = if admitted { after } else { before } - time;
         let free = self.full.saturating_sub(spent);
-        let left = free / self.token;
-        let more_in = self.token - free % self.token;
+        let left = self.units_in(free);
+        let more_in = if admitted {
+            self.token - free % self.token
+        } else {
+            // Also out of a debt.
+            after - time - self.full
+        };
         let more_in_s = if left >= self.burst {
             0
         } else {
@@ -105,6 +157,24 @@ impl Shape {
             before: word,
             after,
         }
+    }
+
+    /// Whether there is a unit; takes nothing.
+    pub(super) fn look(&self, word: u64, time: u64) -> Answer {
+        let answer = self.peek(word, time);
+        let free = self.full.saturating_sub(word.max(time) - time);
+        Answer {
+            left: self.units_in(free),
+            ..answer
+        }
+    }
+
+    /// Spends units, also more than there are.
+    pub(super) fn charge(&self, word: &AtomicU64, units: u64, time: u64) {
+        let span = self.time_of(units);
+        let later = |seen: u64| Some(seen.max(time).saturating_add(span).min(time + DEBT_MAX));
+        // Never fails: the closure always gives a value.
+        let _ = word.fetch_update(Relaxed, Relaxed, later);
     }
 
     /// Takes a token, if there is one.

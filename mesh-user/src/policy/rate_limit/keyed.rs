@@ -53,17 +53,10 @@ pub(super) struct Buckets {
     shards: Box<[OnceLock<Shard>]>,
 }
 
-/// A token that was taken, and from where.
+/// A token that was taken.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Taken<'a> {
-    word: &'a AtomicU64,
+pub(super) struct Taken {
     pub(super) answer: Answer,
-}
-
-impl Taken<'_> {
-    pub(super) fn refund(self) {
-        Shape::refund(self.word, self.answer);
-    }
 }
 
 impl Buckets {
@@ -84,6 +77,15 @@ impl Buckets {
 
     /// What the key's bucket would say.
     pub(super) fn peek(&self, shape: &Shape, key: u64, time: u64) -> Answer {
+        shape.peek(self.level(key), time)
+    }
+
+    /// Whether the key's bucket holds a unit; takes nothing.
+    pub(super) fn look(&self, shape: &Shape, key: u64, time: u64) -> Answer {
+        shape.look(self.level(key), time)
+    }
+
+    fn level(&self, key: u64) -> u64 {
         let key = key.max(1);
         let shard = self.shard(key);
         let own = shard
@@ -91,14 +93,11 @@ impl Buckets {
             .map(|place| place.word.load(Ordering::Acquire));
         // Without a place it would get what the spare bucket has left, as one of its own or not.
         let word = own.filter(|word| *word != MOVING);
-        shape.peek(
-            word.unwrap_or_else(|| shard.spare(key).load(Ordering::Acquire)),
-            time,
-        )
+        word.unwrap_or_else(|| shard.spare(key).load(Ordering::Acquire))
     }
 
     /// Takes a token from the key's bucket, if there is one.
-    pub(super) fn take(&self, shape: &Shape, key: u64, time: u64) -> Taken<'_> {
+    pub(super) fn take(&self, shape: &Shape, key: u64, time: u64) -> Taken {
         let key = key.max(1);
         let shard = self.shard(key);
         if let Some(taken) = shard.take_own(shape, key, time) {
@@ -114,9 +113,28 @@ impl Buckets {
             None => shard.spare(key),
         };
         Taken {
-            word,
             answer: shape.take(word, time),
         }
+    }
+
+    /// Gives a token back, if nobody has used the key's bucket since.
+    pub(super) fn refund(&self, key: u64, answer: Answer) {
+        let key = key.max(1);
+        let shard = self.shard(key);
+        // Nothing moves under the lock, so the place is the key's until the exchange is done.
+        let _held = shard.hold();
+        let word = shard.find(key).map(|place| &place.word);
+        Shape::refund(word.unwrap_or_else(|| shard.spare(key)), answer);
+    }
+
+    /// Spends units of the key's bucket, also more than there are.
+    pub(super) fn charge(&self, shape: &Shape, key: u64, units: u64, time: u64) {
+        let key = key.max(1);
+        let shard = self.shard(key);
+        let _held = shard.hold();
+        let place = shard.find(key).or_else(|| shard.settle(key, time));
+        let word = place.map_or_else(|| shard.spare(key), |place| &place.word);
+        shape.charge(word, units, time);
     }
 
     /// Whether the key has a place of its own.
@@ -163,7 +181,7 @@ impl Shard {
     /// A place can't change hands between the look at its key and the exchange of its word: who
     /// gives it away first moves the word to [`MOVING`] and then to a later time than it ever had,
     /// so the exchange would fail.
-    fn take_own(&self, shape: &Shape, key: u64, time: u64) -> Option<Taken<'_>> {
+    fn take_own(&self, shape: &Shape, key: u64, time: u64) -> Option<Taken> {
         let place = self.find(key)?;
         let seen = place.word.load(Ordering::Acquire);
         // The key again, after the word: had the place changed hands in between, the key would
@@ -172,10 +190,7 @@ impl Shard {
             return None;
         }
         let answer = take_from(shape, place, key, time, seen)?;
-        Some(Taken {
-            word: &place.word,
-            answer,
-        })
+        Some(Taken { answer })
     }
 
     /// Gives a place to a key: an unused one, or one whose bucket is full. The lock is held.

@@ -13,9 +13,13 @@ use super::{
         request::HeaderList,
         rng::Rng,
     },
+    bucket::Shape,
+    keyed::Buckets,
     *,
 };
-use crate::model::{Attribute, Model, Policy};
+use crate::model::{Attribute, Model, Policy, RateLimitPolicy};
+
+mod units;
 
 fn limit(
     name: &str,
@@ -30,6 +34,7 @@ fn limit(
         requests,
         per,
         burst,
+        ..RateLimitPolicy::default()
     }
 }
 
@@ -242,13 +247,17 @@ fn fields_are_structured_fields_with_quota_window_rest_and_reset() {
     let snapshot = compile(limited(limits));
     let verdict = ask(&snapshot, None, &get("/a"), at_ms(1));
     assert_eq!(verdict.refused, None);
+    // Which bucket of a key it is: 8 bytes that say nothing of the key.
+    let (policy, limit) = (verdict.policy_field(), verdict.limit_field());
+    let pk = policy.split_once(";pk=").expect("a key has a partition").1;
+    assert_eq!((pk.len(), &pk[12..]), (14, "=:"), "{pk}");
     assert_eq!(
-        verdict.policy_field(),
-        r#""perhr";q=1000;w=3600, "odd \"n\\me";q=3;w=6"#
+        policy,
+        format!(r#""perhr";q=1000;w=3600, "odd \"n\\me";q=3;w=6;pk={pk}"#)
     );
     assert_eq!(
-        verdict.limit_field(),
-        r#""perhr";r=999;t=4, "odd \"n\\me";r=2;t=2"#
+        limit,
+        format!(r#""perhr";r=999;t=4, "odd \"n\\me";r=2;t=2;pk={pk}"#)
     );
     assert_eq!(verdict.retry_after_s(), None);
     assert_eq!(Verdict::default().policy_field(), "");

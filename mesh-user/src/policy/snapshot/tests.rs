@@ -270,6 +270,7 @@ fn limit(name: &str, requests: u64) -> RateLimitPolicy {
         requests,
         per: secs(1),
         burst: requests,
+        ..RateLimitPolicy::default()
     }
 }
 

@@ -9,6 +9,13 @@ use crate::{
     proxy::http1::copy::push_field,
 };
 
+/// Envoy's older fields, in the order of [`Verdict::draft_03`].
+pub(in crate::proxy) const DRAFT_03: [&str; 3] = [
+    "x-ratelimit-limit",
+    "x-ratelimit-remaining",
+    "x-ratelimit-reset",
+];
+
 /// The `RateLimit` lines of an answer, admitted or not; empty when no limit applies. An origin's
 /// own fields stay beside them: repeated list fields are one list.
 pub(super) fn limit_lines(verdict: &Verdict) -> Vec<u8> {
@@ -20,6 +27,14 @@ pub(super) fn limit_lines(verdict: &Verdict) -> Vec<u8> {
             verdict.policy_field().as_bytes(),
         );
         push_field(&mut lines, "ratelimit", verdict.limit_field().as_bytes());
+        if let Some(values) = verdict.draft_03() {
+            for (name, value) in DRAFT_03.into_iter().zip(values) {
+                push_field(&mut lines, name, value.as_bytes());
+            }
+        }
+    }
+    for (name, value) in &verdict.fields {
+        push_field(&mut lines, name, value.as_bytes());
     }
     lines
 }
@@ -66,7 +81,7 @@ pub(super) fn refusal(
     is_head: bool,
     overload: Option<&str>,
 ) {
-    start(out, reject.status());
+    start(out, verdict.status(reject));
     let body = format!("{}\n", reject.explain());
     push_field(out, "content-type", b"text/plain");
     push_field(out, "content-length", body.len().to_string().as_bytes());
@@ -87,6 +102,9 @@ pub(super) fn refusal(
     }
     if let Some(seconds) = verdict.retry_after_s() {
         push_field(out, "retry-after", seconds.to_string().as_bytes());
+    }
+    if verdict.is_envoy_ratelimited() {
+        push_field(out, "x-envoy-ratelimited", b"true");
     }
     out.extend_from_slice(&limit_lines(verdict));
     finish(out, after, &body, is_head);

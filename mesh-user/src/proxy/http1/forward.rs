@@ -204,9 +204,10 @@ impl Session {
             complete,
             plan,
             key,
-            verdict,
+            mut verdict,
             action,
         } = going;
+        log.held = verdict.held.take();
         log.version = Some(plan.version);
         let snapshot = Rc::clone(&log.snapshot);
         let core = Rc::clone(&self.conn.core);

@@ -23,5 +23,6 @@ mod scan;
 mod sending;
 mod serve;
 
+pub(super) use answer::DRAFT_03;
 pub(super) use fields::is_authority;
 pub(super) use serve::serve;

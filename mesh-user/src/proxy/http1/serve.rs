@@ -20,6 +20,7 @@ use crate::{
         io::{poll_fill, poll_write_two, reset_on_close},
         record::{ConnectionLog, RequestLog},
         socket::Socket,
+        stores,
         timer::Timer,
     },
     telemetry::Spoken,
@@ -103,6 +104,23 @@ enum Decision {
     Refuse(Option<Request>, Refused),
     /// The last hop of `Max-Forwards`.
     LastHop(Request),
+}
+
+impl Decision {
+    /// A request that was to be forwarded, had its stores not been against it.
+    fn refused(self, reject: Reject) -> Self {
+        match self {
+            Self::Forward(going) => Self::Refuse(
+                Some(going.request),
+                Refused {
+                    plan: Some(going.plan),
+                    reject,
+                    verdict: going.verdict,
+                },
+            ),
+            other => other,
+        }
+    }
 }
 
 impl Session {
@@ -210,7 +228,7 @@ impl Session {
         let limits = self.conn.core.limits();
         let overload = limits.overload_header.as_deref();
         answer::refusal(&mut out, reject, verdict, after, is_head, overload);
-        log.status = reject.status();
+        log.status = verdict.status(reject);
         self.send(log, &out, open).await
     }
 
@@ -303,7 +321,21 @@ impl Session {
 
     async fn request(&mut self, head: Head) -> Next {
         let mut log = self.request_log(head.began);
-        match self.decide(head, &mut log) {
+        let mut decision = self.decide(head, &mut log);
+        if let Decision::Forward(going) = &mut decision
+            && let Some(held) = &mut going.verdict.held
+        {
+            if held.waits() {
+                // Boxed: rare, and large beside the state of an idle connection.
+                let asked = Box::pin(stores::ask(&self.conn.core, &mut going.verdict)).await;
+                if let Err(reject) = asked {
+                    decision = decision.refused(reject);
+                }
+            } else {
+                stores::tell(&self.conn.core, held);
+            }
+        }
+        match decision {
             Decision::Forward(going) => self.forward(going, log).await,
             Decision::LastHop(request) => {
                 let open = request.keep_alive && self.takes_rest(&request);

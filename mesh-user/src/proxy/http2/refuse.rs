@@ -4,7 +4,10 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::policy::{Reject, rate_limit::Verdict};
+use crate::{
+    policy::{Reject, rate_limit::Verdict},
+    proxy::http1::DRAFT_03,
+};
 
 fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
     // Our own texts: numbers, names and sentences in ASCII. A limit's name that is no field value
@@ -19,6 +22,19 @@ pub(super) fn put_limits(headers: &mut HeaderMap, verdict: &Verdict) {
     if !verdict.asked.is_empty() {
         put(headers, "ratelimit-policy", &verdict.policy_field());
         put(headers, "ratelimit", &verdict.limit_field());
+        if let Some(values) = verdict.draft_03() {
+            for (name, value) in DRAFT_03.into_iter().zip(values) {
+                put(headers, name, &value);
+            }
+        }
+    }
+    for (name, value) in &verdict.fields {
+        if let (Ok(name), Ok(value)) = (
+            HeaderName::from_bytes(name.as_bytes()),
+            HeaderValue::from_str(value),
+        ) {
+            headers.append(name, value);
+        }
     }
 }
 
@@ -42,10 +58,17 @@ pub(super) fn response(
     if let Some(seconds) = verdict.retry_after_s() {
         put(headers, "retry-after", &seconds.to_string());
     }
+    if verdict.is_envoy_ratelimited() {
+        put(headers, "x-envoy-ratelimited", "true");
+    }
     put_limits(headers, verdict);
     if grpc {
         put(headers, "content-type", "application/grpc");
-        put(headers, "grpc-status", &reject.grpc_status().to_string());
+        put(
+            headers,
+            "grpc-status",
+            &verdict.grpc_status(reject).to_string(),
+        );
         put(headers, "grpc-message", reject.explain());
         return (response, None);
     }
@@ -53,7 +76,7 @@ pub(super) fn response(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     *response.status_mut() =
-        StatusCode::from_u16(reject.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        StatusCode::from_u16(verdict.status(reject)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (response, Some(body))
 }
 

@@ -34,6 +34,7 @@ use crate::{
         inbound,
         record::RequestLog,
         retry::{Attempts, On, retry_after},
+        stores,
         timer::{NEVER, Timer, deadline},
         upstream::{NoConnection, Target},
     },
@@ -94,11 +95,14 @@ pub(super) async fn serve(
         deadline,
     };
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
-        Ok((head, admitted)) => {
-            let refused = stream
-                .forward(&head, admitted.plan, admitted.key, &admitted.verdict)
-                .await;
-            (refused, admitted.verdict)
+        Ok((head, Admitted { plan, key, mut verdict })) => {
+            let asked = stream.ask_stores(&mut verdict).await;
+            stream.log.held = verdict.held.take();
+            let refused = match asked {
+                Ok(()) => stream.forward(&head, plan, key, &verdict).await,
+                Err(reject) => Some(reject),
+            };
+            (refused, verdict)
         }
         Err((reject, verdict)) => (Some(reject), verdict),
     };
@@ -174,13 +178,26 @@ impl Stream {
         }
     }
 
+    /// Asks the stores of shared limits, where there are such.
+    async fn ask_stores(&self, verdict: &mut Verdict) -> Result<(), Reject> {
+        let Some(held) = &mut verdict.held else {
+            return Ok(());
+        };
+        if held.waits() {
+            return Box::pin(stores::ask(&self.conn.core, verdict)).await;
+        }
+        stores::tell(&self.conn.core, held);
+        Ok(())
+    }
+
     fn refuse(&mut self, reject: Reject, verdict: &Verdict) {
         self.log.reject = Some(reject);
         if reject.status() == 0 {
             return;
         }
-        self.log.status = if self.grpc { 200 } else { reject.status() };
-        self.log.grpc_status = self.grpc.then(|| reject.grpc_status());
+        let status = verdict.status(reject);
+        self.log.status = if self.grpc { 200 } else { status };
+        self.log.grpc_status = self.grpc.then(|| verdict.grpc_status(reject));
         let limits = self.conn.core.limits();
         let overload = limits.overload_header.as_deref();
         let (grpc, is_head) = (self.grpc, self.is_head);

@@ -117,8 +117,5 @@ fn admit(
     // Keys of inbound limits are about the source only.
     let none: Option<&RequestView<'_, HeaderList>> = None;
     let verdict = rate_limit::admit(snapshot, &plan, source, none, now, &mut NoObserver);
-    if verdict.refused.is_some() {
-        return Err(Reject::RateLimited);
-    }
-    Ok(())
+    verdict.reject().map_or(Ok(()), Err)
 }

@@ -221,6 +221,9 @@ fn request_fields(start: &Stamp<'_>, record: &RequestRecord<'_>, to: &mut impl F
         record.duration,
         to,
     );
+    if let Some(limit) = record.dry_run {
+        to.word("mesh.rate_limit_dry_run", limit);
+    }
     if let Some(upstream) = record.upstream {
         to.number("mesh.upstream_ms", format_args!("{:.3}", millis(upstream)));
     }
@@ -260,6 +263,9 @@ fn connection_fields(start: &Stamp<'_>, record: &ConnectionRecord<'_>, to: &mut 
         record.duration,
         to,
     );
+    if let Some(limit) = record.dry_run {
+        to.word("mesh.rate_limit_dry_run", limit);
+    }
     if record.spoken != Spoken::Tcp {
         to.number("mesh.requests", format_args!("{}", record.requests));
     }
