@@ -87,6 +87,10 @@ codes! {
     NeedsCapture "needs-capture" "Inbound conditions with an action that never reaches the proxy.";
     EmptySource "empty-source" "An inbound `source` that asks nothing.";
     BadKey "bad-key" "A rate-limit key that an inbound rule can't have.";
+    UnknownKind "unknown-kind" "A Kubernetes object of a kind or version that is not taken.";
+    RouteNotAccepted "route-not-accepted" "A route that its parent does not take (warning).";
+    RouteConflict "route-conflict" "Routes of different kinds on one port (warning).";
+    UnresolvedRef "unresolved-ref" "A reference of a route that leads nowhere (warning).";
     NeedsRestart "needs-restart" "A setting that is taken at the next start only (warning).";
 }
 
@@ -121,7 +125,8 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// How many more there were than [`PROBLEMS_MAX`].
     pub more: usize,
-    pub(super) source: Arc<Source>,
+    /// The file, then those that it names.
+    pub(super) sources: Vec<Arc<Source>>,
 }
 
 impl PartialEq for Report {

@@ -18,6 +18,7 @@ pub mod attribute;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
+pub mod route_status;
 pub mod shield;
 
 pub use action::{Actions, RuleExtra};
@@ -49,6 +50,8 @@ pub struct Model {
     pub outbound: Vec<OutboundRule>,
     /// What happens to connections that come in, in the order in which they are tried.
     pub inbound: Vec<inbound::InboundRule>,
+    /// What became of the routes of other APIs; their rules are among [`rules`](Self::rules).
+    pub routes: Vec<route_status::RouteStatus>,
 }
 
 /// What clients dial: hostnames and virtual addresses, ports, and the endpoints behind them.
@@ -305,7 +308,7 @@ pub struct Rule {
     pub service: usize,
     /// Only this port, by name; every port when absent.
     pub port: Option<String>,
-    /// Higher first; equal: the order in [`Model::rules`].
+    /// Higher first; equal: see [`Rule::order`].
     pub precedence: i32,
     /// Alternatives: the rule matches when any of them does, or when there is none.
     pub matches: Vec<Match>,
@@ -323,6 +326,12 @@ impl Rule {
         let each = own.clone().filter_map(|target| target.actions.as_deref());
         let mirrors = actions.chain(each).flat_map(|actions| &actions.mirrors);
         own.chain(mirrors.map(|mirror| &mirror.target))
+    }
+
+    /// What rules are sorted by, in a stable way: precedence, then those made from another API's
+    /// objects, then the others in the order of [`Model::rules`].
+    pub fn order(&self) -> impl Ord + use<> {
+        (std::cmp::Reverse(self.precedence), self.extra().origin.is_none())
     }
 
     /// Whether it is about this port, by name.

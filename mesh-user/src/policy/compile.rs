@@ -86,7 +86,7 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
     let mut pending = Vec::new();
     for (index, service) in model.services.iter().enumerate() {
         // Stable: equal precedence keeps the order of the model.
-        rules[index].sort_by_key(|rule| std::cmp::Reverse(rule.precedence));
+        rules[index].sort_by_key(|rule| rule.order());
         for port in &service.ports {
             let selects = wanted.get(&(index, port.number));
             let selects = selects.map(Vec::as_slice).unwrap_or_default();

@@ -30,6 +30,7 @@ pub(crate) fn config(root: &Node, out: &mut Collector) -> Config {
         outbound: root.items("outbound").map(services::outbound).collect(),
         inbound: inbound::rules(root),
         services: Vec::new(),
+        routes: Vec::new(),
     };
     model.services = services;
     let agent = agent::agent(root);

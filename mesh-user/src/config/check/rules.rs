@@ -14,7 +14,8 @@ use crate::{
 const WEIGHT_MAX: u32 = 1_000_000;
 
 pub(super) fn check(model: &Model, out: &mut Findings) {
-    let mut names: HashMap<(usize, &str), usize> = HashMap::new();
+    // A rule made from another API's object is made for each port.
+    let mut names: HashMap<(usize, &str, Option<&str>), usize> = HashMap::new();
     let mut regexes = Regexes {
         good: HashSet::new(),
     };
@@ -25,7 +26,14 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             .get(rule.service)
             .map(|service| (rule.service, service));
         if service.is_some()
-            && let Some(first) = names.insert((rule.service, &rule.name), i)
+            && let Some(first) = names.insert(
+                (
+                    rule.service,
+                    &rule.name,
+                    rule.port.as_deref().filter(|_| is_made(rule)),
+                ),
+                i,
+            )
         {
             let message = format!("`{}` is the name of rules[{first}] too", rule.name);
             out.error(
@@ -47,9 +55,14 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
     unreachable(model, out);
 }
 
+/// Whether a rule was made, not written: its name is none that can be written.
+fn is_made(rule: &Rule) -> bool {
+    rule.extra().origin.is_some() || rule.name == "-"
+}
+
 fn targets(rule: &Rule, service: Option<(usize, &Service)>, item: &FieldPath, out: &mut Findings) {
     let route = item.key("route");
-    if rule.route.is_empty() {
+    if rule.route.is_empty() && rule.extra().actions.terminal.is_none() {
         out.error(
             Code::BadCount,
             route.clone(),
@@ -248,7 +261,7 @@ fn unreachable(model: &Model, out: &mut Findings) {
             continue;
         };
         // A stable sort: equal precedence keeps the order of the file.
-        order.sort_by_key(|i| std::cmp::Reverse(model.rules.get(*i).map(|rule| rule.precedence)));
+        order.sort_by_key(|i| model.rules.get(*i).map(Rule::order));
         let mut taken: HashMap<&str, usize> = HashMap::new();
         for i in order {
             let Some(rule) = model.rules.get(i) else {
@@ -264,13 +277,15 @@ fn unreachable(model: &Model, out: &mut Findings) {
                 ports.iter().map(|name| taken.get(name).copied()).collect();
             if let Some(by) = by.filter(|by| !by.is_empty()) {
                 let first = by.iter().min().copied().unwrap_or(0);
-                let name = model
-                    .rules
-                    .get(first)
-                    .map(|rule| rule.name.as_str())
-                    .unwrap_or_default();
+                let before = model.rules.get(first);
+                let name = before.map(|rule| rule.name.as_str()).unwrap_or_default();
+                let place = if before.is_some_and(is_made) {
+                    String::new()
+                } else {
+                    format!(" (rules[{first}])")
+                };
                 let message = format!(
-                    "`{}` never decides: `{name}` (rules[{first}]) comes before it and takes everything",
+                    "`{}` never decides: `{name}`{place} comes before it and takes everything",
                     rule.name
                 );
                 let path = FieldPath::item("rules", i);
