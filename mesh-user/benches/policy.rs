@@ -284,7 +284,6 @@ fn example(count: usize) -> Model {
         rules,
         policies: vec![policy],
         workloads: vec![client],
-        outbound: Vec::new(),
-        inbound: Vec::new(),
+        ..Model::default()
     }
 }

@@ -160,7 +160,7 @@ fn read(
     // References into a file with errors would often be said to lead nowhere.
     let good = !out.has_errors() && !documents.has_errors();
     let made = good.then(|| gateway::apply(&objects, &mut config.model));
-    let made = made.unwrap_or_default();
+    let made = made.unwrap_or(gateway::Made::NOTHING);
     let mut findings = check(&config.model);
     findings.extend(check::agent(&config.agent));
     findings.sort_by_key(|finding| finding.severity);

@@ -77,6 +77,8 @@ pub(crate) struct Given {
     pub(crate) name: &'static str,
     /// Fewest and most characters.
     pub(crate) length: (usize, usize),
+    /// For the schema, where it has the field.
+    pub(crate) pattern: Option<&'static str>,
     /// Whether a text of that length is one.
     pub(crate) holds: fn(&str) -> bool,
 }
@@ -157,7 +159,8 @@ impl Text {
             Self::QueryName => r"^[^\x00-\x1f\x7f]+$".to_owned(),
             Self::Value => r"^[^\x00-\x08\x0a-\x1f\x7f]*$".to_owned(),
             Self::Path => r"^/[^?#\x00-\x20\x7f]*$".to_owned(),
-            Self::Regex | Self::Address | Self::Given(_) => return None,
+            Self::Regex | Self::Address => return None,
+            Self::Given(given) => given.pattern?.to_owned(),
             Self::Duration(..) => "^(?:[0-9]{1,9}h)?(?:[0-9]{1,9}m)?(?:[0-9]{1,9}s)?\
                                    (?:[0-9]{1,9}ms)?(?:[0-9]{1,9}us)?$"
                 .to_owned(),

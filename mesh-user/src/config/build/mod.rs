@@ -12,6 +12,7 @@ mod agent;
 mod inbound;
 mod policies;
 mod reader;
+mod rule_target;
 mod rules;
 mod services;
 mod shield;

@@ -11,7 +11,7 @@ use crate::{
         suggest,
         tree::{Node, Value},
     },
-    model::{Match, PathMatch, Rule, Select, Service, SourceMatch, Target, ValueMatch},
+    model::{Match, PathMatch, Rule, Service, SourceMatch, ValueMatch},
 };
 
 /// The index that a reference to an unknown service gets; the checks skip it.
@@ -145,7 +145,7 @@ pub(super) fn rules(
                 port: port_name(from, services.get(service)),
                 precedence: from.int("precedence").unwrap_or(0),
                 matches: from.items("match").map(condition).collect(),
-                route: from.items("route").map(target).collect(),
+                route: super::rule_target::targets(from, (i, service), index, services, out),
                 extra: None,
             }
         })
@@ -172,20 +172,6 @@ fn name_rules(rules: &mut [Rule]) {
             }
             rule.name = name;
         }
-    }
-}
-
-fn target(from: Reader<'_>) -> Target {
-    let select = match from.text("version") {
-        Some(version) => Select::Version(version.to_owned()),
-        None if from.has("tags") => Select::Tags(from.tags("tags")),
-        None => Select::All,
-    };
-    Target {
-        select,
-        weight: from.int("weight").unwrap_or(100),
-        backend: None,
-        actions: None,
     }
 }
 

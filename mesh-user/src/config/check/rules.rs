@@ -1,12 +1,15 @@
 //! Rules.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+};
 
 use super::{Findings, port, version};
 use crate::{
     config::{path::FieldPath, report::Code, text},
     model::{
-        Match, Model, PathMatch, Protocol, Rule, Select, Service, Target, ValueMatch, selects,
+        Endpoint, Match, Model, PathMatch, Protocol, Rule, Select, Service, Target, ValueMatch, selects,
     },
 };
 
@@ -44,7 +47,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             );
         }
         port(rule.port.as_deref(), service, &item, out);
-        targets(rule, service, &item, out);
+        targets(rule, model, service, &item, out);
         for (k, condition) in rule.matches.iter().enumerate() {
             matches(condition, &item.key("match").at(k), &mut regexes, out);
         }
@@ -60,7 +63,13 @@ fn is_made(rule: &Rule) -> bool {
     rule.extra().origin.is_some() || rule.name == "-"
 }
 
-fn targets(rule: &Rule, service: Option<(usize, &Service)>, item: &FieldPath, out: &mut Findings) {
+fn targets(
+    rule: &Rule,
+    model: &Model,
+    own: Option<(usize, &Service)>,
+    item: &FieldPath,
+    out: &mut Findings,
+) {
     let route = item.key("route");
     if rule.route.is_empty() && rule.extra().actions.terminal.is_none() {
         out.error(
@@ -72,6 +81,10 @@ fn targets(rule: &Rule, service: Option<(usize, &Service)>, item: &FieldPath, ou
     }
     for (k, target) in rule.route.iter().enumerate() {
         let path = route.at(k);
+        let service = match target.backend {
+            Some(to) => model.services.get(to.service).map(|of| (to.service, of)),
+            None => own,
+        };
         if target.weight > WEIGHT_MAX {
             let message = format!("`{}` is out of range", target.weight);
             out.error(
@@ -102,7 +115,26 @@ fn targets(rule: &Rule, service: Option<(usize, &Service)>, item: &FieldPath, ou
                     );
                 }
             }
-            Select::All | Select::Endpoints(_) | Select::Invalid(_) => {}
+            Select::Endpoints(addresses) => {
+                // Any port of the service: which one is dialled is known with a connection only.
+                let known = |at: &SocketAddr| {
+                    service.is_none_or(|(_, service)| {
+                        service.ports.iter().any(|port| {
+                            let number =
+                                |to: &Endpoint| to.ports.get(&port.name).copied().unwrap_or(port.target);
+                            let mut endpoints = service.endpoints.iter();
+                            endpoints.any(|to| to.address == at.ip() && number(to) == at.port())
+                        })
+                    })
+                };
+                for (n, at) in addresses.iter().enumerate().filter(|(_, at)| !known(at)) {
+                    let message = format!("`{at}` is no endpoint of the service: it is left out");
+                    let expected = "the address and port of an endpoint";
+                    let path = path.key("endpoints").at(n);
+                    out.warning(Code::EmptyVersion, path, message, expected);
+                }
+            }
+            Select::All | Select::Invalid(_) => {}
         }
     }
     if !rule.route.is_empty() && rule.route.iter().all(|Target { weight, .. }| *weight == 0) {

@@ -1,5 +1,8 @@
 //! Rules.
 
+use std::net::SocketAddr;
+
+use super::super::text::Given;
 use super::{Absent, Group, NAME, Object, PORT_REF, Shape, TAGS, Text, field, needed};
 
 static METHOD: Shape = Shape::Text(Text::Method);
@@ -8,6 +11,13 @@ static TARGET_ITEM: Shape = Shape::Object(&TARGET);
 static VALUE: Shape = Shape::Text(Text::Value);
 static VALUE_OBJECT: Shape = Shape::Object(&VALUE_MATCH);
 static VALUE_MATCHER: Shape = Shape::Either(&VALUE, &VALUE_OBJECT);
+static ENDPOINT: Shape = Shape::Text(Text::Given(&ENDPOINT_TEXT));
+static ENDPOINT_TEXT: Given = Given {
+    name: "an address with port, such as 10.244.1.5:8080 or [fd00::5]:8080",
+    length: (1, 64),
+    pattern: Some(r"^(?:[0-9.]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5})$"),
+    holds: |text| text.parse::<SocketAddr>().is_ok_and(|at| at.port() > 0),
+};
 static AUTHORITY: Shape = Shape::Text(Text::Authority);
 static AUTHORITY_OBJECT: Shape = Shape::Object(&AUTHORITY_MATCH);
 
@@ -231,8 +241,20 @@ pub(super) static SOURCE: Object = Object {
 
 static TARGET: Object = Object {
     name: "Target",
-    doc: "One destination. Neither `version` nor `tags`: every endpoint.",
+    doc: "One destination. Neither `version` nor `tags` nor `endpoints`: every endpoint.",
     fields: &[
+        field(
+            "service",
+            Shape::Text(Text::ServiceRef),
+            Absent::Means("the rule's own service"),
+            "Another service: `name`, or `namespace/name`. Its versions, policies and caps apply.",
+        ),
+        field(
+            "port",
+            PORT_REF,
+            Absent::Means("the port that was dialled; of another service its only one"),
+            "A port of the service, by name or number.",
+        ),
         field(
             "version",
             NAME,
@@ -246,6 +268,17 @@ static TARGET: Object = Object {
             "The endpoints that carry these tags.",
         ),
         field(
+            "endpoints",
+            Shape::List {
+                of: &ENDPOINT,
+                min: 1,
+                max: 256,
+                many_need: None,
+            },
+            Absent::Means("not used"),
+            "Those endpoints of the service that are dialled at these addresses.",
+        ),
+        field(
             "weight",
             Shape::Int {
                 min: 0,
@@ -255,5 +288,9 @@ static TARGET: Object = Object {
             "Its share: weight divided by the sum of weights. 0: nothing.",
         ),
     ],
-    groups: &[Group::AtMostOne(&["version", "tags"])],
+    groups: &[
+        Group::AtMostOne(&["version", "tags"]),
+        Group::AtMostOne(&["version", "endpoints"]),
+        Group::AtMostOne(&["tags", "endpoints"]),
+    ],
 };

@@ -133,12 +133,21 @@ pub(super) struct Objects {
 }
 
 /// Rules that were made, and where they come from.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Made {
     origins: Vec<Option<(usize, usize)>>,
     notices: Vec<Notice>,
     /// How many rules the model had before.
     native: usize,
+}
+
+impl Made {
+    /// Nothing was made.
+    pub(super) const NOTHING: Self = Self {
+        origins: Vec::new(),
+        notices: Vec::new(),
+        native: usize::MAX,
+    };
 }
 
 impl Documents {
@@ -457,6 +466,7 @@ fn is_time(text: &str) -> bool {
 pub(super) static PATH: super::text::Given = super::text::Given {
     name: "the path of a file or folder, relative to the folder of this file",
     length: (1, 4095),
+    pattern: Some(r"^[^\x00]+$"),
     holds: |text| !text.contains('\0'),
 };
 

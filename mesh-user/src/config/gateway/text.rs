@@ -10,6 +10,7 @@ macro_rules! kinds {
         $(pub(super) const $name: Shape = Shape::Text(Text::Given(&Given {
             name: $doc,
             length: $length,
+            pattern: None,
             holds: $holds,
         }));)*
     };
