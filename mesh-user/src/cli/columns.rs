@@ -315,7 +315,14 @@ fn target(target: &Value) -> String {
     let share = target["share"].as_f64().unwrap_or(0.0);
     // Two places at most, and none for whole numbers.
     let share = (share * 100.0).round() / 100.0;
-    format!("{} {share}% ({})", cell(&target["version"]), of(target))
+    if target["invalid"] == true {
+        return format!("invalid {share}%");
+    }
+    let version = cell(&target["version"]);
+    match target["service"].as_str() {
+        Some(service) => format!("{service} {version} {share}% ({})", of(target)),
+        None => format!("{version} {share}% ({})", of(target)),
+    }
 }
 
 /// The state, with the time that is left when it is ejected.

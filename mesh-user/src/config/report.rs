@@ -62,7 +62,7 @@ codes! {
     YamlAliasLoop "yaml-alias-loop" "An alias inside the value that it names.";
     YamlUnknownAlias "yaml-unknown-alias" "An alias that names nothing.";
     YamlTag "yaml-tag" "A tag such as `!!str`.";
-    YamlSecondDocument "yaml-second-document" "A second document.";
+    YamlSecondDocument "yaml-second-document" "A second document of the mesh's own.";
     YamlKey "yaml-key" "A key that is a list or mapping, or a merge key.";
     DuplicateKey "duplicate-key" "A key that is there twice.";
     UnknownField "unknown-field" "A field that does not exist.";

@@ -170,13 +170,16 @@ fn finish<H: HeaderView>(
         rule: rule_ix.map(|rule| Arc::clone(&snapshot.rule(rule).name)),
         rule_ix,
         targets: match (rule_ix, port.routes.is_empty()) {
-            (Some(rule), _) => snapshot.targets(rule),
+            (Some(rule), _) => snapshot.targets_of(port, rule),
             (None, true) => vec![snapshot.target(port.all, 1, 1)],
             (None, false) => Vec::new(),
         },
         next: version.map(|version| Arc::clone(&version.name)),
         endpoints: decided
-            .map(|plan| snapshot.endpoint_rows(port, plan.version, now))
+            .map(|plan| {
+                let of = snapshot.port(snapshot.version(plan.version).port);
+                snapshot.endpoint_rows(of, plan.version, now)
+            })
             .unwrap_or_default(),
         caps: version.map(|version| version.breaker.caps()),
         gauges: version.map(|version| version.breaker.gauges()),
