@@ -170,7 +170,10 @@ const FEATURES: &[(&str, &[&str])] = &[
     ("HTTPRoute307RedirectStatusCode", &[]),
     ("HTTPRoute308RedirectStatusCode", &[]),
     ("HTTPRouteBackendProtocolH2C", &[]),
-    ("HTTPRouteBackendProtocolWebSocket", &[]),
+    (
+        "HTTPRouteBackendProtocolWebSocket",
+        &["websocket_upgrade_becomes_an_opaque_copy"],
+    ),
     ("HTTPRouteBackendRequestHeaderModification", &[]),
     ("HTTPRouteBackendRequestRedirect", &[]),
     ("HTTPRouteBackendTimeout", &[]),
