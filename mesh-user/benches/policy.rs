@@ -287,8 +287,6 @@ fn example(count: usize) -> Model {
         rules: rules.into(),
         policies: vec![policy].into(),
         workloads: vec![client],
-        outbound: Vec::new(),
-        inbound: Vec::new(),
         ..Model::default()
     }
 }

@@ -96,7 +96,7 @@ error[unknown-field]: unknown field `wieght`
 6 |     route: [{version: v1, wieght: 90}]
   |                           ^^^^^^
   = field: rules[0].route[0].wieght
-  = expected: `weight`; known here: version, tags, weight
+  = expected: `weight`; known here: service, port, version, tags, endpoints, weight
 
 mesh.yaml: 1 error
 ";
@@ -116,7 +116,7 @@ fn problem_as_json_has_the_promised_fields() {
         "column": 1,
         "field": "rulez",
         "message": "unknown field `rulez`",
-        "expected": "`rules`; known here: apiVersion, kind, attach, agent, services, rules, policies, workloads, outbound, inbound, shield",
+        "expected": "`rules`; known here: apiVersion, kind, attach, agent, services, rules, policies, workloads, outbound, inbound, gateway-api, shield",
         "severity": "error",
     }]);
     assert_eq!(error.to_json(), wanted);

@@ -313,9 +313,10 @@ fn dump(state: &State, path: &str) -> Answer {
         "routes" => list("RouteList", &snapshot.describe_routes()),
         "endpoints" => list("EndpointList", &snapshot.describe_endpoints(clock::now())),
         "policies" => list("PolicyList", &snapshot.describe_policies()),
+        "gateway" => list("RouteStatusList", &snapshot.model.routes),
         other => failure(
             StatusCode::NOT_FOUND,
-            &format!("{other:?}: expected services, routes, endpoints or policies"),
+            &format!("{other:?}: expected services, routes, endpoints, policies or gateway"),
         ),
     }
 }

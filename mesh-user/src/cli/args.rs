@@ -338,6 +338,8 @@ pub(super) enum ConfigVerb {
     Endpoints,
     /// Effective values, defaults included, and where each comes from.
     Policies,
+    /// Routes of Gateway API: whether their parents take them, and why not.
+    Gateway,
 }
 
 /// `mesh monitor`.

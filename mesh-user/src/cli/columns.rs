@@ -172,6 +172,16 @@ columns! {
         "FROM" left |row| cell(&row["from"]),
         "WHY" wide |row| cell(&row["reason"]),
     ];
+    /// `mesh config gateway`.
+    GATEWAY = [
+        "KIND" left |row| cell(&row["kind"]),
+        "NAMESPACE" left |row| cell(&row["namespace"]),
+        "ROUTE" left |row| cell(&row["name"]),
+        "PARENT" left parent,
+        "ACCEPTED" left |row| condition(row, "Accepted"),
+        "RESOLVED-REFS" left |row| condition(row, "ResolvedRefs"),
+        "WHY" left why,
+    ];
     /// Interfaces in `mesh shield status`.
     SHIELD_INTERFACES = [
         "INTERFACE" left |row| cell(&row["interface"]),
@@ -327,7 +337,14 @@ fn target(target: &Value) -> String {
     let share = target["share"].as_f64().unwrap_or(0.0);
     // Two places at most, and none for whole numbers.
     let share = (share * 100.0).round() / 100.0;
-    format!("{} {share}% ({})", cell(&target["version"]), of(target))
+    if target["invalid"] == true {
+        return format!("invalid {share}%");
+    }
+    let version = cell(&target["version"]);
+    match target["service"].as_str() {
+        Some(service) => format!("{service} {version} {share}% ({})", of(target)),
+        None => format!("{version} {share}% ({})", of(target)),
+    }
 }
 
 /// The state, with the time that is left when it is ejected.
@@ -336,4 +353,40 @@ fn state(row: &Value) -> String {
         Some(millis) => format!("{} ({})", cell(&row["state"]), age(millis / 1_000.0)),
         None => cell(&row["state"]),
     }
+}
+
+/// `shop/reviews`, with `:80` or `:http` when the route says so.
+fn parent(row: &Value) -> String {
+    let parent = &row["parent"];
+    let mut out = format!("{}/{}", cell(&parent["namespace"]), cell(&parent["name"]));
+    for field in ["port", "section_name"] {
+        if !parent[field].is_null() {
+            out.push_str(&format!(":{}", cell(&parent[field])));
+        }
+    }
+    out
+}
+
+fn conditions(row: &Value) -> impl Iterator<Item = &Value> {
+    row["conditions"].as_array().into_iter().flatten()
+}
+
+/// `True`, or the reason why not.
+fn condition(row: &Value, kind: &str) -> String {
+    match conditions(row).find(|condition| condition["type"] == kind) {
+        Some(condition) if condition["status"] == true => "True".to_owned(),
+        Some(condition) => cell(&condition["reason"]),
+        None => "-".to_owned(),
+    }
+}
+
+/// The first condition that is not as it should be.
+fn why(row: &Value) -> String {
+    let odd = |condition: &&Value| {
+        let good = condition["type"] != "PartiallyInvalid";
+        condition["status"] != good
+    };
+    conditions(row)
+        .find(odd)
+        .map_or_else(|| "-".to_owned(), |condition| cell(&condition["message"]))
 }

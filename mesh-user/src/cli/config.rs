@@ -34,6 +34,7 @@ pub(super) fn list(
         ConfigVerb::Routes => ("/config/routes", columns::ROUTES),
         ConfigVerb::Endpoints => ("/config/endpoints", columns::ENDPOINTS),
         ConfigVerb::Policies => ("/config/policies", columns::POLICIES),
+        ConfigVerb::Gateway => ("/config/gateway", columns::GATEWAY),
     };
     let document = agent.get(path)?;
     output::list(io.out, args, columns, &document)?;

@@ -113,7 +113,10 @@ pub(super) fn cleanup(
 pub(super) fn apply(agent: &Agent, args: &ApplyArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
     let (name, text) = read(&args.file)?;
     // What is checked and what is written are the same bytes, whoever edits the file meanwhile.
-    let examined = file_config::examine_text(&name, &text);
+    // What it names lies where it will be read.
+    let watched = watched_file(agent)?;
+    let folder = watched.parent().unwrap_or(Path::new("/"));
+    let examined = file_config::examine_text_in(folder, &name, &text);
     if examined.config.is_none() {
         return Err(config::invalid(&name, &examined));
     }
@@ -121,7 +124,6 @@ pub(super) fn apply(agent: &Agent, args: &ApplyArgs, io: &mut Io<'_>) -> anyhow:
         let colour = io.colour_err;
         io.say(&examined.report.render(colour));
     }
-    let watched = watched_file(agent)?;
     replace(&watched, text.as_bytes())
         .with_context(|| format!("can't replace {}", watched.display()))?;
     let refused = format!(

@@ -296,6 +296,63 @@ fn every_column_of_config_rows_names_a_field_that_is_there() {
     }
 }
 
+/// Without it: a renamed field turns a column into dashes.
+#[test]
+fn gateway_rows_say_whether_and_why_not() {
+    let text = "apiVersion: mesh/v1alpha1
+kind: MeshConfig
+services: [{name: web, namespace: shop, addresses: [10.96.0.1], ports: [{name: http, number: 80, protocol: http}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: good, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, port: 80}]
+  rules: [{backendRefs: [{name: nobody, port: 80}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: lost, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: api, sectionName: http}]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+";
+    let config = crate::config::parse("mesh.yaml", text).expect("a valid file");
+    assert_eq!(
+        shown(TABLE, columns::GATEWAY, &config.model.routes),
+        "KIND       NAMESPACE  ROUTE  PARENT         ACCEPTED          RESOLVED-REFS    WHY\n\
+         HTTPRoute  shop       good   shop/web:80    True              BackendNotFound  there is no service `shop/nobody`\n\
+         HTTPRoute  shop       lost   shop/api:http  NoMatchingParent  True             there is no service `shop/api`\n"
+    );
+}
+
+/// Without it: a target of another service looks like one of the rule's own.
+#[test]
+fn targets_of_other_services_are_named() {
+    let text = "apiVersion: mesh/v1alpha1
+kind: MeshConfig
+services:
+  - {name: web, namespace: shop, addresses: [10.96.0.1], endpoints: [{address: 10.1.0.1}], ports: [{name: http, number: 80, protocol: http}]}
+  - {name: api, namespace: shop, addresses: [10.96.0.2], endpoints: [{address: 10.1.0.2}], ports: [{name: http, number: 81, protocol: http}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: split, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, port: 80}]
+  rules: [{backendRefs: [{name: web, port: 80, weight: 2}, {name: api, port: 81}, {name: nobody, port: 80}]}]
+";
+    let config = crate::config::parse("mesh.yaml", text).expect("a valid file");
+    let model = std::sync::Arc::new(config.model);
+    let now = crate::clock::MonoNanos(0);
+    let snapshot = crate::policy::Snapshot::compile(model, None, now);
+    assert_eq!(
+        shown(TABLE, columns::ROUTES, &snapshot.describe_routes()[..1]),
+        "SERVICE   PORT  ORDER  RULE                    MATCH            TARGETS\n\
+         shop/web    80      1  httproute/shop/split/0  path prefix \"/\"  * 50% (1/1), shop/api:81 * 25% (1/1), invalid 25%\n"
+    );
+}
+
 #[test]
 fn config_lists_come_from_the_agent() {
     let running = Running::start("cli-config");

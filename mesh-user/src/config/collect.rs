@@ -88,20 +88,46 @@ impl Collector {
         })
     }
 
-    /// The report.
-    pub(crate) fn finish(mut self, source: Arc<Source>) -> Report {
-        self.found
-            .sort_by_key(|found| (found.span.start, found.severity));
-        let problems = self
-            .found
-            .into_iter()
-            .map(|found| problem(found, &source))
-            .collect();
-        Report {
-            problems,
-            more: self.more,
-            source,
+    /// Takes over what another collected of the same file.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.errors += other.errors;
+        self.more += other.more;
+        for found in other.found {
+            if self.found.len() < PROBLEMS_MAX {
+                self.found.push(found);
+            } else {
+                self.more += 1;
+            }
         }
+    }
+
+    /// The report.
+    pub(crate) fn finish(self, source: Arc<Source>) -> Report {
+        Self::finish_all([(self, source)])
+    }
+
+    /// The report over several files, in their order.
+    pub(crate) fn finish_all(files: impl IntoIterator<Item = (Self, Arc<Source>)>) -> Report {
+        let mut report = Report {
+            problems: Vec::new(),
+            more: 0,
+            sources: Vec::new(),
+        };
+        for (mut of_file, source) in files {
+            of_file
+                .found
+                .sort_by_key(|found| (found.span.start, found.severity));
+            report.more += of_file.more;
+            for found in of_file.found {
+                if report.problems.len() < PROBLEMS_MAX {
+                    report.problems.push(problem(found, &source));
+                } else {
+                    report.more += 1;
+                }
+            }
+            report.sources.push(source);
+        }
+        report
     }
 }
 

@@ -11,6 +11,7 @@
 //! templates, defaults from elsewhere: what stands in the file is what holds.
 
 use std::{
+    hash::Hasher as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,6 +27,8 @@ mod build;
 mod check;
 mod collect;
 mod fields;
+mod fnv;
+mod gateway;
 mod locate;
 mod path;
 mod reference;
@@ -47,8 +50,11 @@ pub use report::{Code, ConfigError, PROBLEMS_MAX, Problem, Report, Severity};
 pub use schema::schema;
 
 use collect::Collector;
+use gateway::Documents;
 use path::Trail;
 use source::{Source, Span};
+pub(crate) use fnv::Fnv1a as Digest;
+pub(crate) use gateway::files;
 pub(crate) use units::duration;
 
 /// Reads and checks a configuration file.
@@ -73,10 +79,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
 pub fn examine(path: &Path) -> Examined {
     match read_file(path) {
         Ok(text) => examine_text(&path.display().to_string(), &text),
-        Err(report) => Examined {
-            config: None,
-            report,
-        },
+        Err(report) => Examined::refused(report),
     }
 }
 
@@ -84,10 +87,7 @@ pub fn examine(path: &Path) -> Examined {
 pub fn analyze(path: &Path) -> Examined {
     match read_file(path) {
         Ok(text) => analyze_text(&path.display().to_string(), &text),
-        Err(report) => Examined {
-            config: None,
-            report,
-        },
+        Err(report) => Examined::refused(report),
     }
 }
 
@@ -112,14 +112,21 @@ pub(crate) fn read_file(path: &Path) -> Result<String, Report> {
     })
 }
 
-/// [`examine`] for a text at hand.
+/// [`examine`] for a text at hand. What it names relatively lies in the folder of `name`.
 pub fn examine_text(name: &str, text: &str) -> Examined {
-    examine_with(name, text, check)
+    let folder = Path::new(name).parent().unwrap_or(Path::new(""));
+    examine_text_in(folder, name, text)
+}
+
+/// [`examine_text`] for a text whose relative names are below `folder`.
+pub fn examine_text_in(folder: &Path, name: &str, text: &str) -> Examined {
+    examine_with(folder, name, text, check)
 }
 
 /// [`examine_text`], and what is valid but probably not meant (`mesh analyze`).
 pub fn analyze_text(name: &str, text: &str) -> Examined {
-    examine_with(name, text, |model| {
+    let folder = Path::new(name).parent().unwrap_or(Path::new(""));
+    examine_with(folder, name, text, |model| {
         let mut findings = check(model);
         if findings
             .iter()
@@ -131,21 +138,34 @@ pub fn analyze_text(name: &str, text: &str) -> Examined {
     })
 }
 
-fn examine_with(name: &str, text: &str, check: impl Fn(&Model) -> Vec<Finding>) -> Examined {
+fn examine_with(
+    folder: &Path,
+    name: &str,
+    text: &str,
+    meaning: impl Fn(&Model) -> Vec<Finding>,
+) -> Examined {
     let source = Arc::new(Source::new(name, text));
     let mut out = Collector::new();
-    let config = read(&source, &mut out, check);
-    let config = config.filter(|_| !out.has_errors());
+    let mut documents = Documents::default();
+    let mut beside = Beside::default();
+    let place = (&*source, folder);
+    let config = read(place, &mut documents, &mut beside, &mut out, meaning);
+    let good = !out.has_errors() && !documents.has_errors();
+    let files = std::iter::once((out, source));
+    let more = documents.files.into_iter().map(|(source, out)| (out, source));
     Examined {
-        config,
-        report: out.finish(source),
+        config: config.filter(|_| good),
+        report: Collector::finish_all(files.chain(more)),
+        beside,
     }
 }
 
 /// Text to tree, tree to values, and all the checks. What comes back may hold placeholders when
 /// there are errors.
 fn read(
-    source: &Source,
+    (source, folder): (&Source, &Path),
+    documents: &mut Documents,
+    beside: &mut Beside,
     out: &mut Collector,
     meaning: impl Fn(&Model) -> Vec<Finding>,
 ) -> Option<Config> {
@@ -161,50 +181,33 @@ fn read(
         );
         return None;
     }
-    let root = match tree::parse(source) {
-        Ok(Some(root)) if !matches!(root.value, tree::Value::Null) => root,
-        Ok(_) => {
-            let message = format!("`{}` is empty", source.name);
-            let expected = Some(format!(
-                "`apiVersion: {}`, `kind: {}` and what they describe",
-                fields::API_VERSION,
-                fields::KIND
-            ));
-            out.error(
-                Code::FileEmpty,
-                Span::default(),
-                FieldPath::default(),
-                message,
-                expected,
-            );
-            return None;
-        }
-        Err(fault) => {
-            let expected = fault.expected.map(str::to_owned);
-            out.error(
-                fault.code,
-                fault.span,
-                FieldPath::default(),
-                fault.message,
-                expected,
-            );
-            return None;
-        }
-    };
+    let root = root(source, documents, out)?;
     walk::walk_object(&root, &fields::ROOT, Trail::ROOT, out);
-    let config = build::config(&root, out);
+    let mut config = build::config(&root, out);
+    beside.entries = gateway::entries(&root, folder);
+    let found = files::read(&beside.entries);
+    let mut digest = Digest::default();
+    files::digest(&found, &mut digest);
+    beside.digest = digest.finish();
+    documents.load(&root, found, out);
+    let objects = documents.objects(source, out);
+    // References into a file with errors would often be said to lead nowhere.
+    let good = !out.has_errors() && !documents.has_errors();
+    let made = good.then(|| gateway::apply(&objects, &mut config.model));
+    let made = made.unwrap_or(gateway::Made::NOTHING);
     let mut findings = meaning(&config.model);
     findings.extend(check::agent(&config.agent));
     findings.sort_by_key(|finding| finding.severity);
     for finding in findings {
         // A warning about a file that is refused anyway would often follow from the error.
-        let needless = finding.severity != Severity::Error && out.has_errors();
+        let errors = out.has_errors() || documents.has_errors();
+        let needless = finding.severity != Severity::Error && errors;
         let follows = out.spoils(&finding.path)
             || finding
                 .because
                 .as_ref()
                 .is_some_and(|because| out.spoils(because));
-        if needless || follows {
+        if needless || follows || documents.finding(&objects, &made, &finding, out) {
             continue;
         }
         let span = locate::locate(&root, &finding.path);
@@ -218,7 +221,52 @@ fn read(
         } = finding;
         out.add(severity, code, span, path, message, expected);
     }
+    if !out.has_errors() && !documents.has_errors() {
+        documents.say(&objects, made, source, out);
+    }
     Some(config)
+}
+
+/// The mesh's own document; the others are objects of Kubernetes.
+fn root(source: &Source, documents: &mut Documents, out: &mut Collector) -> Option<tree::Node> {
+    let nodes = match tree::parse_all(source) {
+        Ok(nodes) => nodes,
+        Err(fault) => {
+            let expected = fault.expected.map(str::to_owned);
+            let path = FieldPath::default();
+            out.error(fault.code, fault.span, path, fault.message, expected);
+            return None;
+        }
+    };
+    let mut root = None;
+    for node in nodes {
+        if gateway::is_object(&node) {
+            documents.add(node);
+        } else if root.is_none() {
+            root = Some(node);
+        } else {
+            let message = "a second document of the mesh's own begins here".to_owned();
+            let expected = Some("one MeshConfig, and objects of Gateway API".to_owned());
+            let (span, path) = (locate::head(&node), FieldPath::default());
+            out.error(Code::YamlSecondDocument, span, path, message, expected);
+        }
+    }
+    if root.is_none() {
+        let (code, message) = if documents.is_empty() {
+            (Code::FileEmpty, format!("`{}` is empty", source.name))
+        } else {
+            let message = "there are objects of Kubernetes, and no MeshConfig".to_owned();
+            (Code::MissingField, message)
+        };
+        let expected = Some(format!(
+            "`apiVersion: {}`, `kind: {}` and what they describe",
+            fields::API_VERSION,
+            fields::KIND
+        ));
+        let (span, path) = (Span::default(), FieldPath::default());
+        out.error(code, span, path, message, expected);
+    }
+    root
 }
 
 /// What an examination of a file found.
@@ -228,9 +276,29 @@ pub struct Examined {
     pub config: Option<Config>,
     /// Errors and warnings, in the order of the file.
     pub report: Report,
+    /// What else was read.
+    pub(crate) beside: Beside,
+}
+
+/// Files beside the configuration file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Beside {
+    /// The files and folders that it names.
+    pub(crate) entries: Vec<PathBuf>,
+    /// Hash of what was read of them.
+    pub(crate) digest: u64,
 }
 
 impl Examined {
+    /// A file that can't be read.
+    pub(crate) fn refused(report: Report) -> Self {
+        Self {
+            config: None,
+            report,
+            beside: Beside::default(),
+        }
+    }
+
     /// The configuration without its warnings.
     ///
     /// # Errors

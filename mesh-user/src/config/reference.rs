@@ -16,7 +16,8 @@ Generated from `mesh-user/src/config/fields` by `config::reference_markdown`; do
 `MESH_BLESS=1 cargo test -p mesh-user --test unit_config` rewrites it.
 
 `mesh run --config FILE` reads one YAML file of at most 16 MiB (YAML 1.2: `on` and `yes` are text; \
-no tags, no merge keys, one document). `mesh validate -f FILE` checks it, `mesh schema` prints its \
+no tags, no merge keys). Further documents (`---`) of it, and the files that `gateway-api` names, are \
+objects of Gateway API as Kubernetes has them ([ROUTING.md](ROUTING.md#gateway-api)). `mesh validate -f FILE` checks it, `mesh schema` prints its \
 JSON Schema, and editors with the YAML language server use the schema through the first line \
 `# yaml-language-server: $schema=mesh.schema.json`. Examples are in [`examples/`](../examples).
 

@@ -33,7 +33,11 @@ pub(super) fn report(report: &Report, colour: bool) -> String {
     let paint = Paint(colour);
     let mut out = String::new();
     for problem in &report.problems {
-        one(&mut out, problem, &report.source, &paint);
+        let of = |source: &&Source| source.name == problem.file;
+        let mut sources = report.sources.iter().map(|source| &**source);
+        if let Some(source) = sources.find(of) {
+            one(&mut out, problem, source, &paint);
+        }
         out.push('\n');
     }
     if report.more > 0 {
@@ -58,7 +62,8 @@ pub(super) fn report(report: &Report, colour: bool) -> String {
         .map(|(count, word)| format!("{count} {word}{}", if count == 1 { "" } else { "s" }))
         .collect();
     if !parts.is_empty() {
-        let _ = writeln!(out, "{}: {}", report.source.name, parts.join(", "));
+        let name = report.sources.first().map(|source| source.name.as_str());
+        let _ = writeln!(out, "{}: {}", name.unwrap_or_default(), parts.join(", "));
     }
     out
 }

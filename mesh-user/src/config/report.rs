@@ -64,7 +64,7 @@ codes! {
     YamlAliasLoop "yaml-alias-loop" "An alias inside the value that it names.";
     YamlUnknownAlias "yaml-unknown-alias" "An alias that names nothing.";
     YamlTag "yaml-tag" "A tag such as `!!str`.";
-    YamlSecondDocument "yaml-second-document" "A second document.";
+    YamlSecondDocument "yaml-second-document" "A second document of the mesh's own.";
     YamlKey "yaml-key" "A key that is a list or mapping, or a merge key.";
     DuplicateKey "duplicate-key" "A key that is there twice.";
     UnknownField "unknown-field" "A field that does not exist.";
@@ -98,6 +98,10 @@ codes! {
     NoEndpoints "no-endpoints" "A service without endpoints (analysis).";
     NoReadyEndpoints "no-ready-endpoints" "A service of which no endpoint is ready (analysis).";
     AnalysisBounded "analysis-bounded" "Too many similar rules to compare all (analysis).";
+    UnknownKind "unknown-kind" "A Kubernetes object of a kind or version that is not taken.";
+    RouteNotAccepted "route-not-accepted" "A route that its parent does not take (warning).";
+    RouteConflict "route-conflict" "Routes of different kinds on one port (warning).";
+    UnresolvedRef "unresolved-ref" "A reference of a route that leads nowhere (warning).";
     NeedsRestart "needs-restart" "A setting that is taken at the next start only (warning).";
 }
 
@@ -132,7 +136,8 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// How many more there were than [`PROBLEMS_MAX`].
     pub more: usize,
-    pub(super) source: Arc<Source>,
+    /// The file, then those that it names.
+    pub(super) sources: Vec<Arc<Source>>,
 }
 
 impl PartialEq for Report {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     mem::{Discriminant, discriminant},
     net::{IpAddr, SocketAddr},
     sync::LazyLock,
@@ -78,6 +79,34 @@ pub(crate) enum Text {
     AbsolutePath,
     /// Path below the cgroup2 mount.
     Cgroup,
+    /// As another language says.
+    Given(&'static Given),
+}
+
+/// A kind of text of another language than the file's own.
+pub(crate) struct Given {
+    /// What it is, for people.
+    pub(crate) name: &'static str,
+    /// Fewest and most characters.
+    pub(crate) length: (usize, usize),
+    /// For the schema, where it has the field.
+    pub(crate) pattern: Option<&'static str>,
+    /// Whether a text of that length is one.
+    pub(crate) holds: fn(&str) -> bool,
+}
+
+impl PartialEq for Given {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Given {}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
 }
 
 /// What is wrong with a text.
@@ -154,6 +183,7 @@ impl Text {
             Self::Value => r"^[^\x00-\x08\x0a-\x1f\x7f]*$".to_owned(),
             Self::Path => r"^/[^?#\x00-\x20\x7f]*$".to_owned(),
             Self::Regex | Self::Address | Self::Payload | Self::Body => return None,
+            Self::Given(given) => given.pattern?.to_owned(),
             Self::Duration(..) => "^(?:[0-9]{1,9}h)?(?:[0-9]{1,9}m)?(?:[0-9]{1,9}s)?\
                                    (?:[0-9]{1,9}ms)?(?:[0-9]{1,9}us)?$"
                 .to_owned(),
@@ -203,6 +233,7 @@ impl Text {
             Self::StoreAddress => (1, 107),
             // PATH_MAX counts the final NUL.
             Self::AbsolutePath | Self::Cgroup => (1, 4095),
+            Self::Given(given) => given.length,
         }
     }
 
@@ -251,6 +282,7 @@ impl Text {
             Self::Listen => "an address with port, such as 0.0.0.0:15020 or [::]:15020, or `off`",
             Self::AbsolutePath => "an absolute path",
             Self::Cgroup => "a path below the cgroup2 mount without a leading `/`, such as kubepods.slice",
+            Self::Given(given) => given.name,
         }
         .to_owned()
     }
@@ -318,6 +350,11 @@ impl Text {
                 })
             }
             Self::Cidr => check_cidr(text),
+            Self::Given(given) if !(given.holds)(text) => Err(fault(
+                Code::BadValue,
+                format!("`{}` is not allowed here", shown(text)),
+                None,
+            )),
             Self::Listen => match text {
                 "off" => Ok(()),
                 _ => text.parse::<SocketAddr>().map(drop).map_err(|_| {

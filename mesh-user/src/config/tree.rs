@@ -116,6 +116,10 @@ enum OpenKind {
 struct Builder {
     stack: Vec<Open>,
     root: Option<Node>,
+    /// The documents before the one that is open.
+    done: Vec<Node>,
+    /// Whether there may be several documents.
+    several: bool,
     anchors: HashMap<usize, Node>,
     nodes: usize,
 }
@@ -125,6 +129,21 @@ struct Builder {
 /// # Errors
 /// The first thing that is not YAML, or not within bounds.
 pub(crate) fn parse(source: &Source) -> Result<Option<Node>, TreeFault> {
+    Ok(build(source, false)?.root)
+}
+
+/// Reads all documents; those with nothing in them are left out.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn parse_all(source: &Source) -> Result<Vec<Node>, TreeFault> {
+    let Builder { root, mut done, .. } = build(source, true)?;
+    done.extend(root);
+    done.retain(|node| !matches!(node.value, Value::Null));
+    Ok(done)
+}
+
+fn build(source: &Source, several: bool) -> Result<Builder, TreeFault> {
     let options = options! {
         emit_comments: false,
         disallow_directives: true,
@@ -132,13 +151,16 @@ pub(crate) fn parse(source: &Source) -> Result<Option<Node>, TreeFault> {
         flow_nesting_limit: DEPTH_MAX + 8,
         block_nesting_limit: DEPTH_MAX + 8,
     };
-    let mut builder = Builder::default();
+    let mut builder = Builder {
+        several,
+        ..Builder::default()
+    };
     for next in Parser::new_from_str_with_options(&source.text, options) {
         let (event, span) = next.map_err(|error| scan_fault(&error, source))?;
         let span = convert(span, source);
         builder.event(event, span)?;
     }
-    Ok(builder.root)
+    Ok(builder)
 }
 
 fn convert(span: granit_parser::Span, source: &Source) -> Span {
@@ -161,6 +183,12 @@ impl Builder {
             });
         }
         match event {
+            Event::DocumentStart(..) if self.several => {
+                self.done.extend(self.root.take());
+                // An alias names a value of its own document (YAML 1.2 §3.2.2.2).
+                self.anchors.clear();
+                Ok(())
+            }
             Event::DocumentStart(..) if self.root.is_some() => Err(TreeFault {
                 code: Code::YamlSecondDocument,
                 span,

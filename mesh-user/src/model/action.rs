@@ -39,6 +39,12 @@ impl RuleExtra {
         persistence: None,
         origin: None,
     };
+
+    /// Whether it says nothing of what happens, only where it comes from.
+    pub fn is_idle(&self) -> bool {
+        let origin = self.origin.clone();
+        *self == Self { origin, ..Self::NOTHING }
+    }
 }
 
 /// What is done with a request and its answer. In this order: fault, CORS, terminal answer, header

@@ -78,7 +78,7 @@ fn of_rule(rule: &Rule) -> Option<&'static str> {
     {
         return Some("matches the source");
     }
-    if rule.extra.is_some() || rule.route.iter().any(|target| target.actions.is_some()) {
+    if !rule.extra().is_idle() || rule.route.iter().any(|target| target.actions.is_some()) {
         return Some("does more than to choose a version");
     }
     let elsewhere =

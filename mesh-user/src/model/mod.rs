@@ -23,6 +23,7 @@ pub mod kernel_table;
 pub mod limit;
 pub mod list;
 mod resilience;
+pub mod route_status;
 pub mod shield;
 pub mod tls;
 
@@ -67,6 +68,8 @@ pub struct Model {
     pub locality: String,
     /// Stores of shared rate limits.
     pub rate_limit_services: Vec<RateLimitService>,
+    /// What became of the routes of other APIs; their rules are among [`rules`](Self::rules).
+    pub routes: Vec<route_status::RouteStatus>,
 }
 
 /// What clients dial: hostnames and virtual addresses, ports, and the endpoints behind them.
@@ -327,7 +330,7 @@ pub struct Rule {
     pub service: usize,
     /// Only this port, by name; every port when absent.
     pub port: Option<String>,
-    /// Higher first; equal: the order in [`Model::rules`].
+    /// Higher first; equal: see [`Rule::order`].
     pub precedence: i32,
     /// Alternatives: the rule matches when any of them does, or when there is none.
     pub matches: Vec<Match>,
@@ -345,6 +348,12 @@ impl Rule {
         let each = own.clone().filter_map(|target| target.actions.as_deref());
         let mirrors = actions.chain(each).flat_map(|actions| &actions.mirrors);
         own.chain(mirrors.map(|mirror| &mirror.target))
+    }
+
+    /// What rules are sorted by, in a stable way: precedence, then those made from another API's
+    /// objects, then the others in the order of [`Model::rules`].
+    pub fn order(&self) -> impl Ord + use<> {
+        (std::cmp::Reverse(self.precedence), self.extra().origin.is_none())
     }
 
     /// Whether it is about this port, by name.

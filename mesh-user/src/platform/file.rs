@@ -1,4 +1,4 @@
-//! The file platform: one YAML file, watched.
+//! The file platform: one YAML file and those that it names, watched.
 //!
 //! The folder is watched, not the file, so that an editor's write-and-rename and the symlink swap
 //! of a ConfigMap are seen; when the file is a symlink, the folder of its target too. A look every
@@ -85,6 +85,8 @@ pub struct FileSource {
     /// Settings that hold until the next start.
     agent: AgentConfig,
     seen: Option<Content>,
+    /// Files and folders that it named when it was last examined.
+    entries: Vec<PathBuf>,
     status: watch::Sender<FileStatus>,
 }
 
@@ -108,8 +110,9 @@ impl FileSource {
     /// # Errors
     /// Every problem of the file at once.
     pub fn open(path: &Path) -> Result<(Self, Config), ConfigError> {
-        let look = look(path, None);
+        let look = look(path, None, &[]);
         let examined = look.examined.unwrap_or_else(|| config::examine(path));
+        let entries = examined.beside.entries.clone();
         let warnings = warnings(&examined);
         let config = examined.into_result()?;
         let status = FileStatus {
@@ -125,6 +128,7 @@ impl FileSource {
             path: path.to_owned(),
             agent: config.agent.clone(),
             seen: Some(look.content),
+            entries,
             status: watch::Sender::new(status),
         };
         Ok((source, config))
@@ -148,14 +152,14 @@ impl FileSource {
     }
 
     async fn follow(mut self, events: mpsc::Sender<FileEvent>) {
-        let mut folders = Folders::new(&self.path);
+        let mut folders = Folders::new(&self.path, &self.entries);
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut fingerprint = None;
         loop {
             // What changes from here on is seen by the next round.
             let told = folders.take();
-            let current = Fingerprint::of(&self.path);
+            let current = self.fingerprint();
             if told || current.is_none() || current != fingerprint {
                 fingerprint = current;
                 let Some(event) = self.look().await else {
@@ -167,6 +171,7 @@ impl FileSource {
                     return;
                 }
             }
+            folders.also(&self.entries);
             folders.refresh();
             tokio::select! {
                 () = folders.changed() => sleep(DEBOUNCE).await,
@@ -176,10 +181,18 @@ impl FileSource {
         }
     }
 
+    /// None: there is no such file, or it can't be asked.
+    fn fingerprint(&self) -> Option<Vec<Option<Fingerprint>>> {
+        let own = Fingerprint::of(&self.path)?;
+        let beside = config::files::watched(&self.entries);
+        let beside = beside.iter().map(|path| Fingerprint::of(path));
+        Some(std::iter::once(Some(own)).chain(beside).collect())
+    }
+
     /// Looks at the file. Outer none: the runtime is going down.
     async fn look(&mut self) -> Option<Option<FileEvent>> {
-        let (path, seen) = (self.path.clone(), self.seen.clone());
-        let look = tokio::task::spawn_blocking(move || look(&path, seen.as_ref()))
+        let (path, seen, entries) = (self.path.clone(), self.seen.clone(), self.entries.clone());
+        let look = tokio::task::spawn_blocking(move || look(&path, seen.as_ref(), &entries))
             .await
             .ok()?;
         let hash = look.content.shown();
@@ -187,6 +200,10 @@ impl FileSource {
         let Some(examined) = look.examined else {
             return Some(None);
         };
+        // A file that says nothing of them (it is no YAML, say) leaves what is watched.
+        if examined.config.is_some() || !examined.beside.entries.is_empty() {
+            self.entries.clone_from(&examined.beside.entries);
+        }
         let warnings = warnings(&examined);
         Some(Some(match examined.into_result() {
             Ok(config) => self.loaded(config, hash, warnings),
@@ -264,6 +281,16 @@ impl Platform for FileSource {
 }
 
 impl Content {
+    /// Of a file's text and, if it names others, the hash of those.
+    fn new(text: &str, entries: &[PathBuf], beside: u64) -> Self {
+        let mut hasher = config::Digest::default();
+        hasher.write(text.as_bytes());
+        if !entries.is_empty() {
+            hasher.write(&beside.to_be_bytes());
+        }
+        Self::Hash(hasher.finish())
+    }
+
     fn shown(&self) -> String {
         match self {
             Self::Hash(hash) => format!("{hash:016x}"),
@@ -277,23 +304,31 @@ fn warnings(examined: &Examined) -> Option<String> {
     worth_saying.then(|| examined.report.render(false))
 }
 
-/// Reads the file, and examines it when it holds something else than `seen`.
-fn look(path: &Path, seen: Option<&Content>) -> Look {
+/// Reads the file and those that it names, and examines them when they hold something else than
+/// `seen`. `entries`: what it named last.
+fn look(path: &Path, seen: Option<&Content>, entries: &[PathBuf]) -> Look {
     match config::read_file(path) {
         Ok(text) => {
-            let mut hasher = Fnv1a::default();
-            hasher.write(text.as_bytes());
-            let content = Content::Hash(hasher.finish());
-            let examined = (seen != Some(&content))
-                .then(|| config::examine_text(&path.display().to_string(), &text));
-            Look { content, examined }
+            let mut beside = config::Digest::default();
+            config::files::digest(&config::files::read(entries), &mut beside);
+            let content = Content::new(&text, entries, beside.finish());
+            if seen == Some(&content) {
+                return Look {
+                    content,
+                    examined: None,
+                };
+            }
+            let examined = config::examine_text(&path.display().to_string(), &text);
+            // Of what was examined: files may have changed in between.
+            let content = Content::new(&text, &examined.beside.entries, examined.beside.digest);
+            Look {
+                content,
+                examined: Some(examined),
+            }
         }
         Err(report) => {
             let content = Content::Unreadable(report.to_json().to_string());
-            let examined = (seen != Some(&content)).then_some(Examined {
-                config: None,
-                report,
-            });
+            let examined = (seen != Some(&content)).then(|| Examined::refused(report));
             Look { content, examined }
         }
     }
@@ -350,27 +385,6 @@ impl Fingerprint {
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
         })
-    }
-}
-
-/// FNV-1a, 64 bits: the same on every node and release, unlike std's hasher.
-struct Fnv1a(u64);
-
-impl Default for Fnv1a {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for Fnv1a {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
     }
 }
 

@@ -80,8 +80,12 @@ pub struct RouteRow {
 /// One target of a rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TargetRow {
+    /// `namespace/name:port`, when it is another port than the rule's own.
+    pub service: Option<String>,
     /// Version name, `*` for all endpoints, or the tags as `k=v,k=v`.
     pub version: Arc<str>,
+    /// The reference can't be resolved: the share is answered with 500.
+    pub invalid: bool,
     /// Weight.
     pub weight: u32,
     /// Share in percent.
@@ -242,7 +246,7 @@ impl Snapshot {
                 rule: Arc::clone(&rule.name),
                 precedence: rule.precedence,
                 matches: port.routes.texts(rank),
-                targets: self.targets(*ix),
+                targets: self.targets_of(port, *ix),
                 chosen_by: rule.choice.iter().flat_map(|choice| choice.texts()).collect(),
                 actions: texts(rule.actions.as_ref()),
                 terms: rule
@@ -253,6 +257,19 @@ impl Snapshot {
             }
         };
         port.routes.rules().iter().enumerate().map(row).collect()
+    }
+
+    /// The targets of a rule of a port, with what is not of that port.
+    pub(super) fn targets_of(&self, port: &PortPlan, rule: RuleIx) -> Vec<TargetRow> {
+        let plans = self.rule(rule).targets.iter();
+        let mut rows = self.targets(rule);
+        for (row, plan) in rows.iter_mut().zip(plans) {
+            let of = self.port(self.version(plan.version).port);
+            let other = (&*of.key, of.number) != (&*port.key, port.number);
+            row.service = other.then(|| of.label());
+            row.invalid = plan.invalid;
+        }
+        rows
     }
 
     /// The targets of a rule, with shares.
@@ -270,6 +287,8 @@ impl Snapshot {
     pub(super) fn target(&self, ix: VersionIx, weight: u32, sum: u64) -> TargetRow {
         let version = self.version(ix);
         TargetRow {
+            service: None,
+            invalid: false,
             version: Arc::clone(&version.name),
             weight,
             share: if sum == 0 {

@@ -217,7 +217,7 @@ fn finish<H: HeaderView>(
         rule: rule_ix.map(|rule| Arc::clone(&snapshot.rule(rule).name)),
         rule_ix,
         targets: match (rule_ix, port.routes.is_empty()) {
-            (Some(rule), _) => snapshot.targets(rule),
+            (Some(rule), _) => snapshot.targets_of(port, rule),
             (None, true) => vec![snapshot.target(port.all, 1, 1)],
             (None, false) => Vec::new(),
         },
@@ -225,7 +225,10 @@ fn finish<H: HeaderView>(
         actions: recorder.actions,
         next: version.map(|version| Arc::clone(&version.name)),
         endpoints: sent
-            .map(|plan| snapshot.endpoint_rows(port, plan.version, now))
+            .map(|plan| {
+                let of = snapshot.port(snapshot.version(plan.version).port);
+                snapshot.endpoint_rows(of, plan.version, now)
+            })
             .unwrap_or_default(),
         balance: sent
             .map(|plan| {

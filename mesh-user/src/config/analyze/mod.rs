@@ -44,7 +44,7 @@ fn by_service(model: &Model) -> HashMap<usize, Vec<Placed<'_>>> {
     }
     for of_service in rules.values_mut() {
         // Stable, as the data path sorts them.
-        of_service.sort_by_key(|(_, rule)| std::cmp::Reverse(rule.precedence));
+        of_service.sort_by_key(|(_, rule)| rule.order());
     }
     rules
 }

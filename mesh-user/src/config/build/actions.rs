@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Reader, reader, rules};
+use super::{Reader, reader, rule_target, rules};
 use crate::{
     config::{collect::Collector, path::FieldPath},
     model::{
-        Actions, Backend, RuleExtra, Select, Service, Target,
+        Actions, RuleExtra, Select, Service, Target,
         action::{
             AbortStatus, Cors, DirectResponse, Fault, Fraction, HeaderEdits, Mirror, PathRewrite,
             Persistence, Redirect, Rewrite, SessionCarrier, Sticky, Terminal,
@@ -18,6 +18,8 @@ use crate::{
 pub(super) struct Services<'a> {
     pub(super) index: &'a rules::Index,
     pub(super) list: &'a [Service],
+    /// The rule's own service.
+    pub(super) own: usize,
 }
 
 impl Services<'_> {
@@ -36,29 +38,8 @@ impl Services<'_> {
         };
         Target {
             select,
-            backend: from.has("service").then(|| self.backend(from, item, out)),
+            backend: rule_target::backend(from, self.own, item, self.index, self.list, out),
             ..Target::default()
-        }
-    }
-
-    /// A port that is not there is 0: the checks report it.
-    fn backend(&self, from: Reader<'_>, item: &FieldPath, out: &mut Collector) -> Backend {
-        let service = self.index.resolve(from, item, out);
-        let of = self.list.get(service);
-        let port = match rules::port_name(from, of) {
-            Some(name) => {
-                let mut ports = of.iter().flat_map(|service| &service.ports);
-                let named = ports.find(|port| port.name == name).map(|port| port.number);
-                named.or_else(|| name.parse().ok())
-            }
-            None => match of.map(|service| service.ports.as_slice()) {
-                Some([only]) => Some(only.number),
-                _ => None,
-            },
-        };
-        Backend {
-            service,
-            port: port.unwrap_or(0),
         }
     }
 

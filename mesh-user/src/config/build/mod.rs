@@ -17,6 +17,7 @@ mod limits;
 mod policies;
 mod reader;
 mod resilience;
+mod rule_target;
 mod rules;
 mod services;
 mod shield;
@@ -37,6 +38,7 @@ pub(crate) fn config(root: &Node, out: &mut Collector) -> Config {
         inbound: inbound::rules(root),
         rate_limit_services: limits::services(root, out),
         services: List::new(),
+        routes: Vec::new(),
         locality: root
             .object("agent")
             .text("locality")

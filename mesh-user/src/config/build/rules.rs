@@ -134,16 +134,17 @@ pub(super) fn rules(
     services: &[Service],
     out: &mut Collector,
 ) -> Vec<Rule> {
-    let known = actions::Services {
-        index,
-        list: services,
-    };
     let mut rules: Vec<Rule> = root
         .items("rules")
         .enumerate()
         .map(|(i, from)| {
             let item = FieldPath::item("rules", i);
             let service = index.resolve(from, &item, out);
+            let known = actions::Services {
+                index,
+                list: services,
+                own: service,
+            };
             let targets = from.items("route").enumerate();
             let targets = targets.map(|(k, target)| {
                 let path = item.key("route").at(k);

@@ -21,7 +21,6 @@ pub(super) fn check(model: &Model, rule: &Rule, item: &FieldPath, out: &mut Find
     actions(model, rule, &extra.actions, item, out);
     for (k, target) in rule.route.iter().enumerate() {
         let path = item.key("route").at(k);
-        destination(model, rule, target, &path, out);
         if let Some(own) = target.actions.as_deref() {
             actions(model, rule, own, &path, out);
         }

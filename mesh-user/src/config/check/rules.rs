@@ -1,12 +1,15 @@
 //! Rules.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+};
 
 use super::{Findings, port, version};
 use crate::{
     config::{path::FieldPath, report::Code, text},
     model::{
-        Match, Model, PathMatch, Protocol, Rule, Select, Service, Target, ValueMatch, selects,
+        Endpoint, Match, Model, PathMatch, Protocol, Rule, Select, Service, Target, ValueMatch, selects,
     },
 };
 
@@ -14,7 +17,8 @@ use crate::{
 const WEIGHT_MAX: u32 = 1_000_000;
 
 pub(super) fn check(model: &Model, out: &mut Findings) {
-    let mut names: HashMap<(usize, &str), usize> = HashMap::new();
+    // A rule made from another API's object is made for each port.
+    let mut names: HashMap<(usize, &str, Option<&str>), usize> = HashMap::new();
     let mut regexes = Regexes {
         good: HashSet::new(),
     };
@@ -25,7 +29,14 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             .get(rule.service)
             .map(|service| (rule.service, service));
         if service.is_some()
-            && let Some(first) = names.insert((rule.service, &rule.name), i)
+            && let Some(first) = names.insert(
+                (
+                    rule.service,
+                    &rule.name,
+                    rule.port.as_deref().filter(|_| is_made(rule)),
+                ),
+                i,
+            )
         {
             let message = format!("`{}` is the name of rules[{first}] too", rule.name);
             out.error(
@@ -37,7 +48,7 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
         }
         port(rule.port.as_deref(), service, &item, out);
         super::resilience::rule(rule, &item, out);
-        targets(model, rule, &item, out);
+        targets(rule, model, service, &item, out);
         super::actions::check(model, rule, &item, out);
         for (k, condition) in rule.matches.iter().enumerate() {
             matches(condition, &item.key("match").at(k), &mut regexes, out);
@@ -49,7 +60,18 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
     unreachable(model, out);
 }
 
-fn targets(model: &Model, rule: &Rule, item: &FieldPath, out: &mut Findings) {
+/// Whether a rule was made, not written: its name is none that can be written.
+fn is_made(rule: &Rule) -> bool {
+    rule.extra().origin.is_some() || rule.name == "-"
+}
+
+fn targets(
+    rule: &Rule,
+    model: &Model,
+    own: Option<(usize, &Service)>,
+    item: &FieldPath,
+    out: &mut Findings,
+) {
     let route = item.key("route");
     if rule.route.is_empty() && rule.extra().actions.terminal.is_none() {
         out.error(
@@ -61,7 +83,10 @@ fn targets(model: &Model, rule: &Rule, item: &FieldPath, out: &mut Findings) {
     }
     for (k, target) in rule.route.iter().enumerate() {
         let path = route.at(k);
-        let service = super::actions::service_of(model, rule, target);
+        let service = match target.backend {
+            Some(to) => model.services.get(to.service).map(|of| (to.service, of)),
+            None => own,
+        };
         if target.weight > WEIGHT_MAX {
             let message = format!("`{}` is out of range", target.weight);
             out.error(
@@ -92,7 +117,26 @@ fn targets(model: &Model, rule: &Rule, item: &FieldPath, out: &mut Findings) {
                     );
                 }
             }
-            Select::All | Select::Endpoints(_) | Select::Invalid(_) => {}
+            Select::Endpoints(addresses) => {
+                // Any port of the service: which one is dialled is known with a connection only.
+                let known = |at: &SocketAddr| {
+                    service.is_none_or(|(_, service)| {
+                        service.ports.iter().any(|port| {
+                            let number =
+                                |to: &Endpoint| to.ports.get(&port.name).copied().unwrap_or(port.target);
+                            let mut endpoints = service.endpoints.iter();
+                            endpoints.any(|to| to.address == at.ip() && number(to) == at.port())
+                        })
+                    })
+                };
+                for (n, at) in addresses.iter().enumerate().filter(|(_, at)| !known(at)) {
+                    let message = format!("`{at}` is no endpoint of the service: it is left out");
+                    let expected = "the address and port of an endpoint";
+                    let path = path.key("endpoints").at(n);
+                    out.warning(Code::EmptyVersion, path, message, expected);
+                }
+            }
+            Select::All | Select::Invalid(_) => {}
         }
     }
     if !rule.route.is_empty() && rule.route.iter().all(|Target { weight, .. }| *weight == 0) {
@@ -259,7 +303,7 @@ fn unreachable(model: &Model, out: &mut Findings) {
             continue;
         };
         // A stable sort: equal precedence keeps the order of the file.
-        order.sort_by_key(|i| std::cmp::Reverse(model.rules.get(*i).map(|rule| rule.precedence)));
+        order.sort_by_key(|i| model.rules.get(*i).map(Rule::order));
         let mut taken: HashMap<&str, usize> = HashMap::new();
         for i in order {
             let Some(rule) = model.rules.get(i) else {
@@ -275,13 +319,15 @@ fn unreachable(model: &Model, out: &mut Findings) {
                 ports.iter().map(|name| taken.get(name).copied()).collect();
             if let Some(by) = by.filter(|by| !by.is_empty()) {
                 let first = by.iter().min().copied().unwrap_or(0);
-                let name = model
-                    .rules
-                    .get(first)
-                    .map(|rule| rule.name.as_str())
-                    .unwrap_or_default();
+                let before = model.rules.get(first);
+                let name = before.map(|rule| rule.name.as_str()).unwrap_or_default();
+                let place = if before.is_some_and(is_made) {
+                    String::new()
+                } else {
+                    format!(" (rules[{first}])")
+                };
                 let message = format!(
-                    "`{}` never decides: `{name}` (rules[{first}]) comes before it and takes everything",
+                    "`{}` never decides: `{name}`{place} comes before it and takes everything",
                     rule.name
                 );
                 let path = FieldPath::item("rules", i);

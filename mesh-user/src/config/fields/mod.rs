@@ -86,6 +86,7 @@ static WORKLOAD_ITEM: Shape = Shape::Object(&WORKLOAD);
 static INBOUND_ITEM: Shape = Shape::Object(&INBOUND);
 static RATE_LIMIT_SERVICE_ITEM: Shape = Shape::Object(&limits::RATE_LIMIT_SERVICE);
 static OUTBOUND_ITEM: Shape = Shape::Object(&OUTBOUND);
+static GATEWAY_ITEM: Shape = Shape::Text(super::gateway::PATH_TEXT);
 static ATTACH_ITEM: Shape = Shape::Text(Text::Cgroup);
 
 /// The file.
@@ -160,6 +161,15 @@ pub(crate) static ROOT: Object = Object {
             Absent::Means("what comes in goes to the application untouched"),
             "What happens to connections that come to the workloads of this node. In this order: \
              of a workload and a port the first rule that covers both decides, alone.",
+        ),
+        field(
+            "gateway-api",
+            Shape::list(&GATEWAY_ITEM, 64),
+            Absent::Means("objects of Gateway API stand in this file only, as further documents"),
+            "Files with objects of Gateway API (HTTPRoute, GRPCRoute, TLSRoute, TCPRoute, \
+             ReferenceGrant) as Kubernetes has them, or folders of such files (`*.yaml`, `*.yml`), \
+             relative to the folder of this file. They are reloaded as this file is: all of it, or \
+             nothing (docs/ROUTING.md).",
         ),
         field(
             "shield",

@@ -3,12 +3,13 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
 };
 
 use serde_json::{Value, json};
 
 use super::super::{
-    Code, Examined, examine_text,
+    Code, Examined, examine_text_in,
     fields::ROOT,
     shape::{Absent, Object, Shape},
     source::Source,
@@ -27,9 +28,10 @@ fn json_of(yaml: &str) -> Value {
     plain(&tree::parse(&Source::new("x", yaml)).unwrap().unwrap())
 }
 
-/// JSON is YAML.
+/// JSON is YAML. What it names is where the examples are.
 fn examine(value: &Value) -> Examined {
-    examine_text("x", &value.to_string())
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    examine_text_in(&examples, "x", &value.to_string())
 }
 
 /// A validator of the part of JSON Schema that the schema uses. It refuses what it does not know,

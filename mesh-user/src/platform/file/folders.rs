@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 /// Watches on the folder of a file, and of its target when it is a symlink.
 pub(super) struct Folders {
     path: PathBuf,
+    /// Files and folders that it names.
+    beside: Vec<PathBuf>,
     /// None: no inotify here; the regular look at the file does it alone.
     watcher: Option<RecommendedWatcher>,
     /// Folders with the device and inode that are watched: a folder that was exchanged is another.
@@ -27,16 +29,19 @@ pub(super) struct Folders {
 struct Signal {
     wake: Notify,
     dirty: AtomicBool,
-    /// The file's own name, and that of its target.
+    /// The file's own name, and that of its target; the same of those beside.
     names: Mutex<Vec<OsString>>,
+    /// Folders of which every file concerns us.
+    whole: Mutex<Vec<PathBuf>>,
 }
 
 impl Folders {
-    pub(super) fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path, beside: &[PathBuf]) -> Self {
         let signal = Arc::new(Signal {
             wake: Notify::new(),
             dirty: AtomicBool::new(false),
             names: Mutex::new(Vec::new()),
+            whole: Mutex::new(Vec::new()),
         });
         let handler = Arc::clone(&signal);
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
@@ -48,6 +53,7 @@ impl Folders {
         .ok();
         let mut folders = Self {
             path: path.to_owned(),
+            beside: beside.to_vec(),
             watcher,
             watched: BTreeMap::new(),
             signal,
@@ -56,16 +62,35 @@ impl Folders {
         folders
     }
 
+    /// Sets the files and folders that are watched beside; in force with the next
+    /// [`refresh`](Self::refresh).
+    pub(super) fn also(&mut self, beside: &[PathBuf]) {
+        if self.beside != beside {
+            self.beside = beside.to_vec();
+        }
+    }
+
     /// Brings the watches in line with where the file is now.
     pub(super) fn refresh(&mut self) {
         let Some(watcher) = &mut self.watcher else {
             return;
         };
-        let target = std::fs::canonicalize(&self.path).ok();
-        let files = [Some(self.path.as_path()), target.as_deref()];
+        let (whole, files): (Vec<&Path>, Vec<&Path>) = std::iter::once(&self.path)
+            .chain(&self.beside)
+            .map(PathBuf::as_path)
+            .partition(|path| **path != self.path && path.is_dir());
+        let targets: Vec<PathBuf> = files
+            .iter()
+            .filter_map(|file| std::fs::canonicalize(file).ok())
+            .collect();
+        let files: Vec<&Path> = files
+            .into_iter()
+            .chain(targets.iter().map(PathBuf::as_path))
+            .collect();
         self.signal
-            .call(files.iter().flatten().filter_map(|file| file.file_name()));
-        let wanted = wanted(files.iter().flatten());
+            .call(files.iter().filter_map(|file| file.file_name()), &whole);
+        let mut wanted = wanted(files.iter());
+        wanted.extend(whole.iter().filter_map(|folder| identity(folder)));
         if wanted == self.watched {
             return;
         }
@@ -102,10 +127,13 @@ impl Folders {
 
 impl Signal {
     /// Sets the names that concern the file.
-    fn call<'n>(&self, names: impl Iterator<Item = &'n OsStr>) {
+    fn call<'n>(&self, names: impl Iterator<Item = &'n OsStr>, whole: &[&Path]) {
         let mut held = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         held.clear();
         held.extend(names.map(ToOwned::to_owned));
+        let mut held = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        held.clear();
+        held.extend(whole.iter().map(|folder| (*folder).to_owned()));
     }
 
     fn raise(&self) {
@@ -132,7 +160,15 @@ impl Signal {
             return false;
         }
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = |path: &PathBuf| {
+            let parent = path.parent();
+            whole
+                .iter()
+                .any(|folder| parent == Some(folder) || path == folder)
+        };
         event.need_rescan()
+            || event.paths.iter().any(inside)
             || event.paths.is_empty()
             || event
                 .paths
@@ -154,9 +190,11 @@ fn wanted<'p>(files: impl Iterator<Item = &'p &'p Path>) -> BTreeMap<PathBuf, (u
     };
     files
         .filter_map(folder)
-        .filter_map(|folder| {
-            let meta = std::fs::metadata(&folder).ok()?;
-            Some((folder, (meta.dev(), meta.ino())))
-        })
+        .filter_map(|folder| identity(&folder))
         .collect()
+}
+
+fn identity(folder: &Path) -> Option<(PathBuf, (u64, u64))> {
+    let meta = std::fs::metadata(folder).ok()?;
+    Some((folder.to_owned(), (meta.dev(), meta.ino())))
 }

@@ -325,3 +325,68 @@ async fn file_platform_keeps_the_model_through_errors() {
     drop(state);
     assert!(timeout(ARRIVES_BY_POLL, running).await.is_ok());
 }
+
+fn route(name: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}}}\nspec:\n  \
+         parentRefs: [{{group: \"\", kind: Service, name: web}}]\n  rules: [{{backendRefs: [{{name: web, port: 80}}]}}]\n"
+    )
+}
+
+fn rules(config: &Config) -> Vec<String> {
+    let rules = config.model.rules.iter();
+    rules.map(|rule| rule.name.clone()).collect()
+}
+
+/// Without it: a changed route takes effect when the configuration file is touched, or never.
+#[tokio::test]
+async fn gateway_files_and_folders_are_watched_as_the_file_itself() {
+    let folder = Folder::new();
+    let named = folder.file("routes.yaml", &route("a"));
+    fs::create_dir(folder.0.join("routes.d")).unwrap();
+    let inside = folder.file("routes.d/one.yaml", "# nothing yet\n");
+    folder.file("routes.d/README.md", "no YAML");
+    let text = format!(
+        "{HEAD}services: [{{name: web, addresses: [10.96.0.1], ports: [{{name: http, number: 80, protocol: http}}]}}]\n\
+         gateway-api: [routes.yaml, routes.d]\n"
+    );
+    let path = folder.file("mesh.yaml", &text);
+    let (source, config) = FileSource::open(&path).unwrap();
+    assert_eq!(rules(&config), ["httproute/default/a/0"]);
+    let status = source.status();
+    let first = status.borrow().content_hash.clone();
+    let mut events = source.watch();
+
+    replace(&named, &route("b"));
+    assert_eq!(rules(&loaded(&mut events).await), ["httproute/default/b/0"]);
+    assert_ne!(status.borrow().content_hash, first);
+    replace(&inside, &route("c"));
+    let both = ["httproute/default/b/0", "httproute/default/c/0"];
+    assert_eq!(rules(&loaded(&mut events).await), both);
+    // A new file, and one that goes.
+    replace(&folder.0.join("routes.d/two.yml"), &route("aa"));
+    assert_eq!(rules(&loaded(&mut events).await).len(), 3);
+    fs::remove_file(folder.0.join("routes.d/two.yml")).unwrap();
+    assert_eq!(rules(&loaded(&mut events).await), both);
+
+    // An error anywhere leaves all as it was, and says where.
+    replace(&inside, &route("c").replace("HTTPRoute", "Deployment"));
+    let error = rejected(&mut events).await;
+    let problem = &error.report().problems[0];
+    assert_eq!(problem.file, inside.display().to_string());
+    assert_eq!(
+        (problem.line, problem.column, problem.code.name()),
+        (2, 7, "unknown-kind")
+    );
+    assert!(error.render(false).contains("2 | kind: Deployment"));
+    fs::remove_file(&named).unwrap();
+    let error = rejected(&mut events).await;
+    assert_eq!(error.report().problems[0].field, "gateway-api[0]");
+    assert_eq!(status.borrow().generation, 5);
+    // And back.
+    replace(&inside, "# empty again\n");
+    rejected(&mut events).await;
+    replace(&named, &route("d"));
+    assert_eq!(rules(&loaded(&mut events).await), ["httproute/default/d/0"]);
+    assert!(status.borrow().last_error.is_none());
+}

@@ -71,9 +71,9 @@ impl Inputs {
         for at in 0..services {
             let of_service = order.of(at);
             // Stable: equal precedence keeps the order of the model.
-            let precedence = |at: &u32| model.rules[*at as usize].precedence;
-            if !of_service.is_sorted_by_key(|at| std::cmp::Reverse(precedence(at))) {
-                of_service.sort_by_key(|at| std::cmp::Reverse(precedence(at)));
+            let order = |at: &u32| model.rules[*at as usize].order();
+            if !of_service.is_sorted_by_key(order) {
+                of_service.sort_by_key(order);
             }
             let known = old.units.get(at).map(|unit| &unit.rules);
             let same = known.map_or(of_service.is_empty(), |known| {
