@@ -50,11 +50,11 @@ pub use report::{Code, ConfigError, PROBLEMS_MAX, Problem, Report, Severity};
 pub use schema::schema;
 
 use collect::Collector;
+pub(crate) use fnv::Fnv1a as Digest;
 use gateway::Documents;
+pub(crate) use gateway::files;
 use path::Trail;
 use source::{Source, Span};
-pub(crate) use fnv::Fnv1a as Digest;
-pub(crate) use gateway::files;
 pub(crate) use units::duration;
 
 /// Reads and checks a configuration file.
@@ -152,7 +152,10 @@ fn examine_with(
     let config = read(place, &mut documents, &mut beside, &mut out, meaning);
     let good = !out.has_errors() && !documents.has_errors();
     let files = std::iter::once((out, source));
-    let more = documents.files.into_iter().map(|(source, out)| (out, source));
+    let more = documents
+        .files
+        .into_iter()
+        .map(|(source, out)| (out, source));
     Examined {
         config: config.filter(|_| good),
         report: Collector::finish_all(files.chain(more)),

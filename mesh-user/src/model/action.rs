@@ -43,7 +43,11 @@ impl RuleExtra {
     /// Whether it says nothing of what happens, only where it comes from.
     pub fn is_idle(&self) -> bool {
         let origin = self.origin.clone();
-        *self == Self { origin, ..Self::NOTHING }
+        *self
+            == Self {
+                origin,
+                ..Self::NOTHING
+            }
     }
 }
 

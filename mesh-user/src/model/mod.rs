@@ -353,7 +353,10 @@ impl Rule {
     /// What rules are sorted by, in a stable way: precedence, then those made from another API's
     /// objects, then the others in the order of [`Model::rules`].
     pub fn order(&self) -> impl Ord + use<> {
-        (std::cmp::Reverse(self.precedence), self.extra().origin.is_none())
+        (
+            std::cmp::Reverse(self.precedence),
+            self.extra().origin.is_none(),
+        )
     }
 
     /// Whether it is about this port, by name.

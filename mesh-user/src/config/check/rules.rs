@@ -9,7 +9,8 @@ use super::{Findings, port, version};
 use crate::{
     config::{path::FieldPath, report::Code, text},
     model::{
-        Endpoint, Match, Model, PathMatch, Protocol, Rule, Select, Service, Target, ValueMatch, selects,
+        Endpoint, Match, Model, PathMatch, Protocol, Rule, Select, Service, Target, ValueMatch,
+        selects,
     },
 };
 
@@ -122,8 +123,9 @@ fn targets(
                 let known = |at: &SocketAddr| {
                     service.is_none_or(|(_, service)| {
                         service.ports.iter().any(|port| {
-                            let number =
-                                |to: &Endpoint| to.ports.get(&port.name).copied().unwrap_or(port.target);
+                            let number = |to: &Endpoint| {
+                                to.ports.get(&port.name).copied().unwrap_or(port.target)
+                            };
                             let mut endpoints = service.endpoints.iter();
                             endpoints.any(|to| to.address == at.ip() && number(to) == at.port())
                         })

@@ -176,7 +176,13 @@ impl Documents {
                 Err((code, why, expected)) => {
                     let path = FieldPath::default().key(FIELD).at(file.entry);
                     let message = format!("`{name}` {why}");
-                    out.error(code, locate(root, &path), path, message, Some(expected.to_owned()));
+                    out.error(
+                        code,
+                        locate(root, &path),
+                        path,
+                        message,
+                        Some(expected.to_owned()),
+                    );
                 }
             }
         }
@@ -209,7 +215,11 @@ impl Documents {
 
     /// Where a document stands: `file:line:column`.
     fn place(&self, document: &Document, main: &Source) -> String {
-        let source = match document.file.checked_sub(1).and_then(|at| self.files.get(at)) {
+        let source = match document
+            .file
+            .checked_sub(1)
+            .and_then(|at| self.files.get(at))
+        {
             Some((source, _)) => source,
             None => main,
         };
@@ -228,10 +238,21 @@ impl Documents {
                 let key = (*kind, meta.namespace.clone(), meta.name.clone());
                 let place = self.place(&document, main);
                 if let Some(first) = known.get(&key) {
-                    let message = format!("{} `{}/{}` stands at {first} too", kind.name(), meta.namespace, meta.name);
+                    let message = format!(
+                        "{} `{}/{}` stands at {first} too",
+                        kind.name(),
+                        meta.namespace,
+                        meta.name
+                    );
                     let path = FieldPath::default().key("metadata").key("name");
                     let span = locate(&document.node, &path);
-                    here.error(Code::Duplicate, span, path, message, Some("each object once".to_owned()));
+                    here.error(
+                        Code::Duplicate,
+                        span,
+                        path,
+                        message,
+                        Some("each object once".to_owned()),
+                    );
                 }
                 known.entry(key).or_insert(place);
             }
@@ -267,7 +288,13 @@ impl Documents {
     }
 
     /// Says what translating found.
-    pub(super) fn say(&mut self, objects: &Objects, made: Made, main: &Source, out: &mut Collector) {
+    pub(super) fn say(
+        &mut self,
+        objects: &Objects,
+        made: Made,
+        main: &Source,
+        out: &mut Collector,
+    ) {
         for notice in made.notices {
             let other = notice.other.and_then(|other| objects.documents.get(other));
             let message = match other.map(|other| self.place(other, main)) {
@@ -313,7 +340,12 @@ pub(super) fn apply(objects: &Objects, model: &mut Model) -> Made {
         origins,
         statuses,
         notices,
-    } = translate::translate(&model.services, &model.rules, &objects.routes, &objects.grants);
+    } = translate::translate(
+        &model.services,
+        &model.rules,
+        &objects.routes,
+        &objects.grants,
+    );
     model.rules.extend(rules);
     model.routes = statuses;
     Made {

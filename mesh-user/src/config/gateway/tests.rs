@@ -1205,3 +1205,24 @@ fn native_targets_name_services_ports_and_endpoints() {
         ["empty-version rules[0].route[0].endpoints[0]"]
     );
 }
+
+/// Without it: bytes of a route could panic the agent.
+#[test]
+fn gateway_documents_that_were_mangled_never_panic() {
+    let whole = http(
+        "[{name: a, matches: [{path: {type: Exact, value: /a}, headers: [{name: b, value: c}], method: GET}], \
+         filters: [{type: RequestMirror, requestMirror: {backendRef: {name: next, port: 80}, percent: 1}}], \
+         timeouts: {request: 1s}, backendRefs: [{name: web, port: 80, weight: 2}]}]",
+    );
+    let mut refused = 0;
+    for at in 0..whole.len() {
+        for noise in ["", "\0", "[", "}", ": ", "-1", "ä", "~", "&a ", "\n---\n"] {
+            let mut text = whole.clone();
+            text.replace_range(at..=at, noise);
+            let examined = examine(&text);
+            assert_eq!(examined.config.is_none(), examined.report.has_errors());
+            refused += usize::from(examined.config.is_none());
+        }
+    }
+    assert!(refused > 1000, "{refused}");
+}
