@@ -20,7 +20,7 @@ pub mod kernel_path;
 pub mod kernel_table;
 pub mod shield;
 
-pub use action::{Actions, RuleExtra};
+pub use action::{Actions, Fraction, Mirror, RuleExtra};
 pub use attribute::Attribute;
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty

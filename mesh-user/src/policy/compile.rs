@@ -24,7 +24,7 @@ use crate::{
     clock::MonoNanos,
     model::{
         Backend, DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags,
-        kernel_table::KernelTable, selects,
+        Target, kernel_table::KernelTable, selects,
     },
 };
 
@@ -446,7 +446,7 @@ impl Compiler<'_> {
     ) -> Vec<RuleIx> {
         let mut plans = Vec::with_capacity(port.rules.len());
         for rule in &port.rules {
-            let targets = rule.route.iter().map(|target| {
+            let compiled = |target: &Target| {
                 let of = match target.backend {
                     Some(Backend { service, port }) => places.get(&(service, port)).copied(),
                     None => Some(port),
@@ -458,7 +458,14 @@ impl Compiler<'_> {
                     weight: target.weight,
                     invalid: version.is_none() || matches!(target.select, Select::Invalid(_)),
                 }
+            };
+            let mirrors = super::mirror::compile(rule, |target| {
+                let TargetPlan {
+                    version, invalid, ..
+                } = compiled(target);
+                (version, invalid)
             });
+            let targets = rule.route.iter().map(compiled);
             let targets: Vec<TargetPlan> = targets.collect();
             let named: Vec<_> = targets
                 .iter()
@@ -476,6 +483,7 @@ impl Compiler<'_> {
             self.snapshot.rules.push(RulePlan {
                 name: rule.name.as_str().into(),
                 precedence: rule.precedence,
+                mirrors,
                 split: Split::new(id, &targets),
                 targets,
             });

@@ -19,6 +19,7 @@ mod hash;
 pub mod inbound;
 mod index;
 mod matcher;
+pub mod mirror;
 pub mod observe;
 pub mod rate_limit;
 pub mod reject;

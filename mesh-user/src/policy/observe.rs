@@ -1,6 +1,7 @@
 //! Watching a decision: nothing on the data path, everything for `mesh explain`.
 
 use super::snapshot::{RuleIx, VersionIx};
+use crate::model::Fraction;
 
 /// Is told each step of a decision. All methods do nothing by default, so that the data path
 /// pays nothing for it.
@@ -12,6 +13,8 @@ pub trait Observer {
     fn version(&mut self, _version: VersionIx, _weight: u32, _sum: u64) {}
     /// A rate limit was asked: its name, its key, what is left, whether it admitted.
     fn limit(&mut self, _name: &str, _key: &str, _left: u64, _admitted: bool) {}
+    /// A mirror gets this share of the requests.
+    fn mirror(&mut self, _version: VersionIx, _fraction: Fraction) {}
     /// Whether steps need to be described at all: lets the data path skip the formatting.
     fn active(&self) -> bool {
         false

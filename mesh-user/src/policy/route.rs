@@ -43,6 +43,8 @@ pub struct RulePlan {
     pub precedence: i32,
     /// Where to.
     pub targets: Vec<TargetPlan>,
+    /// Copies of what matches; none for most rules.
+    pub mirrors: Option<Box<[super::mirror::MirrorPlan]>>,
     /// Their weights, summed up and named.
     pub(super) split: Split,
 }

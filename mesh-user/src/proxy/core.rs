@@ -99,6 +99,8 @@ pub(super) struct Core {
     pub(super) pool: Pool,
     /// Shared HTTP/2 upstream connections.
     pub(super) h2: super::http2::client::Connections,
+    /// Copies of requests.
+    pub(super) mirrors: super::mirror::Mirrors,
     /// Source ports of dials to applications.
     pub(super) app_ports: Ports,
     /// Open downstream connections, by number.
@@ -138,6 +140,7 @@ impl Core {
             rng: RefCell::new(Rng::new(seed)),
             pool: Pool::default(),
             h2: super::http2::client::Connections::default(),
+            mirrors: super::mirror::Mirrors::default(),
             app_ports: Ports::default(),
             slots: RefCell::default(),
             next_slot: Cell::new(0),

@@ -18,6 +18,7 @@ mod id;
 mod inbound;
 mod inq;
 mod io;
+mod mirror;
 mod pool;
 mod record;
 mod retry;

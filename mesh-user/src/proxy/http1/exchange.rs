@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::{
     body::Body,
+    mirrored::Compared,
     request::Request,
     response::{self, Response, Write},
     scan::Scan,
@@ -131,6 +132,8 @@ pub(super) struct Exchange<'a> {
     bytes: u64,
     last: MonoNanos,
     moved: bool,
+    /// Whoever compares the answer with a mirror's.
+    pub(super) compared: Option<Box<Compared>>,
 }
 
 impl<'a> Exchange<'a> {
@@ -164,6 +167,7 @@ impl<'a> Exchange<'a> {
             bytes: 0,
             last: started,
             moved: false,
+            compared: None,
         }
     }
 
@@ -333,6 +337,7 @@ impl<'a> Exchange<'a> {
                         self.out_sent += head;
                         self.ready -= count - head;
                         self.bytes += (count - head) as u64;
+                        self.compare(&wires.up.buf.bytes()[..count - head]);
                         wires.up.buf.consume(count - head);
                     }
                     Poll::Ready(Err(_)) => return Some(End::DownstreamGone),
@@ -450,12 +455,20 @@ impl<'a> Exchange<'a> {
             if self.ready <= COPIED_BYTES_MAX && self.out_sent < self.out.len() {
                 self.out
                     .extend_from_slice(&wires.up.buf.bytes()[..self.ready]);
+                self.compare(&wires.up.buf.bytes()[..self.ready]);
                 wires.up.buf.consume(self.ready);
                 self.bytes += self.ready as u64;
                 self.ready = 0;
             }
         }
         Ok(())
+    }
+
+    /// Shows body bytes that were forwarded to whoever compares them.
+    fn compare(&mut self, bytes: &[u8]) {
+        if let (Some(compared), Some(response)) = (&mut self.compared, &self.response) {
+            compared.forwarded(bytes, &response.body, self.request.http10);
+        }
     }
 
     fn poll_time(

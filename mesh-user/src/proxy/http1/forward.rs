@@ -11,6 +11,7 @@ use std::{
 use super::{
     answer,
     exchange::{End, Exchange, Outlook, Spans, Wires},
+    mirrored,
     request::Request,
     sending::Sending,
     serve::{Going, Next, Session},
@@ -150,6 +151,7 @@ impl Session {
             extra: &extra,
         };
         let mut sending = Sending::new(request.body, keep_max, complete);
+        mirrored::begin(&self.conn, &log, &plan, &request, &mut sending);
         let mut attempts = Attempts::default();
         loop {
             let turn = self
@@ -337,6 +339,7 @@ impl Session {
         let limits = core.limits();
         let mut exchange =
             Exchange::new(course.request, &log.head, sending, &limits, spans, started);
+        mirrored::watch(&mut exchange, sending);
         let keep_alive = || course.request.keep_alive && !core.draining.get();
         let method = log.method();
         let mut pause = None;
@@ -377,6 +380,7 @@ impl Session {
         let endpoint = target.endpoint;
         match end {
             End::Complete => {
+                mirrored::answered(sending, outlook.status);
                 course.record(
                     endpoint,
                     Outcome::Status(outlook.status.unwrap_or(0)),

@@ -64,7 +64,7 @@ pub(super) struct Exchange {
     pub(super) sink: SendStream<Bytes>,
     response: ResponseFuture,
     pub(super) answer: Option<Answer>,
-    answer_kept: Kept,
+    pub(super) answer_kept: Kept,
     /// The endpoint takes no more of the request; it may answer all the same.
     request_broken: Option<Reason>,
     last: MonoNanos,
@@ -127,6 +127,9 @@ impl Exchange {
         {
             Poll::Ready(Ok(())) => {
                 stream.complete.get_or_insert_with(clock::now);
+                if let Some(listener) = &stream.kept.listener {
+                    listener.end(self.request.trailers.as_ref());
+                }
             }
             Poll::Ready(Err(Broken::Source(why))) => return Some(End::Downstream(why)),
             // RFC 9113, section 8.1: an endpoint that answered early may stop the request.

@@ -125,6 +125,11 @@ impl Head {
         spans.user_agent = push(field("user-agent"));
     }
 
+    /// Whether it asks for a tunnel: what follows is no body.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.method == Method::CONNECT
+    }
+
     /// The request that is sent, once for each attempt.
     pub(super) fn request(&self) -> Request<()> {
         let mut request = Request::new(());

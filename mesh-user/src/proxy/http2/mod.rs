@@ -13,10 +13,13 @@ mod flow;
 mod grpc;
 mod guard;
 mod head;
+mod mirrored;
 mod refuse;
 mod serve;
 mod settings;
 mod stream;
 mod wire;
 
+pub(super) use grpc::status as grpc_status;
+pub(super) use mirrored::shake;
 pub(super) use serve::serve;

@@ -12,6 +12,7 @@ use super::{
     flow::{Flow, Kept},
     grpc,
     head::{self, Head},
+    mirrored::Listener,
     refuse,
 };
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
         buffer::HeadBuf,
         core::{Conn, Place, Snap},
         inbound,
+        mirror::Comparison,
         record::RequestLog,
         retry::{Attempts, retry_after},
         timer::{NEVER, Timer, deadline},
@@ -45,6 +47,8 @@ pub(super) struct Stream {
     pub(super) complete: Option<MonoNanos>,
     /// What the client allows.
     deadline: MonoNanos,
+    /// Whoever compares the answer with a mirror's.
+    compare: Option<Rc<Comparison>>,
 }
 
 /// Serves one request.
@@ -82,6 +86,7 @@ pub(super) async fn serve(
         kept: Kept::default(),
         complete: None,
         deadline,
+        compare: None,
     };
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
         Ok((head, admitted)) => {
@@ -152,6 +157,7 @@ impl Stream {
             self.kept.ended = true;
             self.complete = Some(self.log.started);
         }
+        self.compare = self.mirror(head, &plan);
         let mut attempts = Attempts::default();
         loop {
             match self.attempt(head, plan, verdict, &mut attempts).await {
@@ -287,6 +293,8 @@ impl Stream {
         self.log.attempts += 1;
         let flow = Flow::new(&self.kept, ends);
         let mut exchange = Exchange::new(flow, sink, response, started);
+        let compare = self.compare.clone().map(Listener::Comparison);
+        exchange.answer_kept.listener = compare.map(Box::new);
         let spans = Spans {
             request: version.request_timeout,
             per_try: version.retry.per_try().unwrap_or_default(),
@@ -324,6 +332,9 @@ impl Stream {
         });
         match end {
             End::Complete => {
+                if let (Some(compare), Some(status)) = (&self.compare, answered) {
+                    compare.end(status, self.log.grpc_status);
+                }
                 record(outcome.unwrap_or(Outcome::Abandoned), ended);
                 Turn::Done
             }
