@@ -118,7 +118,10 @@ mod tests {
             let p = f64::from(numerator) / f64::from(denominator);
             let sigma = (f64::from(n) * p * (1.0 - p)).sqrt();
             let off = (taken - f64::from(n) * p).abs();
-            assert!(off <= 3.0 * sigma, "{numerator}/{denominator}: {taken}, seed {seed}");
+            assert!(
+                off <= 3.0 * sigma,
+                "{numerator}/{denominator}: {taken}, seed {seed}"
+            );
         }
     }
 

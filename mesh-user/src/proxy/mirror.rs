@@ -43,13 +43,12 @@ use crate::{
     telemetry::mirror::{MirrorCounts, MirrorResult},
 };
 
-/// Mirrors in flight on a worker. With 64 KiB of a connection's buffers and 256 KiB of body each
-/// would be 80 MiB; [`BUFFERED_BYTES_MAX`] bounds the bodies before that.
+/// Mirrors in flight on a worker; each holds at most 128 KiB of its connection's buffers besides.
 const IN_FLIGHT_MAX: usize = 256;
 /// Body bytes that wait for the mirrors of a worker.
-const BUFFERED_BYTES_MAX: usize = 8 << 20;
-/// Body bytes that wait for one mirror: a burst of a primary that is faster than its shadow.
-const MIRROR_BYTES_MAX: usize = 256 << 10;
+const BUFFERED_BYTES_MAX: usize = 16 << 20;
+/// Body bytes that wait for one mirror: what a fast primary takes while its shadow is dialled.
+const MIRROR_BYTES_MAX: usize = 1 << 20;
 /// Counters that a worker remembers. Above it starts anew: a cache, not a record.
 const COUNTS_KEPT_MAX: usize = 1024;
 

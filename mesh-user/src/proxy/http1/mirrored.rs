@@ -99,9 +99,10 @@ pub(super) fn watch(exchange: &mut Exchange<'_>, sending: &Sending) {
 /// The answer went out whole.
 pub(super) fn answered(sending: &Sending, status: Option<u16>) {
     let mirrored = sending.mirrored.as_deref();
-    if let (Some(comparison), Some(status)) =
-        (mirrored.and_then(|mirrored| mirrored.compare.as_ref()), status)
-    {
+    if let (Some(comparison), Some(status)) = (
+        mirrored.and_then(|mirrored| mirrored.compare.as_ref()),
+        status,
+    ) {
         comparison.end(status, None);
     }
 }

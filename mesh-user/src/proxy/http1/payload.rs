@@ -21,7 +21,9 @@ impl Payload {
             return with(bytes);
         };
         while !bytes.is_empty() {
-            let Ok(step) = chunked.step(bytes) else { return };
+            let Ok(step) = chunked.step(bytes) else {
+                return;
+            };
             let taken = step.skip + step.forward;
             if step.forward > 0 {
                 with(&bytes[step.skip..taken]);

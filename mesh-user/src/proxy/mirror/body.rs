@@ -62,6 +62,10 @@ impl Queue {
         })
     }
 
+    pub(super) const fn state(&self) -> State {
+        self.state.get()
+    }
+
     pub(super) const fn is_empty(&self) -> bool {
         self.empty
     }
@@ -70,7 +74,10 @@ impl Queue {
         if self.state.get() != State::Open || data.is_empty() {
             return;
         }
-        let (bytes, all) = (self.bytes.get() + data.len(), self.buffered.get() + data.len());
+        let (bytes, all) = (
+            self.bytes.get() + data.len(),
+            self.buffered.get() + data.len(),
+        );
         if bytes > MIRROR_BYTES_MAX || all > BUFFERED_BYTES_MAX {
             return self.leave(State::Over);
         }
@@ -227,7 +234,10 @@ mod tests {
         let one = queue(&buffered);
         let tee = Tee::new(vec![Rc::clone(&one)]);
         tee.data(&vec![0; MIRROR_BYTES_MAX]);
-        assert_eq!((one.state.get(), buffered.get()), (State::Open, MIRROR_BYTES_MAX));
+        assert_eq!(
+            (one.state.get(), buffered.get()),
+            (State::Open, MIRROR_BYTES_MAX)
+        );
         tee.data(&[0]);
         assert_eq!((one.state.get(), buffered.get()), (State::Over, 0));
         assert!(one.chunks.borrow().is_empty());

@@ -73,7 +73,12 @@ impl Sent {
         };
         let ended = tokio::select! {
             biased;
-            ended = self.exchange(request) => ended,
+            // A body that is given up breaks the exchange: why is what counts.
+            ended = self.exchange(request) => ended.map_err(|why| match self.queue.state() {
+                State::Over => MirrorResult::FailedBuffer,
+                State::Cut => MirrorResult::CutShort,
+                State::Open | State::Ended => why,
+            }),
             late = late => Err(late),
         };
         self.ended.set(Some(ended));
@@ -95,21 +100,21 @@ impl Sent {
             .map_err(|_| MirrorResult::SkippedInbound)?;
         let target = Target::new(snapshot, self.version, &endpoint, conn, &judged);
         let declared = snapshot.port(version.port).protocol;
-        let http2 = self.spoken == Spoken::Http2
-            || matches!(declared, Protocol::Http2 | Protocol::Grpc);
+        let http2 =
+            self.spoken == Spoken::Http2 || matches!(declared, Protocol::Http2 | Protocol::Grpc);
         let mut wire = match core.mirrors.idle.take(&target.key, http2) {
             Some(wire) => wire,
             None => {
                 let permits =
                     permits_spare(core, &target).map_err(|_| MirrorResult::SkippedOverflow)?;
-                let upstream = dial(core, &conn.workload, &target, permits)
-                    .await
-                    .map_err(|why| match why {
+                let upstream = dial(core, &conn.workload, &target, permits).await.map_err(
+                    |why| match why {
                         NoConnection::Local(_) => MirrorResult::SkippedOverflow,
                         NoConnection::Failed | NoConnection::TimedOut => {
                             MirrorResult::FailedConnect
                         }
-                    })?;
+                    },
+                )?;
                 Wire::new(core, upstream, http2)
                     .await
                     .ok_or(MirrorResult::FailedConnect)?
