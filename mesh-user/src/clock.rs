@@ -33,3 +33,11 @@ pub fn now() -> MonoNanos {
     // Seconds since boot and nanoseconds below a second are never negative.
     MonoNanos(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
+
+/// How long after the epoch CLOCK_MONOTONIC was zero, by the wall clock as it is set now; zero when
+/// that is set to before the machine started.
+pub fn epoch() -> Duration {
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    wall.unwrap_or_default()
+        .saturating_sub(Duration::from_nanos(now().0))
+}

@@ -90,9 +90,6 @@ fn tell(question: &Question, answer: &Value, io: &mut Io<'_>) -> std::io::Result
     rules(answer, paint, io)?;
     version(answer, io)?;
     limits(answer, paint, io)?;
-    for mirror in items(&answer["mirrors"]) {
-        writeln!(io.out, "mirror    {}", harmless(&cell(mirror)))?;
-    }
     outcome(answer, paint, io)
 }
 

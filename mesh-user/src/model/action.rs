@@ -229,8 +229,8 @@ pub struct RuleTimeouts {
     pub backend_request: Option<Duration>,
 }
 
-/// The same key, the same target: hash(key, salt) mod 1,000,000 against the cumulative shares, so
-/// that a raised share takes keys from the others and gives none back.
+/// The same key, the same target, by weighted rendezvous of hash(key, salt): a raised share takes
+/// keys from the others and gives none back, with any number of targets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Sticky {
     /// What makes the key. A request without any of these is sent in turn.
@@ -250,6 +250,9 @@ pub struct Persistence {
     pub absolute: Option<Duration>,
     /// How long it lasts without a request; none: no limit.
     pub idle: Option<Duration>,
+    /// Keeps what the client carries secret: without it, who knows the rule can try addresses. The
+    /// same on every node.
+    pub salt: String,
 }
 
 /// What carries a session.

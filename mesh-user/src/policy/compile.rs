@@ -23,11 +23,12 @@ use super::{
 use crate::{
     clock::MonoNanos,
     model::{
-        Backend, DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags,
-        Target, kernel_table::KernelTable, selects,
+        Backend, DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags, Target,
+        kernel_table::KernelTable, selects,
     },
 };
 
+mod actions;
 mod carry;
 mod path;
 
@@ -446,26 +447,27 @@ impl Compiler<'_> {
     ) -> Vec<RuleIx> {
         let mut plans = Vec::with_capacity(port.rules.len());
         for rule in &port.rules {
-            let compiled = |target: &Target| {
+            // A port that is not there: the configuration refuses it by name.
+            let resolve = |target: &Target| {
                 let of = match target.backend {
                     Some(Backend { service, port }) => places.get(&(service, port)).copied(),
                     None => Some(port),
                 };
                 let version = of.and_then(|of| of.by_select.get(&target.select));
-                TargetPlan {
-                    // A port that is not there: the configuration refuses it by name.
-                    version: version.copied().unwrap_or(self.snapshot.port(port.ix).all),
-                    weight: target.weight,
-                    invalid: version.is_none() || matches!(target.select, Select::Invalid(_)),
-                }
+                version
+                    .copied()
+                    .filter(|_| !matches!(target.select, Select::Invalid(_)))
             };
-            let mirrors = super::mirror::compile(rule, |target| {
-                let TargetPlan {
-                    version, invalid, ..
-                } = compiled(target);
-                (version, invalid)
+            let actions = actions::OfRule::new(rule, &self.snapshot.sources, resolve);
+            let targets = rule.route.iter().enumerate().map(|(at, target)| {
+                let version = resolve(target);
+                TargetPlan {
+                    version: version.unwrap_or(self.snapshot.port(port.ix).all),
+                    weight: target.weight,
+                    invalid: version.is_none(),
+                    actions: actions.target(at),
+                }
             });
-            let targets = rule.route.iter().map(compiled);
             let targets: Vec<TargetPlan> = targets.collect();
             let named: Vec<_> = targets
                 .iter()
@@ -483,9 +485,10 @@ impl Compiler<'_> {
             self.snapshot.rules.push(RulePlan {
                 name: rule.name.as_str().into(),
                 precedence: rule.precedence,
-                mirrors,
                 split: Split::new(id, &targets),
+                choice: actions::choice(rule, &self.snapshot, port.ix, &targets),
                 targets,
+                actions: actions.rule,
             });
         }
         plans

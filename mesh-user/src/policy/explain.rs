@@ -5,11 +5,10 @@ use std::{fmt::Display, net::SocketAddr, sync::Arc};
 use serde::Serialize;
 
 use super::{
-    HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx, VersionIx,
+    HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
     balance::candidates,
     breaker::Gauges,
     describe::{EndpointRow, TargetRow},
-    mirror,
     rate_limit,
     request::HeaderList,
     route::{self, Plan},
@@ -17,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::MonoNanos,
-    model::{BreakerPolicy, Fraction, kernel_table::Path},
+    model::{BreakerPolicy, kernel_table::Path},
 };
 
 /// The whole answer of `mesh explain`.
@@ -52,8 +51,6 @@ pub struct Explanation {
     pub caps: Option<BreakerPolicy>,
     /// What of the caps is used now.
     pub gauges: Option<Gauges>,
-    /// Which mirrors may get a copy: `namespace/name:port VERSION, N of M`.
-    pub mirrors: Vec<String>,
     /// How it ends.
     pub outcome: Fate,
 }
@@ -163,11 +160,6 @@ fn finish<H: HeaderView>(
         }
         admitted(snapshot, &plan, request.is_some())
     });
-    if outcome.is_ok()
-        && let Ok(plan) = &decided
-    {
-        mirror::watch(snapshot, plan, &mut recorder);
-    }
     let rule_ix = recorder.matched;
     Explanation {
         service: port.key.to_string(),
@@ -190,7 +182,6 @@ fn finish<H: HeaderView>(
         gauges: version.map(|version| version.breaker.gauges()),
         tried: recorder.tried,
         limits: recorder.limits,
-        mirrors: recorder.mirrors,
         outcome: match outcome {
             Ok(to) => Fate::Forwarded { to },
             Err(reject) => Fate::Refused {
@@ -231,7 +222,6 @@ struct Recorder<'a> {
     tried: Vec<TriedRule>,
     matched: Option<RuleIx>,
     limits: Vec<LimitState>,
-    mirrors: Vec<String>,
 }
 
 impl<'a> Recorder<'a> {
@@ -241,7 +231,6 @@ impl<'a> Recorder<'a> {
             tried: Vec::new(),
             matched: None,
             limits: Vec::new(),
-            mirrors: Vec::new(),
         }
     }
 }
@@ -267,18 +256,6 @@ impl Observer for Recorder<'_> {
             left,
             admitted,
         });
-    }
-
-    fn mirror(&mut self, version: VersionIx, fraction: Fraction) {
-        let version = self.snapshot.version(version);
-        let Fraction {
-            numerator,
-            denominator,
-        } = fraction;
-        let to = self.snapshot.port(version.port).label();
-        let name = &version.name;
-        self.mirrors
-            .push(format!("{to} {name}, {numerator} of {denominator}"));
     }
 
     fn active(&self) -> bool {

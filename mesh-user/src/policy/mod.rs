@@ -7,9 +7,11 @@
 //! (once per request) -> for each attempt: [`balance::pick`] -> [`breaker::Breaker::request`]
 //! (last, so that a refused request never spends a permit) -> forward -> [`Snapshot::record`].
 
+pub mod action;
 mod attribute;
 pub mod balance;
 pub mod breaker;
+mod choice;
 mod compile;
 pub mod describe;
 pub mod effective;
@@ -19,7 +21,6 @@ mod hash;
 pub mod inbound;
 mod index;
 mod matcher;
-pub mod mirror;
 pub mod observe;
 pub mod rate_limit;
 pub mod reject;
@@ -27,9 +28,11 @@ pub mod request;
 pub mod retry;
 pub mod rng;
 pub mod route;
+pub mod session;
 mod slots;
 pub mod snapshot;
 pub mod split;
+mod sticky;
 mod value;
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub enum Reject {
     NoWeight,
     /// The target that was chosen can't be resolved.
     InvalidBackend,
+    /// An action of the rule can't be resolved.
+    FilterUnresolved,
     /// `max-connections` of the version, and no room to wait (or TCP).
     OverflowConnections,
     /// `max-pending` of the version.
@@ -76,6 +78,7 @@ impl Reject {
         Self::NoHealthyEndpoint,
         Self::NoWeight,
         Self::InvalidBackend,
+        Self::FilterUnresolved,
         Self::OverflowConnections,
         Self::OverflowPending,
         Self::OverflowRequests,
@@ -111,6 +114,7 @@ impl Reject {
             Self::NoHealthyEndpoint => "no_healthy_endpoint",
             Self::NoWeight => "no_weight",
             Self::InvalidBackend => "invalid_backend",
+            Self::FilterUnresolved => "filter_unresolved",
             Self::OverflowConnections => "overflow_connections",
             Self::OverflowPending => "overflow_pending",
             Self::OverflowRequests => "overflow_requests",
@@ -143,7 +147,7 @@ impl Reject {
     pub const fn status(self) -> u16 {
         match self {
             Self::NoRoute => 404,
-            Self::NoWeight | Self::InvalidBackend => 500,
+            Self::NoWeight | Self::InvalidBackend | Self::FilterUnresolved => 500,
             Self::NoEndpoint
             | Self::NoHealthyEndpoint
             | Self::OverflowConnections
@@ -186,7 +190,8 @@ impl Reject {
             | Self::UpstreamMalformed
             | Self::Loop
             | Self::NoWeight
-            | Self::InvalidBackend => 13,
+            | Self::InvalidBackend
+            | Self::FilterUnresolved => 13,
             Self::HeaderTimeout | Self::BodyTimeout | Self::DownstreamClosed => 1,
             Self::NoEndpoint
             | Self::NoHealthyEndpoint
@@ -206,7 +211,7 @@ impl Reject {
     /// Envoy's response flag in the access log.
     pub const fn flag(self) -> &'static str {
         match self {
-            Self::NoRoute | Self::NoWeight | Self::InvalidBackend => "NR",
+            Self::NoRoute | Self::NoWeight | Self::InvalidBackend | Self::FilterUnresolved => "NR",
             Self::NoEndpoint | Self::NoHealthyEndpoint => "UH",
             Self::OverflowConnections | Self::OverflowPending | Self::OverflowRequests => "UO",
             Self::RateLimited => "RL",
@@ -250,6 +255,7 @@ impl Reject {
             Self::NoHealthyEndpoint => "the chosen version has no healthy endpoint",
             Self::NoWeight => "every target of the rule has weight 0",
             Self::InvalidBackend => "the target of the rule does not exist",
+            Self::FilterUnresolved => "an action of the rule can't be carried out",
             Self::OverflowConnections => "overflow: max-connections of the version is reached",
             Self::OverflowPending => "overflow: max-pending of the version is reached",
             Self::OverflowRequests => "overflow: max-requests of the version is reached",

@@ -11,13 +11,15 @@ pub struct Client {
     pub source: Option<SourceIx>,
     /// The address that the connection comes from.
     pub address: Option<IpAddr>,
+    /// When it asks, in seconds since the epoch: sessions end by it. 0: not known, none ends.
+    pub unix_s: u64,
 }
 
 impl From<Option<SourceIx>> for Client {
     fn from(source: Option<SourceIx>) -> Self {
         Self {
             source,
-            address: None,
+            ..Self::default()
         }
     }
 }

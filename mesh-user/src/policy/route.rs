@@ -10,9 +10,12 @@ use std::sync::Arc;
 use super::{
     Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
     VersionIx,
+    action::ActionPlan,
+    choice::{Choice, Chooser},
     index::Index,
     matcher::{Entry, SourceSet},
     request::HeaderList,
+    session::Resumed,
     split::{Cursors, Split},
 };
 use crate::model::{Match, Rule, SourceMatch};
@@ -43,14 +46,16 @@ pub struct RulePlan {
     pub precedence: i32,
     /// Where to.
     pub targets: Vec<TargetPlan>,
-    /// Copies of what matches; none for most rules.
-    pub mirrors: Option<Box<[super::mirror::MirrorPlan]>>,
     /// Their weights, summed up and named.
     pub(super) split: Split,
+    /// What happens besides; none: nothing, at no target either.
+    pub actions: Option<Arc<ActionPlan>>,
+    /// How a target is chosen when not in turn.
+    pub(super) choice: Option<Box<Choice>>,
 }
 
 /// One target of a rule, compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct TargetPlan {
     /// The version; of another service's port when the rule says so.
     pub version: VersionIx,
@@ -58,6 +63,8 @@ pub struct TargetPlan {
     pub weight: u32,
     /// The reference could not be resolved: its share is answered with 500.
     pub invalid: bool,
+    /// The rule's actions and those of this target alone; none: the rule's.
+    pub actions: Option<Arc<ActionPlan>>,
 }
 
 /// Where a request or connection goes.
@@ -67,10 +74,12 @@ pub struct Plan {
     pub port: PortIx,
     /// The rule; none when the service has no rules and all endpoints serve.
     pub rule: Option<RuleIx>,
-    /// Which of the rule's targets, from 0.
+    /// Which of the rule's targets, from 0; `u32::MAX` when the rule answers by itself.
     pub target: u32,
     /// The version.
     pub version: VersionIx,
+    /// The session that it goes on with.
+    pub session: Option<Resumed>,
 }
 
 impl RouteTable {
@@ -240,14 +249,16 @@ pub fn decide<H: HeaderView>(
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
-    let Client { source, .. } = client.into();
+    let client = client.into();
+    let source = client.source;
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
         table.watch(source, Some(request), observer)
     } else {
         table.find(source, request)
     };
-    choose(snapshot, port, rank, cursors, observer)
+    let asks = (client, Some(request));
+    choose(snapshot, port, rank, asks, cursors, observer)
 }
 
 /// Decides for an opaque connection: rules that need HTTP never match.
@@ -261,20 +272,22 @@ pub fn decide_tcp(
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
-    let Client { source, .. } = client.into();
+    let client = client.into();
+    let source = client.source;
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
         table.watch::<HeaderList>(source, None, observer)
     } else {
         table.find_tcp(source)
     };
-    choose(snapshot, port, rank, cursors, observer)
+    choose::<HeaderList>(snapshot, port, rank, (client, None), cursors, observer)
 }
 
-fn choose(
+fn choose<H: HeaderView>(
     snapshot: &Snapshot,
     port: PortIx,
     rank: Option<u32>,
+    (client, request): (Client, Option<&RequestView<'_, H>>),
     cursors: &mut Cursors,
     observer: &mut impl Observer,
 ) -> Result<Plan, Reject> {
@@ -286,17 +299,47 @@ fn choose(
             rule: None,
             target: 0,
             version: plan.all,
+            session: None,
         });
     }
     let rule = plan.routes.rules[rank.ok_or(Reject::NoRoute)? as usize];
     let compiled = snapshot.rule(rule);
-    let target = cursors
-        .next(snapshot, compiled.split, &compiled.targets)
-        .ok_or(Reject::NoWeight)?;
+    if compiled.actions.as_ref().is_some_and(|a| a.answers()) {
+        // No answer is possible in a protocol that nobody knows.
+        if request.is_none() {
+            return Err(Reject::NoRoute);
+        }
+        // No target is needed; the limits and the log are those of all endpoints.
+        return Ok(Plan {
+            port,
+            rule: Some(rule),
+            target: u32::MAX,
+            version: plan.all,
+            session: None,
+        });
+    }
+    let chosen = compiled.choice.as_ref().and_then(|choice| {
+        let by = Chooser {
+            snapshot,
+            port,
+            rule,
+            client,
+            request,
+        };
+        choice.choose(compiled, &by, observer)
+    });
+    let (target, session) = match chosen {
+        Some(chosen) => chosen,
+        None => {
+            let next = cursors.next(snapshot, compiled.split, &compiled.targets);
+            (next.ok_or(Reject::NoWeight)?, None)
+        }
+    };
     let TargetPlan {
         version,
         weight,
         invalid,
+        ..
     } = compiled.targets[target];
     if invalid {
         return Err(Reject::InvalidBackend);
@@ -307,6 +350,7 @@ fn choose(
         rule: Some(rule),
         target: target as u32,
         version,
+        session,
     })
 }
 

@@ -1,6 +1,6 @@
 //! What every protocol does for an attempt: decide, and record how it ended.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use super::{
     core::{Conn, Core, Place, Snap},
@@ -12,6 +12,7 @@ use crate::{
         Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
         rate_limit::{self, Verdict},
         route::{self, Plan},
+        session,
         snapshot::{EndpointState, Outcome},
     },
 };
@@ -36,7 +37,29 @@ pub(super) fn client(conn: &Conn, place: &Place) -> Client {
     Client {
         source: place.source,
         address: Some(conn.peer.ip()),
+        unix_s: 0,
     }
+}
+
+/// The endpoint of an attempt: that of the request's session as long as it can be used, else the
+/// balancer's choice.
+///
+/// # Errors
+/// As [`inbound::pick`].
+pub(super) fn pick(
+    conn: &Conn,
+    snapshot: &Snapshot,
+    plan: &Plan,
+    tried: &[u64],
+    now: MonoNanos,
+) -> Result<Arc<EndpointState>, Reject> {
+    if plan.session.is_some()
+        && tried.is_empty()
+        && let Some(endpoint) = session::endpoint(snapshot, plan, now)
+    {
+        return Ok(endpoint);
+    }
+    inbound::pick(conn, snapshot, plan.version, tried, now)
 }
 
 /// Route, version, rate limit: once for each request.
@@ -61,6 +84,7 @@ pub(super) fn admit<H: HeaderView>(
             rule: None,
             target: 0,
             version: snapshot.port(port).all,
+            session: None,
         }),
         ..refuse(reject)
     })?;
@@ -68,7 +92,10 @@ pub(super) fn admit<H: HeaderView>(
     let plan = route::decide(
         snapshot,
         port,
-        client(conn, place),
+        Client {
+            unix_s: conn.core.unix_s(now),
+            ..client(conn, place)
+        },
         request,
         &mut cursors,
         &mut NoObserver,

@@ -10,6 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -25,7 +26,7 @@ use super::{
     worker::Order,
 };
 use crate::{
-    clock::MonoNanos,
+    clock::{self, MonoNanos},
     config::Limits,
     policy::{PortIx, Snapshot, SourceIx, rng::Rng, split::Cursors},
     telemetry::{Direction, Telemetry},
@@ -91,6 +92,8 @@ pub(super) struct Core {
     /// The other workers, for requests to free a connection.
     pub(super) peers: Vec<UnboundedSender<Order>>,
     current: RefCell<Current>,
+    /// What turns the monotonic clock into seconds since the epoch; as of the last swap.
+    epoch: Cell<Duration>,
     /// Split positions.
     pub(super) cursors: RefCell<Cursors>,
     /// Randomness for the policy.
@@ -136,6 +139,7 @@ impl Core {
                 snapshot,
                 limits,
             }),
+            epoch: Cell::new(clock::epoch()),
             cursors: RefCell::default(),
             rng: RefCell::new(Rng::new(seed)),
             pool: Pool::default(),
@@ -164,6 +168,7 @@ impl Core {
         let swaps = self.shared.swaps.load(Ordering::Acquire);
         let mut current = self.current.borrow_mut();
         if current.swaps != swaps {
+            self.epoch.set(clock::epoch());
             // The count is read first: a swap in between is seen at the next look.
             *current = Current {
                 swaps,
@@ -172,6 +177,11 @@ impl Core {
             };
         }
         (Rc::clone(&current.snapshot), swaps)
+    }
+
+    /// A point of the monotonic clock in seconds since the epoch, without reading a clock.
+    pub(super) fn unix_s(&self, at: MonoNanos) -> u64 {
+        (self.epoch.get() + Duration::from_nanos(at.0)).as_secs()
     }
 
     /// Takes the right to one more upstream connection of the node, if there is one left.

@@ -7,7 +7,7 @@
 //! goes on. The endpoints of a mirror are picked and counted as for any request, but the record
 //! that ejects them hears nothing of mirrors.
 //!
-//! The engines call [`wanted`] (one look for a request without mirrors), then [`begin`].
+//! The engines call [`begin`] with the mirrors that the rule's actions drew for the request.
 
 mod body;
 mod compare;
@@ -35,11 +35,7 @@ use super::{
 };
 use crate::{
     clock::MonoNanos,
-    policy::{
-        SourceIx,
-        mirror::{self, MirrorPlan},
-        route::Plan,
-    },
+    policy::{SourceIx, action::MirrorPlan},
     telemetry::mirror::{MirrorCounts, MirrorResult},
 };
 
@@ -140,17 +136,11 @@ pub(super) struct Begun {
     pub(super) compare: Option<Rc<Comparison>>,
 }
 
-/// Whether a request may have mirrors.
-pub(super) fn wanted(snapshot: &Snap, plan: &Plan) -> bool {
-    !mirror::of(snapshot, plan).is_empty()
-}
-
 /// A request of which mirrors are made.
 pub(super) struct Original<'a> {
     pub(super) conn: &'a Rc<Conn>,
     pub(super) snapshot: &'a Snap,
     pub(super) source: Option<SourceIx>,
-    pub(super) plan: &'a Plan,
     pub(super) spoken: Spoken,
     /// It asks for another protocol: what follows is no body.
     pub(super) upgrades: bool,
@@ -158,20 +148,18 @@ pub(super) struct Original<'a> {
     pub(super) ends: bool,
 }
 
-/// Draws the mirrors of a request and sends the copy of its head on its way; none: nothing was
-/// drawn, or nothing may be sent. `head`: the request as it is forwarded.
+/// Sends copies of a request's head on their way; none: nothing was drawn, or nothing may be sent.
+/// `head`: the request as it is forwarded.
 #[cold]
 pub(super) fn begin(
     original: &Original<'_>,
+    mirrors: &[MirrorPlan],
     head: impl Fn() -> Option<Request<()>>,
 ) -> Option<Begun> {
     let core = &original.conn.core;
     let mut queues = Vec::new();
     let mut pairs = Vec::new();
-    for mirror in mirror::of(original.snapshot, original.plan) {
-        if !mirror.takes(original.plan, &mut core.rng.borrow_mut()) {
-            continue;
-        }
+    for mirror in mirrors {
         let port = original.snapshot.version(mirror.version).port;
         let service = &original.snapshot.port(port).key;
         let counts = core.mirrors.counts(core, service);
@@ -202,9 +190,6 @@ fn start(
     let mirrors = &conn.core.mirrors;
     if original.upgrades {
         return Err(MirrorResult::SkippedUpgrade);
-    }
-    if mirror.invalid {
-        return Err(MirrorResult::SkippedNoEndpoint);
     }
     if conn.core.draining.get() || mirrors.running.borrow().len() >= IN_FLIGHT_MAX {
         return Err(MirrorResult::SkippedInFlight);

@@ -43,7 +43,7 @@ results! {
     SkippedBuffer = "skipped_buffer",
     /// A request to change the protocol has no copy.
     SkippedUpgrade = "skipped_upgrade",
-    /// No endpoint of the mirror's version can be chosen, or there is no such version.
+    /// No endpoint of the mirror's version can be chosen.
     SkippedNoEndpoint = "skipped_no_endpoint",
     /// The breaker of the mirror's version, or the node's limit of connections, has no room.
     SkippedOverflow = "skipped_overflow",

@@ -51,6 +51,7 @@ const ALL: Plan = Plan {
     rule: None,
     target: 0,
     version: VersionIx(0),
+    session: None,
 };
 
 fn ask(snapshot: &Snapshot, source: Option<SourceIx>, ask: &Ask, now: MonoNanos) -> Verdict {

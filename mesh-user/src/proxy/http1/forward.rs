@@ -151,7 +151,8 @@ impl Session {
             extra: &extra,
         };
         let mut sending = Sending::new(request.body, keep_max, complete);
-        mirrored::begin(&self.conn, &log, &plan, &request, &mut sending);
+        let mirrors = mirrored::drawn(&core, &snapshot, &plan);
+        mirrored::begin(&self.conn, &log, &mirrors, &request, &mut sending);
         let mut attempts = Attempts::default();
         loop {
             let turn = self

@@ -9,9 +9,9 @@ use super::{
     sending::Sending,
 };
 use crate::{
-    policy::route::Plan,
+    policy::{action::MirrorPlan, route::Plan},
     proxy::{
-        core::Conn,
+        core::{Conn, Core, Snap},
         mirror::{self, Begun, Comparison, Original, Spoken, Tee},
         record::RequestLog,
     },
@@ -55,27 +55,37 @@ impl Compared {
     }
 }
 
+/// The mirrors that the rule's actions draw.
+pub(super) fn drawn(core: &Core, snapshot: &Snap, plan: &Plan) -> Vec<MirrorPlan> {
+    let Some(actions) = snapshot.actions(plan) else {
+        return Vec::new();
+    };
+    let mut rng = core.rng.borrow_mut();
+    let mut hit = |share: crate::model::Fraction| rng.below(share.denominator) < share.numerator;
+    let all = actions.mirrors().iter().copied();
+    all.filter(|mirror| hit(mirror.fraction)).collect()
+}
+
 /// Sends the head to the request's mirrors, if it has any.
 pub(super) fn begin(
     conn: &Rc<Conn>,
     log: &RequestLog,
-    plan: &Plan,
+    mirrors: &[MirrorPlan],
     request: &request::Request,
     sending: &mut Sending,
 ) {
-    if !mirror::wanted(&log.snapshot, plan) {
+    if mirrors.is_empty() {
         return;
     }
     let original = Original {
         conn,
         snapshot: &log.snapshot,
         source: log.source,
-        plan,
         spoken: Spoken::Http1,
         upgrades: request.upgrade,
         ends: request.body.is_done(),
     };
-    let begun = mirror::begin(&original, || copy_of(&log.head));
+    let begun = mirror::begin(&original, mirrors, || copy_of(&log.head));
     sending.mirrored = begun.map(|Begun { tee, compare }| {
         Box::new(Mirrored {
             payload: Payload::of(&request.body, false),

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use super::{head::Head, settings, stream::Stream, wire::Wire};
 use crate::{
     config::Limits,
-    policy::route::Plan,
+    policy::action::MirrorPlan,
     proxy::{
         buffer::Buf,
         mirror::{self, Begun, Comparison, Original, Spoken, Tee},
@@ -45,20 +45,19 @@ impl Listener {
 impl Stream {
     /// Sends the head to the request's mirrors, if it has any. Who compares the answer, if somebody
     /// does.
-    pub(super) fn mirror(&mut self, head: &Head, plan: &Plan) -> Option<Rc<Comparison>> {
-        if !mirror::wanted(&self.log.snapshot, plan) {
+    pub(super) fn mirror(&mut self, head: &Head, mirrors: &[MirrorPlan]) -> Option<Rc<Comparison>> {
+        if mirrors.is_empty() {
             return None;
         }
         let original = Original {
             conn: &self.conn,
             snapshot: &self.log.snapshot,
             source: self.log.source,
-            plan,
             spoken: Spoken::Http2,
             upgrades: head.is_tunnel(),
             ends: self.kept.ended,
         };
-        let Begun { tee, compare } = mirror::begin(&original, || Some(head.request()))?;
+        let Begun { tee, compare } = mirror::begin(&original, mirrors, || Some(head.request()))?;
         self.kept.listener = Some(Box::new(Listener::Mirrors(tee)));
         compare
     }

@@ -7,6 +7,7 @@
 //! Floods are stopped twice: by h2's own limits, all set explicitly in [`settings`], and by
 //! [`guard`], which counts frames that cost work and carry nothing.
 
+mod actions;
 pub(super) mod client;
 mod exchange;
 mod flow;

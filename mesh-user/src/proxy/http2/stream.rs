@@ -1,12 +1,13 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
+use std::{future::poll_fn, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
 use http::{Method, Request};
 
 use super::{
+    actions::Acted,
     client::{Lease, open_stream},
     exchange::{End, Exchange, Spans},
     flow::{Flow, Kept},
@@ -17,7 +18,14 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::{Reject, rate_limit::Verdict, retry::Failure, route::Plan, snapshot::Outcome},
+    policy::{
+        Reject,
+        action::{Edits, MirrorPlan},
+        rate_limit::Verdict,
+        retry::Failure,
+        route::Plan,
+        snapshot::Outcome,
+    },
     proxy::{
         attempt::{self, Admitted},
         buffer::HeadBuf,
@@ -49,6 +57,10 @@ pub(super) struct Stream {
     deadline: MonoNanos,
     /// Whoever compares the answer with a mirror's.
     compare: Option<Rc<Comparison>>,
+    /// Edits of the answer.
+    pub(super) edits: Option<Arc<Edits>>,
+    /// Edits that tell the client of its session.
+    pub(super) session: Option<Edits>,
 }
 
 /// Serves one request.
@@ -87,13 +99,27 @@ pub(super) async fn serve(
         complete: None,
         deadline,
         compare: None,
+        edits: None,
+        session: None,
     };
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
-        Ok((head, admitted)) => {
-            let refused = stream
-                .forward(&head, admitted.plan, &admitted.verdict)
-                .await;
-            (refused, admitted.verdict)
+        Ok((mut head, Admitted { plan, verdict })) => {
+            let action = stream.action(&head, &place, &plan);
+            let mut mirrors = Vec::new();
+            let acted = match action {
+                None => Acted::Forward,
+                // Boxed: rare, and large beside the state of a stream.
+                Some(mut action) => {
+                    mirrors = std::mem::take(&mut action.mirrors);
+                    Box::pin(stream.act(&mut action, &mut head, &verdict)).await
+                }
+            };
+            let refused = match acted {
+                Acted::Forward => stream.forward(&head, plan, &verdict, &mirrors).await,
+                Acted::Answered => None,
+                Acted::Refuse(reject) => Some(reject),
+            };
+            (refused, verdict)
         }
         Err((reject, verdict)) => (Some(reject), verdict),
     };
@@ -146,7 +172,13 @@ impl Stream {
     }
 
     /// Attempts until an answer went out; the refusal to send otherwise.
-    async fn forward(&mut self, head: &Head, plan: Plan, verdict: &Verdict) -> Option<Reject> {
+    async fn forward(
+        &mut self,
+        head: &Head,
+        plan: Plan,
+        verdict: &Verdict,
+        mirrors: &[MirrorPlan],
+    ) -> Option<Reject> {
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
         self.kept = Kept::new(match &version.retry.policy {
@@ -157,7 +189,7 @@ impl Stream {
             self.kept.ended = true;
             self.complete = Some(self.log.started);
         }
-        self.compare = self.mirror(head, &plan);
+        self.compare = self.mirror(head, mirrors);
         let mut attempts = Attempts::default();
         loop {
             match self.attempt(head, plan, verdict, &mut attempts).await {
@@ -182,8 +214,13 @@ impl Stream {
             .min(self.deadline)
     }
 
+    /// Whether an answer has no body.
+    pub(super) const fn is_head(&self) -> bool {
+        self.is_head
+    }
+
     /// Waits. Whether the client is still there.
-    async fn wait(&mut self, end: MonoNanos) -> bool {
+    pub(super) async fn wait(&mut self, end: MonoNanos) -> bool {
         poll_fn(|cx| {
             if self.respond.poll_reset(cx).is_ready() {
                 return Poll::Ready(false);
@@ -231,12 +268,13 @@ impl Stream {
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let picked = inbound::pick(&conn, &snapshot, plan.version, &attempts.tried, started);
+        let picked = attempt::pick(&conn, &snapshot, &plan, &attempts.tried, started);
         let endpoint = match picked {
             Ok(endpoint) => endpoint,
             Err(reject) => return Turn::Refuse(reject),
         };
         self.log.endpoint = Some(endpoint.address);
+        self.begin_session(&plan, &endpoint);
         let mut permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),

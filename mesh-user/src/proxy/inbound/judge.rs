@@ -112,6 +112,7 @@ fn admit(
         rule: None,
         target: 0,
         version: snapshot.port(port).all,
+        session: None,
     };
     // Keys of inbound limits are about the source only.
     let none: Option<&RequestView<'_, HeaderList>> = None;
