@@ -499,6 +499,7 @@ fn scrape_of_many_pieces_arrives_whole() {
             status: 200,
             grpc_status: None,
             reject: None,
+            actions: Default::default(),
             attempts: 1,
             bytes_in: 0,
             bytes_out: 0,

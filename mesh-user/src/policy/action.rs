@@ -84,6 +84,13 @@ pub struct Action {
     pub mirrors: Vec<MirrorPlan>,
 }
 
+impl Action {
+    /// Whether the head that is forwarded is another than the one that came.
+    pub fn edits_head(&self) -> bool {
+        self.request.is_some() || self.authority.is_some() || self.path.is_some()
+    }
+}
+
 /// What follows the delay.
 #[derive(Debug, Default)]
 pub enum Then {
@@ -170,12 +177,36 @@ impl Kind {
         }
     }
 
-    /// Envoy's response flag in the access log.
-    pub const fn flag(self) -> &'static str {
-        match self {
-            Self::Delay => "DI",
-            Self::Abort => "FI",
-            Self::Preflight | Self::Redirect | Self::Respond => "",
+}
+
+/// The actions that were done for one request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Done(u8);
+
+impl Done {
+    /// One more.
+    pub const fn insert(&mut self, kind: Kind) {
+        self.0 |= 1 << kind as u8;
+    }
+
+    /// Whether it was done.
+    pub const fn has(self, kind: Kind) -> bool {
+        self.0 >> kind as u8 & 1 == 1
+    }
+
+    /// The faults among them.
+    #[must_use]
+    pub const fn faults(self) -> Self {
+        Self(self.0 & (1 << Kind::Delay as u8 | 1 << Kind::Abort as u8))
+    }
+
+    /// Envoy's response flags, joined as there; empty when there are none.
+    pub const fn flags(self) -> &'static str {
+        match (self.has(Kind::Delay), self.has(Kind::Abort)) {
+            (true, true) => "DI,FI",
+            (true, false) => "DI",
+            (false, true) => "FI",
+            (false, false) => "",
         }
     }
 }
@@ -196,11 +227,6 @@ impl ActionPlan {
     /// Whether every request is answered without being forwarded: then no target is needed.
     pub(super) const fn answers(&self) -> bool {
         self.terminal.is_some()
-    }
-
-    /// All mirrors.
-    pub fn mirrors(&self) -> &[MirrorPlan] {
-        &self.mirrors
     }
 
     /// Decides. `hit` says whether a request is among such a share: it is asked once for each

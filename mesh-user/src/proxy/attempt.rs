@@ -8,7 +8,9 @@ use super::{
 };
 use crate::{
     clock::MonoNanos,
+    model::action::Fraction,
     policy::{
+        action::{Action, Asked, Edits},
         Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
         rate_limit::{self, Verdict},
         route::{self, Plan},
@@ -117,6 +119,46 @@ pub(super) fn admit<H: HeaderView>(
         });
     }
     Ok(Admitted { plan, verdict })
+}
+
+/// What the rule does with the request besides; none for a rule without actions.
+pub(super) fn act<H: HeaderView>(
+    conn: &Conn,
+    snapshot: &Snapshot,
+    place: &Place,
+    plan: &Plan,
+    request: &RequestView<'_, H>,
+    grpc: bool,
+) -> Option<Box<Action>> {
+    let actions = snapshot.actions(plan)?;
+    let asked = Asked {
+        client: client(conn, place),
+        request,
+        scheme: conn.scheme(),
+        port: conn.destination.port(),
+        grpc,
+    };
+    let mut rng = conn.core.rng.borrow_mut();
+    let hit = |share: Fraction| rng.below(share.denominator) < share.numerator;
+    let action = actions.decide(&asked, hit, &mut NoObserver);
+    Some(Box::new(action))
+}
+
+/// The edits of an endpoint's answer: those of the rule, and its session.
+pub(super) fn answer_edits(
+    conn: &Conn,
+    snapshot: &Snapshot,
+    plan: &Plan,
+    endpoint: &EndpointState,
+    edits: Option<&Arc<Edits>>,
+    now: MonoNanos,
+) -> Option<Arc<Edits>> {
+    let (unix_s, secure) = (conn.core.unix_s(now), conn.scheme() == "https");
+    let Some(session) = session::answer(snapshot, plan, endpoint, unix_s, secure) else {
+        return edits.cloned();
+    };
+    let before = edits.map(|edits| Edits::clone(edits)).unwrap_or_default();
+    Some(Arc::new(before.then(&session)))
 }
 
 /// Records how an attempt ended and logs what that changed.

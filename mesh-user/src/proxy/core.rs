@@ -268,6 +268,13 @@ pub(super) struct Conn {
     pub(super) idle: Rc<Cell<bool>>,
 }
 
+impl Conn {
+    /// What the client speaks to us: `http` or `https`.
+    pub(super) const fn scheme(&self) -> &'static str {
+        "http"
+    }
+}
+
 /// An address in its own family: v4-mapped becomes IPv4.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::{Reject, RuleIx, SourceIx, VersionIx},
+    policy::{Reject, RuleIx, SourceIx, VersionIx, action::Done},
     telemetry::{ConnectionRecord, Direction, RequestRecord, Spoken},
 };
 
@@ -125,6 +125,10 @@ pub(super) struct RequestLog {
     pub(super) status: u16,
     pub(super) grpc_status: Option<u8>,
     pub(super) reject: Option<Reject>,
+    /// What its rule did.
+    pub(super) actions: Done,
+    /// Target and authority as they came, when a rule changed them.
+    asked: Option<Box<(Vec<u8>, Vec<u8>)>>,
     pub(super) attempts: u32,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
@@ -156,6 +160,8 @@ impl RequestLog {
             status: 0,
             grpc_status: None,
             reject: None,
+            actions: Done::default(),
+            asked: None,
             attempts: 0,
             bytes_in: 0,
             bytes_out: 0,
@@ -170,6 +176,14 @@ impl RequestLog {
         self.head.get(span.clone()).unwrap_or_default()
     }
 
+    /// Before the head is written anew: the log line tells what was asked.
+    pub(super) fn keep_asked(&mut self) {
+        let (target, authority) = (self.text(&self.spans.target), self.text(&self.spans.authority));
+        self.asked = Some(Box::new((target.to_vec(), authority.to_vec())));
+        self.head.clear();
+        self.spans = Spans::default();
+    }
+
     /// The request's method: a token, so always UTF-8.
     pub(super) fn method(&self) -> &str {
         str::from_utf8(self.text(&self.spans.method)).unwrap_or("")
@@ -179,6 +193,10 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let ended = self.ended.unwrap_or_else(clock::now);
+        let (target, authority) = match &self.asked {
+            Some(asked) => (&*asked.0, &*asked.1),
+            None => (self.text(&self.spans.target), self.text(&self.spans.authority)),
+        };
         self.conn.core.shared.telemetry.request(&RequestRecord {
             snapshot: &self.snapshot,
             workload: &self.conn.workload.key,
@@ -191,13 +209,14 @@ impl Drop for RequestLog {
             destination: self.conn.destination,
             spoken: self.spoken,
             method: self.text(&self.spans.method),
-            target: self.text(&self.spans.target),
-            authority: self.text(&self.spans.authority),
+            target,
+            authority,
             request_id: self.text(&self.spans.request_id),
             user_agent: self.text(&self.spans.user_agent),
             status: self.status,
             grpc_status: self.grpc_status,
             reject: self.reject,
+            actions: self.actions,
             attempts: self.attempts,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,

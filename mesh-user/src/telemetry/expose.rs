@@ -18,7 +18,7 @@ use super::{
     process::{self, Process},
     series::{LabelSet, Sums},
 };
-use crate::policy::{Reject, Snapshot};
+use crate::policy::{Reject, Snapshot, action};
 
 /// Most versions whose breakers are shown: 8 lines each.
 pub const BREAKERS_MAX: usize = 1_024;
@@ -235,6 +235,11 @@ impl Collected {
             )
         });
         to.named(&metrics::REJECTS, rejects)?;
+        let actions = action::Kind::ALL.map(|kind| {
+            let count = self.plain[plain_numbers::ACTIONS + kind as usize];
+            (kind.label(), count)
+        });
+        to.named(&metrics::ACTIONS, actions)?;
         to.single(&metrics::RETRIES, self.plain[plain_numbers::RETRIES])?;
         to.single(&metrics::SOURCES_LOST, self.sources_lost)?;
         let mirrors = self.mirrors.iter().map(|(service, result, count)| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    flags,
     local::{Destination, RequestKey, TcpKey},
     metrics::{REQUEST_LABELS, TCP_LABELS},
     series::LabelSet,
@@ -10,7 +11,7 @@ use super::{
 use crate::{
     model::Service,
     policy::{
-        PortIx, Reject, Snapshot, SourceIx, VersionIx, inbound::InboundPlan, snapshot::VersionPlan,
+        PortIx, Snapshot, SourceIx, VersionIx, inbound::InboundPlan, snapshot::VersionPlan,
     },
 };
 
@@ -36,7 +37,7 @@ pub(super) fn request(snapshot: &Snapshot, workload: &str, key: &RequestKey) -> 
         None if key.peers.grpc => UNKNOWN.into(),
         None => "".into(),
     });
-    values.push(key.reject.map_or("-", Reject::flag).into());
+    values.push((&*flags(key.faults, key.reject)).into());
     LabelSet(values.into())
 }
 

@@ -17,7 +17,10 @@ use super::{
     metrics::{BYTE_BOUNDS, DURATION_BOUNDS_US},
     series::{Cell, Family, LabelSet},
 };
-use crate::policy::{Reject, SourceIx};
+use crate::policy::{
+    Reject, SourceIx,
+    action::{Done, Kind},
+};
 
 /// Most cells that a thread remembers for one family. Above it starts anew: a cache, not a record.
 const CACHE_MAX: usize = 8_192;
@@ -47,13 +50,15 @@ pub(super) mod tcp_numbers {
 
 /// Numbers without a label set of the model: rejects by their order, and a few more.
 pub(super) mod plain_numbers {
+    use super::Kind;
     use crate::policy::Reject;
 
     pub(crate) const REJECTS: usize = 0;
     pub(crate) const RETRIES: usize = Reject::ALL.len();
     pub(crate) const OPENED: usize = RETRIES + 1;
     pub(crate) const CLOSED: usize = OPENED + super::Spoken::ALL.len();
-    pub(crate) const LEN: usize = CLOSED + super::Spoken::ALL.len();
+    pub(crate) const ACTIONS: usize = CLOSED + super::Spoken::ALL.len();
+    pub(crate) const LEN: usize = ACTIONS + Kind::ALL.len();
 }
 
 /// Where it went, as far as it was decided.
@@ -85,6 +90,7 @@ pub(super) struct RequestKey {
     pub(super) status: u16,
     pub(super) grpc_status: Option<u8>,
     pub(super) reject: Option<Reject>,
+    pub(super) faults: Done,
 }
 
 /// One thread's part of a [`Telemetry`].
@@ -157,6 +163,7 @@ impl Local {
             status: record.status,
             grpc_status: record.grpc_status.filter(|_| grpc),
             reject: record.reject,
+            faults: record.actions.faults(),
         };
         let cell = self.requests.cell(key, key.peers.generation, || {
             let labels = labels::request(record.snapshot, record.workload, &key);
@@ -170,6 +177,11 @@ impl Local {
         observe(cell, BYTES_IN, &BYTE_BOUNDS, record.bytes_in);
         observe(cell, BYTES_OUT, &BYTE_BOUNDS, record.bytes_out);
         self.count_reject(record.reject);
+        if record.actions != Done::default() {
+            for kind in Kind::ALL.into_iter().filter(|kind| record.actions.has(*kind)) {
+                self.plain.add(plain_numbers::ACTIONS + kind as usize, 1);
+            }
+        }
         if record.attempts > 1 {
             self.plain
                 .add(plain_numbers::RETRIES, u64::from(record.attempts - 1));

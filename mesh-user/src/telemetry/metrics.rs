@@ -114,6 +114,8 @@ metrics! {
     CONNECTIONS_CLOSED = Counter "mesh_connections_closed_total" &["protocol"];
     /// Requests and connections that were refused or failed, by reason.
     REJECTS = Counter "mesh_rejects_total" &["reason"];
+    /// What rules did with requests besides forwarding them: faults put in, answers of their own.
+    ACTIONS = Counter "mesh_actions_total" &["kind"];
     /// Deliveries beyond a request's first.
     RETRIES = Counter "mesh_retries_total" &[];
     /// Endpoints ejected, returned, or left in since the ejected share is at its limit.

@@ -21,6 +21,7 @@ mod shield;
 mod tests;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     fmt, io,
     net::SocketAddr,
@@ -43,6 +44,7 @@ use crate::{
     config::AccessLog as LogSettings,
     policy::{
         Reject, RuleIx, Snapshot, SourceIx, VersionIx,
+        action::Done,
         ejection::{Change, What},
     },
 };
@@ -148,6 +150,8 @@ pub struct RequestRecord<'a> {
     pub grpc_status: Option<u8>,
     /// Why it was refused or failed.
     pub reject: Option<Reject>,
+    /// What its rule did with it.
+    pub actions: Done,
     /// Deliveries: 0 when nothing was forwarded, 2 and more with retries.
     pub attempts: u32,
     /// Body bytes from the client.
@@ -207,6 +211,15 @@ impl Spoken {
             Self::Grpc => "grpc",
             Self::Tcp => "tcp",
         }
+    }
+}
+
+/// Envoy's response flags of what was done and of how it ended.
+fn flags(done: Done, reject: Option<Reject>) -> Cow<'static, str> {
+    match (done.flags(), reject.map_or("", Reject::flag)) {
+        ("", "") => "-".into(),
+        (one, "") | ("", one) => one.into(),
+        (done, ended) => format!("{done},{ended}").into(),
     }
 }
 

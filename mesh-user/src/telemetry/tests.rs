@@ -112,6 +112,7 @@ fn request<'a>(snapshot: &'a Snapshot, workload: &'a Arc<str>) -> RequestRecord<
         status: 200,
         grpc_status: None,
         reject: None,
+        actions: Default::default(),
         attempts: 1,
         bytes_in: 0,
         bytes_out: 42,

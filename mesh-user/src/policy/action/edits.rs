@@ -128,6 +128,11 @@ impl Edits {
             .any(|edit| edit.replaces && edit.name.as_str().eq_ignore_ascii_case(name))
     }
 
+    /// Whether anything is done to the fields of this name.
+    pub fn touches(&self, name: &str) -> bool {
+        self.0.iter().any(|edit| edit.name == name)
+    }
+
     /// The fields that are appended, in order.
     pub fn added(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         self.0

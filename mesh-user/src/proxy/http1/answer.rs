@@ -1,9 +1,11 @@
 //! Answers that we give ourselves: refusals, and the end of `Max-Forwards`.
 
-use http::StatusCode;
-
 use crate::{
-    policy::{Reject, rate_limit::Verdict},
+    policy::{
+        Reject,
+        action::{self, Answer},
+        rate_limit::Verdict,
+    },
     proxy::http1::copy::push_field,
 };
 
@@ -35,22 +37,23 @@ pub(super) enum After {
 }
 
 fn finish(out: &mut Vec<u8>, after: After, body: &str, is_head: bool) {
+    end(out, after);
+    if !is_head {
+        out.extend_from_slice(body.as_bytes());
+    }
+}
+
+fn end(out: &mut Vec<u8>, after: After) {
     match after {
         After::Open { http10: false } => {}
         After::Open { http10: true } => push_field(out, "connection", b"keep-alive"),
         After::Close => push_field(out, "connection", b"close"),
     }
     out.extend_from_slice(b"\r\n");
-    if !is_head {
-        out.extend_from_slice(body.as_bytes());
-    }
 }
 
 fn start(out: &mut Vec<u8>, status: u16) {
-    let reason = StatusCode::from_u16(status)
-        .ok()
-        .and_then(|status| status.canonical_reason())
-        .unwrap_or("Unknown");
+    let reason = action::reason(status);
     out.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
 }
 
@@ -83,6 +86,31 @@ pub(super) fn refusal(
     }
     out.extend_from_slice(&limit_lines(verdict));
     finish(out, after, &body, is_head);
+}
+
+/// An answer of a rule's own. How many bytes of body it has.
+pub(super) fn own(
+    out: &mut Vec<u8>,
+    answer: &Answer,
+    verdict: &Verdict,
+    after: After,
+    is_head: bool,
+) -> usize {
+    start(out, answer.status);
+    for (name, value) in &answer.headers {
+        push_field(out, name.as_str(), value.as_bytes());
+    }
+    let length = answer.content_length();
+    if let Some(length) = length {
+        push_field(out, "content-length", length.to_string().as_bytes());
+    }
+    out.extend_from_slice(&limit_lines(verdict));
+    end(out, after);
+    if is_head || length.is_none() {
+        return 0;
+    }
+    out.extend_from_slice(&answer.body);
+    answer.body.len()
 }
 
 /// The answer to OPTIONS or TRACE with `Max-Forwards: 0` (RFC 9110, section 7.6.2). TRACE would

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock::{self, MonoNanos},
     config::Limits,
-    policy::Reject,
+    policy::{Reject, action::Edits},
     proxy::{
         buffer::{Buf, HeadBuf},
         io::{is_reset, poll_fill, poll_write_two},
@@ -107,6 +107,8 @@ pub(super) struct Exchange<'a> {
     request: &'a Request,
     head: &'a [u8],
     limits: &'a Limits,
+    /// Of the final answer's fields.
+    edits: Option<&'a Edits>,
     spans: Spans,
     started: MonoNanos,
     /// Of the head and the kept body, how many bytes were sent.
@@ -149,6 +151,7 @@ impl<'a> Exchange<'a> {
             request,
             head,
             limits,
+            edits: None,
             spans,
             started,
             sent: 0,
@@ -169,6 +172,12 @@ impl<'a> Exchange<'a> {
             moved: false,
             compared: None,
         }
+    }
+
+    /// With edits of the final answer's fields.
+    pub(super) const fn with_edits(mut self, edits: Option<&'a Edits>) -> Self {
+        self.edits = edits;
+        self
     }
 
     /// Whether a good answer is under way.
@@ -415,6 +424,7 @@ impl<'a> Exchange<'a> {
                 request: self.request,
                 keep_alive: keep_alive(),
                 extra,
+                edits: self.edits,
             };
             let response = response::rewrite(&bytes[..length], self.limits, &mut self.out, how)
                 .map_err(|_: Reject| End::UpstreamMalformed)?;

@@ -20,8 +20,10 @@ use crate::{
     clock::{self, MonoNanos},
     policy::{
         Reject, VersionIx,
+        action::Edits,
         breaker::RequestPermit,
         retry::Failure,
+        route::Plan,
         snapshot::{EndpointState, Outcome, VersionPlan},
     },
     proxy::{
@@ -42,12 +44,15 @@ struct Course<'a> {
     core: &'a Rc<Core>,
     snapshot: &'a Snap,
     at: VersionIx,
+    plan: Plan,
     version: &'a VersionPlan,
     request: &'a Request,
     /// When the request's head was complete.
     complete: MonoNanos,
     /// `RateLimit` lines for the answer.
     extra: &'a [u8],
+    /// Edits of the answer's fields.
+    edits: Option<Arc<Edits>>,
 }
 
 /// The endpoint of an attempt, and the right to use it.
@@ -95,7 +100,7 @@ impl Course<'_> {
 
     /// Chooses an endpoint; the breaker's word comes last.
     fn choose(&self, conn: &Conn, attempts: &Attempts, now: MonoNanos) -> Result<Chosen, Reject> {
-        let endpoint = inbound::pick(conn, self.snapshot, self.at, &attempts.tried, now)?;
+        let endpoint = attempt::pick(conn, self.snapshot, &self.plan, &attempts.tried, now)?;
         let permit = self.version.breaker.request(&endpoint)?;
         Ok(Chosen { endpoint, permit })
     }
@@ -123,14 +128,25 @@ impl Course<'_> {
 
 impl Session {
     /// Attempts until an answer went out, or none will come.
-    pub(super) async fn forward(&mut self, going: Going, mut log: RequestLog) -> Next {
+    pub(super) async fn forward(&mut self, mut going: Going, mut log: RequestLog) -> Next {
+        log.rule = going.plan.rule;
+        if going.action.is_some() {
+            // Boxed: rare, and its state is no part of what an idle connection holds.
+            let ended = Box::pin(self.act(&mut going, &mut log)).await;
+            if let Some(next) = ended {
+                return next;
+            }
+        }
         let Going {
             request,
             complete,
             plan,
             verdict,
+            action,
         } = going;
-        log.rule = plan.rule;
+        let (edits, mirrors) = action.map_or_else(Default::default, |action| {
+            (action.response, action.mirrors)
+        });
         log.version = Some(plan.version);
         let snapshot = Rc::clone(&log.snapshot);
         let core = Rc::clone(&self.conn.core);
@@ -145,14 +161,17 @@ impl Session {
             core: &core,
             snapshot: &snapshot,
             at: plan.version,
+            plan,
             version,
             request: &request,
             complete,
             extra: &extra,
+            edits,
         };
         let mut sending = Sending::new(request.body, keep_max, complete);
-        let mirrors = mirrored::drawn(&core, &snapshot, &plan);
-        mirrored::begin(&self.conn, &log, &mirrors, &request, &mut sending);
+        if !mirrors.is_empty() {
+            mirrored::begin(&self.conn, &log, &mirrors, &request, &mut sending);
+        }
         let mut attempts = Attempts::default();
         loop {
             let turn = self
@@ -199,7 +218,7 @@ impl Session {
         .await
     }
 
-    fn client_is_gone(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(super) fn client_is_gone(&mut self, cx: &mut Context<'_>) -> bool {
         self.buf.is_empty()
             && matches!(
                 poll_fill(&mut self.stream, cx, &mut self.buf),
@@ -338,8 +357,17 @@ impl Session {
             idle: version.idle_timeout,
         };
         let limits = core.limits();
+        let edits = attempt::answer_edits(
+            &self.conn,
+            course.snapshot,
+            &course.plan,
+            target.endpoint,
+            course.edits.as_ref(),
+            started,
+        );
         let mut exchange =
-            Exchange::new(course.request, &log.head, sending, &limits, spans, started);
+            Exchange::new(course.request, &log.head, sending, &limits, spans, started)
+                .with_edits(edits.as_deref());
         mirrored::watch(&mut exchange, sending);
         let keep_alive = || course.request.keep_alive && !core.draining.get();
         let method = log.method();

@@ -9,9 +9,9 @@ use super::{
     sending::Sending,
 };
 use crate::{
-    policy::{action::MirrorPlan, route::Plan},
+    policy::action::MirrorPlan,
     proxy::{
-        core::{Conn, Core, Snap},
+        core::Conn,
         mirror::{self, Begun, Comparison, Original, Spoken, Tee},
         record::RequestLog,
     },
@@ -55,18 +55,7 @@ impl Compared {
     }
 }
 
-/// The mirrors that the rule's actions draw.
-pub(super) fn drawn(core: &Core, snapshot: &Snap, plan: &Plan) -> Vec<MirrorPlan> {
-    let Some(actions) = snapshot.actions(plan) else {
-        return Vec::new();
-    };
-    let mut rng = core.rng.borrow_mut();
-    let mut hit = |share: crate::model::Fraction| rng.below(share.denominator) < share.numerator;
-    let all = actions.mirrors().iter().copied();
-    all.filter(|mirror| hit(mirror.fraction)).collect()
-}
-
-/// Sends the head to the request's mirrors, if it has any.
+/// Sends the head to the request's mirrors.
 pub(super) fn begin(
     conn: &Rc<Conn>,
     log: &RequestLog,
@@ -74,9 +63,6 @@ pub(super) fn begin(
     request: &request::Request,
     sending: &mut Sending,
 ) {
-    if mirrors.is_empty() {
-        return;
-    }
     let original = Original {
         conn,
         snapshot: &log.snapshot,

@@ -5,6 +5,7 @@
 //! Bodies pass through one buffer, validated, not re-framed. httparse splits heads; everything
 //! that it is lenient about is decided here ([`scan`], [`framing`], [`chunked`]).
 
+mod act;
 mod answer;
 mod body;
 mod chunked;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::Limits,
-    policy::{Reject, RequestView, rng::Rng},
+    policy::{Reject, RequestView, action::Action, rng::Rng},
     proxy::{id::push_request_id, record::Spans},
 };
 
@@ -277,18 +277,22 @@ impl Parsed<'_, '_> {
     }
 
     /// Writes the head that is forwarded, and says where the strings of the log stand in it.
-    /// `destination` is the Host of a request that has none.
+    /// `destination` is the Host of a request that has none, `change` what a rule changes.
     pub(super) fn write(
         &self,
         out: &mut Vec<u8>,
         spans: &mut Spans,
         destination: &str,
         rng: &mut Rng,
+        change: Option<&Action>,
     ) -> Request {
         out.reserve(self.head.len() + 128);
-        let start = self.write_start_line(out, spans);
-        self.write_fields(out, spans, start, destination);
-        if !self.has_request_id {
+        let path = change.and_then(|change| change.path.as_deref());
+        let start = self.write_start_line(out, spans, path);
+        self.write_fields(out, spans, start, destination, change);
+        let edits = change.and_then(|change| change.request.as_deref());
+        let own_id = edits.is_some_and(|edits| edits.touches("x-request-id"));
+        if !self.has_request_id && !own_id {
             out.extend_from_slice(b"x-request-id: ");
             spans.request_id = push_request_id(out, rng);
             out.extend_from_slice(b"\r\n");
@@ -317,22 +321,23 @@ impl Parsed<'_, '_> {
     }
 
     /// Writes the start line unless it stays as it is; where copying starts.
-    fn write_start_line(&self, out: &mut Vec<u8>, spans: &mut Spans) -> usize {
+    fn write_start_line(&self, out: &mut Vec<u8>, spans: &mut Spans, path: Option<&str>) -> usize {
         spans.method = 0..self.method.len();
         let target = self.method.len() + 1;
         // The line as it stands, if nothing odd is in it: one space each, CRLF, version 1.1.
         let plain = target + self.raw_target.len() + " HTTP/1.1\r\n".len();
-        if self.target.verbatim && !self.http10 && plain == self.first_line_end {
+        let verbatim = self.target.verbatim && path.is_none();
+        if verbatim && !self.http10 && plain == self.first_line_end {
             spans.target = target..target + self.raw_target.len();
             return 0;
         }
         out.extend_from_slice(self.method.as_bytes());
         out.push(b' ');
         let from = out.len();
-        if self.target.verbatim {
+        if verbatim {
             out.extend_from_slice(self.raw_target.as_bytes());
         } else {
-            out.extend_from_slice(self.target.path.as_bytes());
+            out.extend_from_slice(path.unwrap_or(self.target.path).as_bytes());
             if let Some(query) = self.target.query {
                 out.push(b'?');
                 out.extend_from_slice(query.as_bytes());
@@ -343,13 +348,27 @@ impl Parsed<'_, '_> {
         self.first_line_end
     }
 
-    fn write_fields(&self, out: &mut Vec<u8>, spans: &mut Spans, from: usize, destination: &str) {
+    fn write_fields(
+        &self,
+        out: &mut Vec<u8>,
+        spans: &mut Spans,
+        from: usize,
+        destination: &str,
+        change: Option<&Action>,
+    ) {
+        let edits = change.and_then(|change| change.request.as_deref());
+        let authority = change
+            .and_then(|change| change.authority.as_deref())
+            .or(self.target.authority);
         let mut lines = Lines::new(self.head, out, from);
         let mut length_written = false;
         for (index, field) in self.fields.iter().enumerate() {
             let at = line(self.head, self.fields, index);
             match Field::of(field.name) {
-                Field::Host => match self.target.authority {
+                _ if edits.is_some_and(|edits| edits.replaces(field.name)) => {
+                    lines.cut(at.start, at.end);
+                }
+                Field::Host => match authority {
                     // RFC 9112, section 3.2.2: the target's authority replaces Host.
                     Some(authority) => {
                         let out = lines.cut(at.start, at.end);
@@ -380,10 +399,19 @@ impl Parsed<'_, '_> {
         let end = self.head.len() - 2;
         let out = lines.cut(end, end);
         if self.host.is_none() {
-            let authority = self.target.authority.unwrap_or(destination);
+            let authority = authority.unwrap_or(destination);
             let from = out.len() + "host: ".len();
             push_field(out, "host", authority.as_bytes());
             spans.authority = from..from + authority.len();
+        }
+        for (name, value) in edits.iter().flat_map(|edits| edits.added()) {
+            let from = out.len() + name.as_str().len() + ": ".len();
+            push_field(out, name.as_str(), value.as_bytes());
+            match Field::of(name.as_str()) {
+                Field::UserAgent => spans.user_agent = from..from + value.len(),
+                Field::RequestId => spans.request_id = from..from + value.len(),
+                _ => {}
+            }
         }
     }
 }

@@ -12,7 +12,10 @@ use super::{
     framing::{Framing, Length},
     request::{FIELDS_INLINE, Request},
 };
-use crate::{config::Limits, policy::Reject};
+use crate::{
+    config::Limits,
+    policy::{Reject, action::Edits},
+};
 
 /// What the engine needs to know of an answer once its head is written.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +43,8 @@ pub(super) struct Write<'a> {
     pub(super) keep_alive: bool,
     /// Fields that we add: complete lines.
     pub(super) extra: &'a [u8],
+    /// Edits of a final answer's fields.
+    pub(super) edits: Option<&'a Edits>,
 }
 
 /// Parses `head`, which ends with its empty line, and writes to `out` what is forwarded.
@@ -154,9 +159,11 @@ fn write(
     let mut length_written = false;
     // A body that is not chunked any more must not say so; a length beside it was refused.
     let bodyless = how.request.is_head || matches!(response.status, 100..200 | 204 | 304);
+    let edits = how.edits.filter(|_| !response.is_interim());
     for (index, field) in fields.iter().enumerate() {
         let at = line(head, fields, index);
         let keep = match Field::of(field.name) {
+            _ if edits.is_some_and(|edits| edits.replaces(field.name)) => false,
             Field::ContentLength => {
                 // RFC 9110, section 8.6: never in 1xx and 204.
                 let may = !matches!(response.status, 100..200 | 204);
@@ -184,6 +191,9 @@ fn write(
     }
     let end = head.len() - 2;
     let out = lines.cut(end, end);
+    for (name, value) in edits.iter().flat_map(|edits| edits.added()) {
+        push_field(out, name.as_str(), value.as_bytes());
+    }
     if length == Length::Chunked && !bodyless && !how.request.http10 {
         push_field(out, "transfer-encoding", b"chunked");
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::{Reject, rate_limit::Verdict, route::Plan},
+    policy::{Reject, action::Action, rate_limit::Verdict, route::Plan},
     proxy::{
         attempt::{self, Admitted, Refused},
         buffer::{Buf, HeadBuf},
@@ -92,6 +92,8 @@ pub(super) struct Going {
     pub(super) complete: MonoNanos,
     pub(super) plan: Plan,
     pub(super) verdict: Verdict,
+    /// What its rule does besides; none for most.
+    pub(super) action: Option<Box<Action>>,
 }
 
 /// What becomes of a request.
@@ -210,7 +212,7 @@ impl Session {
     }
 
     /// Sends a whole answer of our own.
-    async fn send(&mut self, log: &mut RequestLog, out: &[u8], open: bool) -> Next {
+    pub(super) async fn send(&mut self, log: &mut RequestLog, out: &[u8], open: bool) -> Next {
         let until = clock::now().after(self.conn.core.limits().body_timeout);
         let mut sent = 0;
         let written = poll_fn(|cx| {
@@ -246,7 +248,13 @@ impl Session {
             }
             let request = {
                 let mut rng = core.rng.borrow_mut();
-                parsed.write(&mut log.head, &mut log.spans, &destination, &mut rng)
+                parsed.write(
+                    &mut log.head,
+                    &mut log.spans,
+                    &destination,
+                    &mut rng,
+                    None,
+                )
             };
             if request.ends_here {
                 return Ok(Decision::LastHop(request));
@@ -255,12 +263,23 @@ impl Session {
             let view = parsed.view(&fields, &destination);
             let admitted = attempt::admit(conn, &log.snapshot, &self.place, &view, complete);
             Ok(match admitted {
-                Ok(Admitted { plan, verdict }) => Decision::Forward(Going {
-                    request,
-                    complete,
-                    plan,
-                    verdict,
-                }),
+                Ok(Admitted { plan, verdict }) => {
+                    let action = attempt::act(conn, &log.snapshot, &self.place, &plan, &view, false);
+                    if let Some(action) = action.as_ref().filter(|action| action.edits_head()) {
+                        log.keep_asked();
+                        let mut rng = core.rng.borrow_mut();
+                        let change = Some(&**action);
+                        let (head, spans) = (&mut log.head, &mut log.spans);
+                        parsed.write(head, spans, &destination, &mut rng, change);
+                    }
+                    Decision::Forward(Going {
+                        request,
+                        complete,
+                        plan,
+                        verdict,
+                        action,
+                    })
+                }
                 Err(refused) => Decision::Refuse(Some(request), refused),
             })
         });
@@ -313,7 +332,7 @@ impl Session {
 
     /// Takes the body of a request that is answered here, if all of it is at hand: then the next
     /// request can follow.
-    fn takes_rest(&mut self, request: &Request) -> bool {
+    pub(super) fn takes_rest(&mut self, request: &Request) -> bool {
         let mut body = request.body;
         self.drop_body(&mut body)
     }

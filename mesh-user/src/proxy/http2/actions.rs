@@ -1,22 +1,16 @@
 //! What a rule does with a stream besides sending it somewhere.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header, uri::PathAndQuery};
+use http::{HeaderValue, Response, StatusCode, Uri, header, uri::PathAndQuery};
 
 use super::{head::Head, refuse, stream::Stream};
 use crate::{
     clock,
     policy::{
-        NoObserver, Reject,
-        action::{Action, Answer, Asked, Then, as_grpc},
+        Reject,
+        action::{Action, Answer, Kind, Then, as_grpc},
         rate_limit::Verdict,
-        route::Plan,
-        session,
-        snapshot::EndpointState,
     },
-    proxy::{attempt, core::Place},
 };
 
 /// Longest text of an answer that becomes a `grpc-message`, in bytes.
@@ -33,24 +27,6 @@ pub(super) enum Acted {
 }
 
 impl Stream {
-    /// What the rule says, drawn where it is a share. None, at the cost of one look, for most.
-    pub(super) fn action(&self, head: &Head, place: &Place, plan: &Plan) -> Option<Box<Action>> {
-        let actions = self.log.snapshot.actions(plan)?;
-        let conn = &self.conn;
-        let asked = Asked {
-            client: attempt::client(conn, place),
-            request: &head.view(),
-            scheme: "http",
-            port: conn.destination.port(),
-            grpc: self.grpc,
-        };
-        let mut rng = conn.core.rng.borrow_mut();
-        let hit = |share: crate::model::Fraction| {
-            share.numerator >= share.denominator || rng.below(share.denominator) < share.numerator
-        };
-        Some(Box::new(actions.decide(&asked, hit, &mut NoObserver)))
-    }
-
     /// Does what is done before the request is forwarded.
     pub(super) async fn act(
         &mut self,
@@ -59,10 +35,16 @@ impl Stream {
         verdict: &Verdict,
     ) -> Acted {
         if let Some(delay) = action.delay {
+            self.log.actions.insert(Kind::Delay);
             let end = clock::now().after(delay);
-            if !self.wait(end).await {
+            if !self.wait(end.min(self.deadline)).await {
                 return Acted::Refuse(Reject::DownstreamClosed);
             }
+            if end > self.deadline {
+                return Acted::Refuse(Reject::UpstreamTimeout);
+            }
+            // Time-outs are about what is forwarded: they begin now.
+            self.begun = clock::now();
         }
         match std::mem::take(&mut action.then) {
             Then::Refuse(reject) => return Acted::Refuse(reject),
@@ -82,6 +64,7 @@ impl Stream {
     /// Sends an answer of the rule's own.
     fn send_answer(&mut self, answer: Answer, verdict: &Verdict) {
         let answer = if self.grpc { for_grpc(answer) } else { answer };
+        self.log.actions.insert(answer.kind);
         self.log.status = answer.status;
         self.log.grpc_status = answer.grpc_status;
         let length = answer.content_length();
@@ -102,21 +85,6 @@ impl Stream {
         self.log.bytes_out = body.len() as u64;
         refuse::answer(&mut self.respond, response, body);
         self.log.ended = Some(clock::now());
-    }
-
-    /// Edits of the rule, and the session of the endpoint that answers, in the final head.
-    pub(super) fn edit_answer(&self, headers: &mut HeaderMap) {
-        for edits in [self.edits.as_deref(), self.session.as_ref()] {
-            if let Some(edits) = edits {
-                edits.apply(headers);
-            }
-        }
-    }
-
-    /// Notes which endpoint an attempt goes to, for the session that its answer may begin.
-    pub(super) fn begin_session(&mut self, plan: &Plan, endpoint: &Arc<EndpointState>) {
-        let unix_s = self.conn.core.unix_s(self.log.started);
-        self.session = session::answer(&self.log.snapshot, plan, endpoint, unix_s, false);
     }
 }
 

@@ -253,7 +253,9 @@ impl Stream {
     ) -> Result<Answer, Broken> {
         let (mut parts, body) = response.into_parts();
         refuse::put_limits(&mut parts.headers, verdict);
-        self.edit_answer(&mut parts.headers);
+        if let Some(edits) = &self.answer_edits {
+            edits.apply(&mut parts.headers);
+        }
         let ends = body.is_end_stream();
         if ends {
             self.log.grpc_status = grpc::status(&parts.headers);

@@ -54,13 +54,15 @@ pub(super) struct Stream {
     /// When the request was complete.
     pub(super) complete: Option<MonoNanos>,
     /// What the client allows.
-    deadline: MonoNanos,
+    pub(super) deadline: MonoNanos,
     /// Whoever compares the answer with a mirror's.
     compare: Option<Rc<Comparison>>,
-    /// Edits of the answer.
+    /// What the rule edits of the answer.
     pub(super) edits: Option<Arc<Edits>>,
-    /// Edits that tell the client of its session.
-    pub(super) session: Option<Edits>,
+    /// That, and the session of the attempt's endpoint.
+    pub(super) answer_edits: Option<Arc<Edits>>,
+    /// When it began, a rule's pause left out.
+    pub(super) begun: MonoNanos,
 }
 
 /// Serves one request.
@@ -100,11 +102,13 @@ pub(super) async fn serve(
         deadline,
         compare: None,
         edits: None,
-        session: None,
+        answer_edits: None,
+        begun: started,
     };
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
         Ok((mut head, Admitted { plan, verdict })) => {
-            let action = stream.action(&head, &place, &plan);
+            let (conn, snapshot) = (&stream.conn, &stream.snapshot);
+            let action = attempt::act(conn, snapshot, &place, &plan, &head.view(), stream.grpc);
             let mut mirrors = Vec::new();
             let acted = match action {
                 None => Acted::Forward,
@@ -187,7 +191,7 @@ impl Stream {
         });
         if self.body.is_end_stream() {
             self.kept.ended = true;
-            self.complete = Some(self.log.started);
+            self.complete = Some(self.begun);
         }
         self.compare = self.mirror(head, mirrors);
         let mut attempts = Attempts::default();
@@ -274,7 +278,9 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         self.log.endpoint = Some(endpoint.address);
-        self.begin_session(&plan, &endpoint);
+        let edits = self.edits.as_ref();
+        self.answer_edits =
+            attempt::answer_edits(&conn, &snapshot, &plan, &endpoint, edits, started);
         let mut permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),

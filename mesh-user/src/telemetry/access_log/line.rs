@@ -12,8 +12,8 @@ use std::{
 use super::escape::{Style, bare, quoted};
 use crate::{
     config::LogFormat,
-    policy::{Reject, RuleIx, Snapshot, VersionIx},
-    telemetry::{ConnectionRecord, RequestRecord, Spoken},
+    policy::{Reject, RuleIx, Snapshot, VersionIx, action::Done},
+    telemetry::{ConnectionRecord, RequestRecord, Spoken, flags},
 };
 
 /// A point of wall-clock time as `2026-11-24T18:41:15.123Z`.
@@ -104,7 +104,7 @@ fn envoy_request(start: &Stamp<'_>, record: &RequestRecord<'_>, out: &mut Vec<u8
         " {}\" {} {} {} {} {} ",
         protocol(record.spoken),
         record.status,
-        flag(record.reject),
+        flags(record.actions, record.reject),
         record.bytes_in,
         record.bytes_out,
         record.duration.as_millis(),
@@ -138,7 +138,7 @@ fn envoy_connection(start: &Stamp<'_>, record: &ConnectionRecord<'_>, out: &mut 
         } else {
             protocol(record.spoken)
         },
-        flag(record.reject),
+        flags(Done::default(), record.reject),
         record.bytes_in,
         record.bytes_out,
         record.duration.as_millis(),
@@ -157,10 +157,6 @@ fn endpoint(endpoint: Option<SocketAddr>, out: &mut Vec<u8>) {
 
 fn or_dash(text: &[u8]) -> &[u8] {
     if text.is_empty() { b"-" } else { text }
-}
-
-fn flag(reject: Option<Reject>) -> &'static str {
-    reject.map_or("-", Reject::flag)
 }
 
 fn protocol(spoken: Spoken) -> &'static str {
@@ -219,7 +215,7 @@ fn request_fields(start: &Stamp<'_>, record: &RequestRecord<'_>, to: &mut impl F
         to.number("rpc.grpc.status_code", format_args!("{status}"));
     }
     common(
-        record.reject,
+        (record.actions, record.reject),
         record.bytes_in,
         record.bytes_out,
         record.duration,
@@ -258,7 +254,7 @@ fn connection_fields(start: &Stamp<'_>, record: &ConnectionRecord<'_>, to: &mut 
         },
     );
     common(
-        record.reject,
+        (Done::default(), record.reject),
         record.bytes_in,
         record.bytes_out,
         record.duration,
@@ -285,13 +281,13 @@ fn present(name: &str, value: &[u8], to: &mut impl Fields) {
 }
 
 fn common(
-    reject: Option<Reject>,
+    (done, reject): (Done, Option<Reject>),
     bytes_in: u64,
     bytes_out: u64,
     duration: Duration,
     to: &mut impl Fields,
 ) {
-    to.word("mesh.flags", flag(reject));
+    to.word("mesh.flags", &flags(done, reject));
     if let Some(reject) = reject {
         to.word("mesh.reject", reject.label());
     }

@@ -5,7 +5,7 @@ use crate::config::Limits;
 fn forwarded(head: &str) -> Result<(String, Request, Spans), Reject> {
     parse(head.as_bytes(), &Limits::default(), |parsed| {
         let (mut out, mut spans) = (Vec::new(), Spans::default());
-        let request = parsed.write(&mut out, &mut spans, "10.0.0.1:80", &mut Rng::new(1));
+        let request = parsed.write(&mut out, &mut spans, "10.0.0.1:80", &mut Rng::new(1), None);
         Ok((String::from_utf8(out).unwrap(), request, spans))
     })
 }
