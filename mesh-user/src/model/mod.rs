@@ -482,6 +482,9 @@ pub struct Policy {
     pub timeouts: TimeoutPolicy,
     /// Retries.
     pub retries: Option<RetryPolicy>,
+    /// Protocols that a connection or stream may be changed to, lower-case (RFC 9110 §7.8, RFC
+    /// 8441; Envoy's `upgrade_configs`). None: any but h2c; empty: none.
+    pub upgrades: Option<Vec<String>>,
 }
 
 /// Caps, exact over the whole node (Envoy's meaning, SEMANTICS §5.4).

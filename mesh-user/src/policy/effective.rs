@@ -52,6 +52,8 @@ pub struct Effective {
     pub idle: Sourced<Duration>,
     /// Retries.
     pub retries: Sourced<Option<RetryPolicy>>,
+    /// Protocols that may be upgraded to; none: any.
+    pub upgrades: Sourced<Option<Vec<String>>>,
 }
 
 impl Effective {
@@ -86,6 +88,7 @@ impl Effective {
             }),
             idle: first(&apply, IDLE_DEFAULT, |policy| policy.timeouts.idle),
             retries: first(&apply, None, |policy| policy.retries.clone().map(Some)),
+            upgrades: first(&apply, None, |policy| policy.upgrades.clone().map(Some)),
         }
     }
 
@@ -154,6 +157,12 @@ impl Effective {
             Some(policy) => rows.retries(policy, self.retries.from),
             None => rows.add("retries", "off", self.retries.from, "only where asked for"),
         }
+        let upgrades = match &self.upgrades.value {
+            None => "any but h2c".to_owned(),
+            Some(protocols) if protocols.is_empty() => "none".to_owned(),
+            Some(protocols) => protocols.join(", "),
+        };
+        rows.add("upgrades", upgrades, self.upgrades.from, "the endpoint decides");
         rows.rows
     }
 }

@@ -54,6 +54,8 @@ pub enum Reject {
     UnknownVersion,
     /// A request target or method that the proxy does not serve (CONNECT).
     ConnectRefused,
+    /// The policy does not allow the protocol that the request would change to.
+    UpgradeRefused,
     /// The original destination is not known: refused, never guessed.
     UnknownDestination,
     /// The connection goes to the proxy itself.
@@ -97,6 +99,7 @@ impl Reject {
         Self::UnknownCoding,
         Self::UnknownVersion,
         Self::ConnectRefused,
+        Self::UpgradeRefused,
         Self::UnknownDestination,
         Self::Loop,
         Self::WorkloadConnections,
@@ -133,6 +136,7 @@ impl Reject {
             Self::UnknownCoding => "unknown_coding",
             Self::UnknownVersion => "unknown_version",
             Self::ConnectRefused => "connect_refused",
+            Self::UpgradeRefused => "upgrade_refused",
             Self::UnknownDestination => "unknown_destination",
             Self::Loop => "loop",
             Self::WorkloadConnections => "workload_connections",
@@ -160,7 +164,7 @@ impl Reject {
             | Self::DialPermits
             | Self::Draining => 503,
             Self::RateLimited => 429,
-            Self::InboundDenied => 403,
+            Self::InboundDenied | Self::UpgradeRefused => 403,
             Self::ConnectTimeout | Self::UpstreamTimeout => 504,
             Self::UpstreamMalformed | Self::UnknownDestination => 502,
             Self::BadRequest => 400,
@@ -180,7 +184,7 @@ impl Reject {
         match self {
             Self::NoRoute | Self::ConnectRefused => 12,
             Self::RateLimited => 8,
-            Self::InboundDenied => 7,
+            Self::InboundDenied | Self::UpgradeRefused => 7,
             Self::ConnectTimeout | Self::UpstreamTimeout => 4,
             Self::BadRequest
             | Self::HeadTooLarge
@@ -226,7 +230,8 @@ impl Reject {
             | Self::TargetTooLong
             | Self::UnknownCoding
             | Self::UnknownVersion
-            | Self::ConnectRefused => "DPE",
+            | Self::ConnectRefused
+            | Self::UpgradeRefused => "DPE",
             Self::HeaderTimeout | Self::BodyTimeout => "SI",
             Self::UnknownDestination => "NC",
             Self::Loop | Self::WorkloadConnections | Self::DialPermits | Self::Draining => "LR",
@@ -274,6 +279,7 @@ impl Reject {
             Self::UnknownCoding => "the transfer coding is not known",
             Self::UnknownVersion => "the HTTP version is not supported",
             Self::ConnectRefused => "CONNECT is not served here",
+            Self::UpgradeRefused => "the policy does not allow this protocol",
             Self::UnknownDestination => "the original destination is not known",
             Self::Loop => "the request would come back to the proxy",
             Self::WorkloadConnections => "the workload has too many connections",

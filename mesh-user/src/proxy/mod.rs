@@ -26,6 +26,7 @@ mod splice;
 mod tcp;
 mod timer;
 mod upstream;
+mod websocket;
 pub mod wire;
 pub mod worker;
 

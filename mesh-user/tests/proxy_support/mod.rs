@@ -148,6 +148,7 @@ impl Plan {
             balance: None,
             timeouts: TimeoutPolicy::default(),
             retries: None,
+            ..Policy::default()
         };
         change(&mut policy);
         self.model.policies.push(policy);

@@ -50,6 +50,10 @@ pub(super) fn policies(
                 balance: from.text("balance").and_then(balance),
                 timeouts: timeouts(from.object("timeout")),
                 retries: from.has("retries").then(|| retries(from.object("retries"))),
+                upgrades: from.has("upgrades").then(|| {
+                    let names = from.nodes("upgrades").iter().filter_map(reader::text);
+                    names.map(str::to_ascii_lowercase).collect()
+                }),
             }
         })
         .collect()

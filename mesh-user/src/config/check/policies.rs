@@ -88,19 +88,31 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
         || policy.ejection.is_some()
         || !policy.rate_limits.is_empty()
         || policy.balance.is_some()
-        || policy.retries.is_some();
+        || policy.retries.is_some()
+        || policy.upgrades.is_some();
     if !any && !timeouts {
         let message = "this policy sets nothing".to_owned();
         out.warning(
             Code::NoEffect,
             item.clone(),
             message,
-            "breaker, rate-limit, balance, timeout or retries",
+            "breaker, rate-limit, balance, timeout, retries or upgrades",
         );
+    }
+    for (at, protocol) in policy.upgrades.iter().flatten().enumerate() {
+        if protocol == "h2c" {
+            out.warning(
+                Code::NoEffect,
+                item.key("upgrades").at(at),
+                "`h2c` never passes: it would change what is spoken with the proxy".to_owned(),
+                "`protocol: http2` at the port",
+            );
+        }
     }
     if opaque {
         let http = [
             ("retries", policy.retries.is_some(), item.key("retries")),
+            ("upgrades", policy.upgrades.is_some(), item.key("upgrades")),
             (
                 "timeout.request",
                 policy.timeouts.request.is_some(),

@@ -12,7 +12,7 @@ use super::{
     answer,
     exchange::{End, Exchange, Outlook, Spans, Wires},
     mirrored,
-    request::Request,
+    request::{self, Request},
     sending::Sending,
     serve::{Going, Next, Session},
 };
@@ -168,6 +168,13 @@ impl Session {
             extra: &extra,
             edits,
         };
+        if request.upgrade && !version.admits_upgrade(request::offered(&log.head)) {
+            let close = !self.takes_rest(&request);
+            let (refused, verdict) = (Reject::UpgradeRefused, &verdict);
+            return self
+                .refuse(&mut log, Some(&request), refused, verdict, close)
+                .await;
+        }
         let mut sending = Sending::new(request.body, keep_max, complete);
         if !mirrors.is_empty() {
             mirrored::begin(&self.conn, &log, &mirrors, &request, &mut sending);

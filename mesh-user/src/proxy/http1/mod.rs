@@ -14,6 +14,7 @@ mod exchange;
 mod fields;
 mod forward;
 mod framing;
+mod handshake;
 mod mirrored;
 mod next_head;
 mod payload;
@@ -23,5 +24,6 @@ mod scan;
 mod sending;
 mod serve;
 
-pub(super) use fields::is_authority;
+pub(super) use fields::{is_authority, upgrade_passes};
+pub(super) use handshake::{Answered, Handshake, NoAnswer, Offer, Rest};
 pub(super) use serve::serve;

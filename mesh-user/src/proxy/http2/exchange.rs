@@ -111,7 +111,7 @@ impl Exchange {
         {
             return Poll::Ready(end);
         }
-        if let Some(end) = self.poll_body(cx) {
+        if let Some(end) = self.poll_body(cx, stream.is_tunnel) {
             return Poll::Ready(end);
         }
         self.poll_time(cx, stream, spans)
@@ -175,7 +175,7 @@ impl Exchange {
         None
     }
 
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Option<End> {
+    fn poll_body(&mut self, cx: &mut Context<'_>, is_tunnel: bool) -> Option<End> {
         let answer = self.answer.as_mut()?;
         let done = answer.flow.poll(
             cx,
@@ -185,6 +185,10 @@ impl Exchange {
         );
         match done {
             Poll::Pending => None,
+            // Each side of a tunnel ends for itself.
+            Poll::Ready(Ok(())) if is_tunnel && !self.request.done && self.request_broken.is_none() => {
+                None
+            }
             // What is left of the request is of no interest: dropping the stream says so.
             Poll::Ready(Ok(())) => Some(End::Complete),
             Poll::Ready(Err(Broken::Sink(why))) => Some(End::Downstream(why)),
@@ -204,7 +208,11 @@ impl Exchange {
         if moved {
             self.last = clock::now();
         }
-        let request = stream.until(spans.request);
+        let request = if stream.is_tunnel {
+            NEVER
+        } else {
+            stream.until(spans.request)
+        };
         let per_try = if self.answer.is_none() && self.request.done {
             // The endpoint's time begins when it has the whole request.
             let from = stream
@@ -223,7 +231,7 @@ impl Exchange {
         let owed = sends || takes;
         // A gRPC stream may be silent for as long as its client likes; of any other request the
         // body has to come.
-        let span = if owed && !stream.grpc {
+        let span = if owed && !stream.grpc && !stream.asks_tunnel {
             stream.conn.core.limits().body_timeout
         } else {
             spans.idle
@@ -235,7 +243,7 @@ impl Exchange {
                 End::RequestTimeout
             } else if first == per_try {
                 End::TryTimeout
-            } else if owed {
+            } else if owed && !stream.asks_tunnel {
                 End::BodyTimeout
             } else {
                 End::Still
@@ -266,6 +274,7 @@ impl Stream {
             .send_response(Response::from_parts(parts, ()), ends)
             .map_err(|error| Broken::Sink(reason(&error)))?;
         self.log.status = status;
+        self.is_tunnel = self.asks_tunnel && (200..300).contains(&status);
         Ok(Answer {
             status,
             body,

@@ -19,6 +19,7 @@ mod refuse;
 mod serve;
 mod settings;
 mod stream;
+mod tunnel;
 mod wire;
 
 pub(super) use grpc::status as grpc_status;

@@ -15,6 +15,7 @@ use super::{
     head::{self, Head},
     mirrored::Listener,
     refuse,
+    tunnel::{Tunnel, Way},
 };
 use crate::{
     clock::{self, MonoNanos},
@@ -61,6 +62,10 @@ pub(super) struct Stream {
     pub(super) edits: Option<Arc<Edits>>,
     /// That, and the session of the attempt's endpoint.
     pub(super) answer_edits: Option<Arc<Edits>>,
+    /// It asks for a tunnel.
+    pub(super) asks_tunnel: bool,
+    /// It has one.
+    pub(super) is_tunnel: bool,
     /// When it began, a rule's pause left out.
     pub(super) begun: MonoNanos,
 }
@@ -103,6 +108,8 @@ pub(super) async fn serve(
         compare: None,
         edits: None,
         answer_edits: None,
+        asks_tunnel: false,
+        is_tunnel: false,
         begun: started,
     };
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
@@ -133,7 +140,7 @@ pub(super) async fn serve(
 }
 
 /// What follows an attempt.
-enum Turn {
+pub(super) enum Turn {
     Done,
     Again(Duration),
     Refuse(Reject),
@@ -185,6 +192,15 @@ impl Stream {
     ) -> Option<Reject> {
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
+        if let Some(protocol) = head.protocol() {
+            if !version.admits_upgrade([protocol.as_bytes()]) {
+                return Some(Reject::UpgradeRefused);
+            }
+            // Its end is not the end of a request: there has to be an answer in time.
+            let open = deadline(self.begun, version.request_timeout);
+            self.deadline = self.deadline.min(open);
+            self.asks_tunnel = true;
+        }
         self.kept = Kept::new(match &version.retry.policy {
             Some(_) => self.conn.core.limits().replay_bytes_max,
             None => 0,
@@ -302,7 +318,25 @@ impl Stream {
         let record =
             |outcome, at| attempt::record(core, &snapshot, plan.version, &endpoint, outcome, at);
         let method = head.method.as_str();
-        let (lease, mut sender) = match self.connect(&target, until).await {
+        let opened = if head.is_tunnel() {
+            let way = Way {
+                target: &target,
+                declared: snapshot.port(version.port).protocol,
+                until,
+                idle: version.idle_timeout,
+                verdict,
+                permit: &mut permit,
+                record: &record,
+            };
+            match Box::pin(self.tunnel(head, way)).await {
+                Tunnel::Http2 => self.connect(&target, until).await,
+                Tunnel::NoConnection(why) => Err(why),
+                Tunnel::Ended(turn) => return turn,
+            }
+        } else {
+            self.connect(&target, until).await
+        };
+        let (lease, mut sender) = match opened {
             Ok(opened) => opened,
             Err(None) => return Turn::Refuse(Reject::DownstreamClosed),
             Err(Some(failed)) => {
