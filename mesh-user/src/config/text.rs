@@ -48,6 +48,12 @@ pub(crate) enum Text {
     Authority,
     /// Path, or its beginning.
     Path,
+    /// Body of an answer.
+    Body,
+    /// Origin, with a wildcard or not.
+    Origin,
+    /// Address and port of an endpoint.
+    Endpoint,
     /// Regular expression.
     Regex,
     /// Duration between the bounds.
@@ -92,7 +98,7 @@ static PATTERNS: LazyLock<HashMap<Discriminant<Text>, Regex>> = LazyLock::new(||
 
 impl Text {
     /// One of each kind, for the patterns and the tests.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::Name,
         Self::ServiceRef,
         Self::Hostname,
@@ -105,6 +111,9 @@ impl Text {
         Self::Value,
         Self::Authority,
         Self::Path,
+        Self::Body,
+        Self::Origin,
+        Self::Endpoint,
         Self::Regex,
         Self::Duration(Duration::ZERO, Duration::MAX),
         Self::Rate,
@@ -130,7 +139,7 @@ impl Text {
             Self::QueryName => r"^[^\x00-\x1f\x7f]+$".to_owned(),
             Self::Value => r"^[^\x00-\x08\x0a-\x1f\x7f]*$".to_owned(),
             Self::Path => r"^/[^?#\x00-\x20\x7f]*$".to_owned(),
-            Self::Regex | Self::Address => return None,
+            Self::Regex | Self::Address | Self::Body => return None,
             Self::Duration(..) => "^(?:[0-9]{1,9}h)?(?:[0-9]{1,9}m)?(?:[0-9]{1,9}s)?\
                                    (?:[0-9]{1,9}ms)?(?:[0-9]{1,9}us)?$"
                 .to_owned(),
@@ -144,6 +153,8 @@ impl Text {
             Self::Listen => {
                 "^(?:off|[0-9.]+:[0-9]{1,5}|\\[[0-9A-Fa-f:.]+\\]:[0-9]{1,5})$".to_owned()
             }
+            Self::Origin => "^(?:[*]|https?://[-*A-Za-z0-9_.:\\[\\]]+)$".to_owned(),
+            Self::Endpoint => "^(?:[0-9.]+:[0-9]{1,5}|\\[[0-9A-Fa-f:.]+\\]:[0-9]{1,5})$".to_owned(),
             Self::AbsolutePath => r"^/[^\x00]*$".to_owned(),
             Self::Cgroup => r"^[^/\x00]+(?:/[^/\x00]+)*$".to_owned(),
         })
@@ -163,11 +174,13 @@ impl Text {
             Self::Method => (1, 32),
             Self::Value => (0, 4096),
             Self::Path => (1, 4096),
+            Self::Body => (0, 65_536),
+            Self::Origin => (1, 512),
             Self::Regex => (1, REGEX_BYTES_MAX),
             Self::Duration(..) => (2, 64),
             Self::Rate => (3, 12),
             Self::RateKey => (1, 340),
-            Self::Address | Self::Cidr | Self::Listen => (1, 64),
+            Self::Address | Self::Cidr | Self::Listen | Self::Endpoint => (1, 64),
             // PATH_MAX counts the final NUL.
             Self::AbsolutePath | Self::Cgroup => (1, 4095),
         }
@@ -190,6 +203,9 @@ impl Text {
             Self::Value => "text without control characters",
             Self::Authority => "a host without port, such as reviews.shop",
             Self::Path => "a path that begins with `/`, without query and fragment",
+            Self::Body => "text of at most 65536 characters",
+            Self::Origin => "`*`, or scheme and host, such as https://shop.example or https://*.shop.example",
+            Self::Endpoint => "an address with port, such as 10.1.0.1:8080 or [fd00::1]:8080",
             Self::Regex => "a regular expression (syntax of the Rust crate `regex`: no look-around)",
             Self::Duration(min, max) => {
                 return format!(
@@ -280,6 +296,13 @@ impl Text {
                     )
                 }),
             },
+            Self::Endpoint => text.parse::<SocketAddr>().map(drop).map_err(|_| {
+                fault(
+                    Code::BadValue,
+                    format!("`{text}` is not an address with port"),
+                    None,
+                )
+            }),
             Self::Cgroup if text.split('/').any(|part| part == "." || part == "..") => Err(fault(
                 Code::BadValue,
                 format!("`{}` holds `.` or `..`", shown(text)),

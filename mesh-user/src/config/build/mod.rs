@@ -8,6 +8,7 @@
 use super::{Config, collect::Collector, fields::ROOT, tree::Node};
 use crate::model::Model;
 
+mod actions;
 mod agent;
 mod inbound;
 mod policies;

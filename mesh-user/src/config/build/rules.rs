@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Reader, reader};
+use super::{Reader, actions, reader};
 use crate::{
     config::{
         collect::Collector,
@@ -11,7 +11,7 @@ use crate::{
         suggest,
         tree::{Node, Value},
     },
-    model::{Match, PathMatch, Rule, Select, Service, SourceMatch, Target, ValueMatch},
+    model::{Match, PathMatch, Rule, RuleExtra, Service, SourceMatch, Target, ValueMatch},
 };
 
 /// The index that a reference to an unknown service gets; the checks skip it.
@@ -134,19 +134,34 @@ pub(super) fn rules(
     services: &[Service],
     out: &mut Collector,
 ) -> Vec<Rule> {
+    let known = actions::Services {
+        index,
+        list: services,
+    };
     let mut rules: Vec<Rule> = root
         .items("rules")
         .enumerate()
         .map(|(i, from)| {
-            let service = index.resolve(from, &FieldPath::item("rules", i), out);
+            let item = FieldPath::item("rules", i);
+            let service = index.resolve(from, &item, out);
+            let targets = from.items("route").enumerate();
+            let targets = targets.map(|(k, target)| {
+                let path = item.key("route").at(k);
+                Target {
+                    weight: target.int("weight").unwrap_or(100),
+                    actions: known.of_target(target, &path, out),
+                    ..known.target(target, &path, out)
+                }
+            });
+            let route = targets.collect();
             Rule {
                 name: from.text("name").unwrap_or_default().to_owned(),
                 service,
                 port: port_name(from, services.get(service)),
                 precedence: from.int("precedence").unwrap_or(0),
                 matches: from.items("match").map(condition).collect(),
-                route: from.items("route").map(target).collect(),
-                extra: None,
+                route,
+                extra: known.rule(from, &item, out, RuleExtra::default()),
             }
         })
         .collect();
@@ -172,20 +187,6 @@ fn name_rules(rules: &mut [Rule]) {
             }
             rule.name = name;
         }
-    }
-}
-
-fn target(from: Reader<'_>) -> Target {
-    let select = match from.text("version") {
-        Some(version) => Select::Version(version.to_owned()),
-        None if from.has("tags") => Select::Tags(from.tags("tags")),
-        None => Select::All,
-    };
-    Target {
-        select,
-        weight: from.int("weight").unwrap_or(100),
-        backend: None,
-        actions: None,
     }
 }
 

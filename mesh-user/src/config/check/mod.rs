@@ -11,6 +11,7 @@ use super::{
     report::{Code, Severity},
 };
 
+mod actions;
 mod agent;
 mod inbound;
 mod policies;

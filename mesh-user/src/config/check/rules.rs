@@ -36,7 +36,8 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             );
         }
         port(rule.port.as_deref(), service, &item, out);
-        targets(rule, service, &item, out);
+        targets(model, rule, &item, out);
+        super::actions::check(model, rule, &item, out);
         for (k, condition) in rule.matches.iter().enumerate() {
             matches(condition, &item.key("match").at(k), &mut regexes, out);
         }
@@ -47,9 +48,9 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
     unreachable(model, out);
 }
 
-fn targets(rule: &Rule, service: Option<(usize, &Service)>, item: &FieldPath, out: &mut Findings) {
+fn targets(model: &Model, rule: &Rule, item: &FieldPath, out: &mut Findings) {
     let route = item.key("route");
-    if rule.route.is_empty() {
+    if rule.route.is_empty() && rule.extra().actions.terminal.is_none() {
         out.error(
             Code::BadCount,
             route.clone(),
@@ -59,6 +60,7 @@ fn targets(rule: &Rule, service: Option<(usize, &Service)>, item: &FieldPath, ou
     }
     for (k, target) in rule.route.iter().enumerate() {
         let path = route.at(k);
+        let service = super::actions::service_of(model, rule, target);
         if target.weight > WEIGHT_MAX {
             let message = format!("`{}` is out of range", target.weight);
             out.error(

@@ -11,6 +11,7 @@ use super::{
     text::Text,
 };
 
+mod actions;
 mod agent;
 mod inbound;
 mod policy;

@@ -1,6 +1,6 @@
 //! Rules.
 
-use super::{Absent, Group, NAME, Object, PORT_REF, Shape, TAGS, Text, field, needed};
+use super::{Absent, Group, NAME, Object, PORT_REF, Shape, TAGS, Text, actions, field, needed};
 
 static METHOD: Shape = Shape::Text(Text::Method);
 static MATCH_ITEM: Shape = Shape::Object(&MATCH);
@@ -52,7 +52,7 @@ pub(crate) static RULE: Object = Object {
             "Alternatives: the rule matches when one of them does. What stands inside one must all \
              hold. A list, or the one without a list.",
         ),
-        needed(
+        field(
             "route",
             Shape::List {
                 of: &TARGET_ITEM,
@@ -60,10 +60,20 @@ pub(crate) static RULE: Object = Object {
                 max: 64,
                 many_need: Some("weight"),
             },
+            Absent::Means("the rule answers by itself"),
             "Where to. A version without endpoints keeps its share, and answers 503.",
         ),
+        actions::HEADERS_FIELD,
+        actions::REWRITE_FIELD,
+        actions::REDIRECT_FIELD,
+        actions::RESPOND_FIELD,
+        actions::CORS_FIELD,
+        actions::FAULT_FIELD,
+        actions::MIRROR_FIELD,
+        actions::STICKY_FIELD,
+        actions::SESSION_FIELD,
     ],
-    groups: &[],
+    groups: &[Group::ExactlyOne(&["route", "redirect", "respond"])],
 };
 
 static MATCH: Object = Object {
@@ -231,7 +241,7 @@ pub(super) static SOURCE: Object = Object {
 
 static TARGET: Object = Object {
     name: "Target",
-    doc: "One destination. Neither `version` nor `tags`: every endpoint.",
+    doc: "One destination. Neither `version`, `tags` nor `endpoints`: every endpoint.",
     fields: &[
         field(
             "version",
@@ -245,6 +255,9 @@ static TARGET: Object = Object {
             Absent::Means("not used"),
             "The endpoints that carry these tags.",
         ),
+        actions::ENDPOINTS_FIELD,
+        actions::SERVICE_FIELD,
+        actions::SERVICE_PORT_FIELD,
         field(
             "weight",
             Shape::Int {
@@ -254,6 +267,15 @@ static TARGET: Object = Object {
             Absent::Means("100 %; must be there when there are several targets"),
             "Its share: weight divided by the sum of weights. 0: nothing.",
         ),
+        actions::HEADERS_FIELD,
+        actions::REWRITE_FIELD,
+        actions::REDIRECT_FIELD,
+        actions::RESPOND_FIELD,
+        actions::FAULT_FIELD,
+        actions::MIRROR_FIELD,
     ],
-    groups: &[Group::AtMostOne(&["version", "tags"])],
+    groups: &[
+        Group::AtMostOne(&["version", "tags", "endpoints"]),
+        Group::AtMostOne(&["redirect", "respond"]),
+    ],
 };
