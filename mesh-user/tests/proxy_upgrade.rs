@@ -194,8 +194,8 @@ fn websocket_over_http2_becomes_an_upgrade_of_http1() {
     eventually("the record", || mesh.records("request").len() == 1);
     let record = &mesh.records("request")[0];
     assert_eq!(record["http.response.status_code"], 200);
-    assert_eq!(record["http.request.body.size"], 5);
-    assert_eq!(record["http.response.body.size"], 10);
+    assert_eq!(record["mesh.bytes_received"], 5);
+    assert_eq!(record["mesh.bytes_sent"], 10);
     assert_eq!(record["mesh.flags"], "-");
 }
 
