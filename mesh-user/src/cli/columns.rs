@@ -140,6 +140,7 @@ columns! {
         "RULE" left |row| cell(&row["rule"]),
         "MATCH" left matches,
         "TARGETS" left targets,
+        "ACTIONS" left actions,
         "PRECEDENCE" wide_right |row| cell(&row["precedence"]),
     ];
     /// `mesh config endpoints`.
@@ -298,6 +299,24 @@ pub(super) fn targets(row: &Value) -> String {
     match row["targets"].as_array() {
         Some(list) if !list.is_empty() => list.iter().map(target).collect::<Vec<_>>().join(", "),
         _ => "-".into(),
+    }
+}
+
+/// What the rule does, and what is done on the way to single targets: `v2: ...`.
+fn actions(row: &Value) -> String {
+    let texts = |of: &Value| of.as_array().into_iter().flatten().map(cell).collect();
+    let mut all: Vec<String> = texts(&row["chosen_by"]);
+    all.extend::<Vec<String>>(texts(&row["actions"]));
+    for target in row["targets"].as_array().into_iter().flatten() {
+        let own: Vec<String> = texts(&target["actions"]);
+        if !own.is_empty() {
+            all.push(format!("{}: {}", cell(&target["version"]), own.join(", ")));
+        }
+    }
+    if all.is_empty() {
+        "-".into()
+    } else {
+        all.join("; ")
     }
 }
 

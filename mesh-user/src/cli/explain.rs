@@ -128,7 +128,14 @@ fn version(answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
         )?;
     }
     if let Some(next) = answer["next"].as_str() {
-        writeln!(io.out, "version   {} is next in turn", harmless(next))?;
+        let why = match answer["chosen_by"].as_str() {
+            Some(by) => format!("by {}", harmless(by)),
+            None => "is next in turn".to_owned(),
+        };
+        writeln!(io.out, "version   {} {why}", harmless(next))?;
+    }
+    for action in items(&answer["actions"]) {
+        writeln!(io.out, "action    {}", harmless(&cell(action)))?;
     }
     for endpoint in items(&answer["endpoints"]) {
         writeln!(
@@ -186,6 +193,10 @@ fn outcome(answer: &Value, paint: Paint, io: &mut Io<'_>) -> std::io::Result<()>
             cell(&refused["reject"]),
             harmless(&cell(&refused["because"])),
         );
+    }
+    if let Some(answered) = outcome.get("answered") {
+        let (status, by) = (cell(&answered["status"]), cell(&answered["by"]));
+        return writeln!(io.out, "{} {status} by {by}", paint.good("answered:"));
     }
     let to = cell(&outcome["forwarded"]["to"]);
     writeln!(io.out, "{} to one of {to}", paint.good("forwarded:"))

@@ -25,6 +25,13 @@ pub(super) struct Chooser<'a, H> {
 }
 
 impl Choice {
+    /// For people, what comes first first.
+    pub(super) fn texts(&self) -> Vec<String> {
+        let session = self.session.as_ref().map(|it| format!("session of {}", it.text()));
+        let sticky = self.sticky.as_ref().map(|it| format!("hash of {}", it.text()));
+        session.into_iter().chain(sticky).collect()
+    }
+
     /// The target of the request's session, else of its key; none when it has neither.
     pub(super) fn choose<H: HeaderView>(
         &self,

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{
     RuleIx, Snapshot, VersionIx,
+    action::ActionPlan,
     balance::candidates,
     ejection::Standing,
     snapshot::{EndpointState, PortPlan},
@@ -67,6 +68,10 @@ pub struct RouteRow {
     pub matches: Vec<String>,
     /// Where to.
     pub targets: Vec<TargetRow>,
+    /// What the targets are chosen by before they take turns: a session, a key.
+    pub chosen_by: Vec<String>,
+    /// What is done with a request besides, in this order.
+    pub actions: Vec<String>,
 }
 
 /// One target of a rule.
@@ -82,6 +87,8 @@ pub struct TargetRow {
     pub endpoints: usize,
     /// Endpoints that may be chosen now.
     pub usable: usize,
+    /// What is done on the way to it, when that is more than what the rule does.
+    pub actions: Vec<String>,
 }
 
 /// A row of `mesh config endpoints`: one endpoint of one service port.
@@ -209,6 +216,8 @@ impl Snapshot {
                 precedence: 0,
                 matches: Vec::new(),
                 targets: vec![self.target(port.all, 1, 1)],
+                chosen_by: Vec::new(),
+                actions: Vec::new(),
             }];
         }
         let row = |(rank, ix): (usize, &RuleIx)| {
@@ -221,6 +230,8 @@ impl Snapshot {
                 precedence: rule.precedence,
                 matches: port.routes.texts(rank),
                 targets: self.targets(*ix),
+                chosen_by: rule.choice.iter().flat_map(|choice| choice.texts()).collect(),
+                actions: texts(rule.actions.as_ref()),
             }
         };
         port.routes.rules().iter().enumerate().map(row).collect()
@@ -231,7 +242,10 @@ impl Snapshot {
         let rule = self.rule(rule);
         let targets = rule.targets.iter();
         targets
-            .map(|target| self.target(target.version, target.weight, rule.split.sum))
+            .map(|target| TargetRow {
+                actions: texts(target.actions.as_ref()),
+                ..self.target(target.version, target.weight, rule.split.sum)
+            })
             .collect()
     }
 
@@ -247,6 +261,7 @@ impl Snapshot {
             },
             endpoints: version.endpoints.len(),
             usable: candidates(version).count(),
+            actions: Vec::new(),
         }
     }
 
@@ -335,6 +350,10 @@ impl Snapshot {
     fn name(&self, version: VersionIx) -> Arc<str> {
         Arc::clone(&self.version(version).name)
     }
+}
+
+fn texts(actions: Option<&Arc<ActionPlan>>) -> Vec<String> {
+    actions.map(|actions| actions.texts()).unwrap_or_default()
 }
 
 #[cfg(test)]

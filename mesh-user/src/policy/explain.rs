@@ -5,7 +5,8 @@ use std::{fmt::Display, net::SocketAddr, sync::Arc};
 use serde::Serialize;
 
 use super::{
-    HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
+    Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
+    action::{Asked, Then},
     balance::candidates,
     breaker::Gauges,
     describe::{EndpointRow, TargetRow},
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     clock::MonoNanos,
-    model::{BreakerPolicy, kernel_table::Path},
+    model::{BreakerPolicy, action::Fraction, kernel_table::Path},
 };
 
 /// The whole answer of `mesh explain`.
@@ -41,6 +42,10 @@ pub struct Explanation {
     pub rule_ix: Option<RuleIx>,
     /// All targets of the rule with their shares.
     pub targets: Vec<TargetRow>,
+    /// What the target is chosen by, when not by turns: a session, a key.
+    pub chosen_by: Option<String>,
+    /// What is done with the request besides, in this order.
+    pub actions: Vec<String>,
     /// The version that is next in turn.
     pub next: Option<Arc<str>>,
     /// Endpoints of that version with their state.
@@ -92,6 +97,13 @@ pub enum Fate {
         status: u16,
         /// One sentence.
         because: &'static str,
+    },
+    /// Answered by the rule itself. (A fault with a share below 100 % is left out.)
+    Answered {
+        /// HTTP status of the answer.
+        status: u16,
+        /// What makes it: the label of [`Kind`](super::action::Kind).
+        by: &'static str,
     },
     /// Forwarded to one of these.
     Forwarded {
@@ -152,13 +164,27 @@ fn finish<H: HeaderView>(
     now: MonoNanos,
 ) -> Explanation {
     let port = snapshot.port(ix);
-    let version = decided.ok().map(|plan| snapshot.version(plan.version));
+    // A rule that answers by itself sends to no version.
+    let sent = decided.ok().filter(|plan| plan.target != u32::MAX);
+    let version = sent.map(|plan| snapshot.version(plan.version));
     let outcome = decided.and_then(|plan| {
         let verdict = rate_limit::peek(snapshot, &plan, source, request, now, &mut recorder);
         if verdict.refused.is_some() {
             return Err(Reject::RateLimited);
         }
-        admitted(snapshot, &plan, request.is_some())
+        if let Some(request) = request {
+            let client = Client::from(source);
+            match acted(snapshot, &plan, client, request, &mut recorder) {
+                Then::Forward => {}
+                Then::Refuse(reject) => return Err(reject),
+                Then::Answer(answer) => {
+                    let (status, by) = (answer.status, answer.kind.label());
+                    return Ok(Fate::Answered { status, by });
+                }
+            }
+        }
+        let to = admitted(snapshot, &plan, request.is_some())?;
+        Ok(Fate::Forwarded { to })
     });
     let rule_ix = recorder.matched;
     Explanation {
@@ -174,8 +200,10 @@ fn finish<H: HeaderView>(
             (None, true) => vec![snapshot.target(port.all, 1, 1)],
             (None, false) => Vec::new(),
         },
+        chosen_by: recorder.chosen_by,
+        actions: recorder.actions,
         next: version.map(|version| Arc::clone(&version.name)),
-        endpoints: decided
+        endpoints: sent
             .map(|plan| snapshot.endpoint_rows(port, plan.version, now))
             .unwrap_or_default(),
         caps: version.map(|version| version.breaker.caps()),
@@ -183,7 +211,7 @@ fn finish<H: HeaderView>(
         tried: recorder.tried,
         limits: recorder.limits,
         outcome: match outcome {
-            Ok(to) => Fate::Forwarded { to },
+            Ok(fate) => fate,
             Err(reject) => Fate::Refused {
                 reject,
                 status: reject.status(),
@@ -193,15 +221,39 @@ fn finish<H: HeaderView>(
     }
 }
 
+/// What the rule does with the request before it is forwarded; shares are hit when they are whole.
+fn acted<H: HeaderView>(
+    snapshot: &Snapshot,
+    plan: &Plan,
+    client: Client,
+    request: &RequestView<'_, H>,
+    recorder: &mut Recorder<'_>,
+) -> Then {
+    let Some(actions) = snapshot.actions(plan) else {
+        return Then::Forward;
+    };
+    let asked = Asked {
+        client,
+        request,
+        scheme: "http",
+        port: snapshot.port(plan.port).number,
+        grpc: false,
+    };
+    let whole = |share: Fraction| share.numerator >= share.denominator;
+    actions.decide(&asked, whole, recorder).then
+}
+
 /// The endpoints that may be chosen, unless the caps are used up.
 fn admitted(snapshot: &Snapshot, plan: &Plan, http: bool) -> Result<Vec<SocketAddr>, Reject> {
     let version = snapshot.version(plan.version);
     if version.endpoints.is_empty() {
         return Err(Reject::NoEndpoint);
     }
-    let to: Vec<SocketAddr> = candidates(version)
-        .map(|endpoint| endpoint.address)
-        .collect();
+    let held = plan.session.map(|session| session.endpoint.0 as usize);
+    let to: Vec<SocketAddr> = match held.and_then(|at| version.endpoints.get(at)) {
+        Some(endpoint) => vec![endpoint.address],
+        None => candidates(version).map(|endpoint| endpoint.address).collect(),
+    };
     if to.is_empty() {
         return Err(Reject::NoHealthyEndpoint);
     }
@@ -222,6 +274,8 @@ struct Recorder<'a> {
     tried: Vec<TriedRule>,
     matched: Option<RuleIx>,
     limits: Vec<LimitState>,
+    chosen_by: Option<String>,
+    actions: Vec<String>,
 }
 
 impl<'a> Recorder<'a> {
@@ -231,6 +285,8 @@ impl<'a> Recorder<'a> {
             tried: Vec::new(),
             matched: None,
             limits: Vec::new(),
+            chosen_by: None,
+            actions: Vec::new(),
         }
     }
 }
@@ -256,6 +312,14 @@ impl Observer for Recorder<'_> {
             left,
             admitted,
         });
+    }
+
+    fn chosen_by(&mut self, what: &dyn Display) {
+        self.chosen_by = Some(what.to_string());
+    }
+
+    fn action(&mut self, what: &dyn Display) {
+        self.actions.push(what.to_string());
     }
 
     fn active(&self) -> bool {

@@ -189,7 +189,8 @@ fn fraction(from: Reader<'_>) -> Fraction {
     }
     match from.int("percent") {
         Some(percent) => Fraction {
-            numerator: percent,
+            // Out of range is reported already.
+            numerator: u32::min(percent, 100),
             denominator: 100,
         },
         None => Fraction::ALL,

@@ -1,6 +1,6 @@
 //! What rules do besides choosing a version.
 
-use super::{Findings, one_of, port as unknown_port};
+use super::{Findings, one_of, port as unknown_port, version};
 use crate::{
     config::{path::FieldPath, report::Code, text::shown},
     model::{
@@ -147,7 +147,12 @@ fn actions(model: &Model, rule: &Rule, from: &Actions, path: &FieldPath, out: &m
         }
     }
     for (k, mirror) in mirrors {
-        destination(model, rule, &mirror.target, &path.key("mirror").at(k), out);
+        let path = path.key("mirror").at(k);
+        destination(model, rule, &mirror.target, &path, out);
+        if let Select::Version(name) = &mirror.target.select {
+            let service = service_of(model, rule, &mirror.target);
+            version(name, service, path.key("version"), out);
+        }
     }
 }
 
