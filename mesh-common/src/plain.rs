@@ -13,6 +13,11 @@ impl Plain for u64 {
     const SIZE: usize = 8;
 }
 
+/// Indexes of arrays, and values that are one.
+impl Plain for u32 {
+    const SIZE: usize = 4;
+}
+
 /// Declares a type as plain map data and asserts its size in bytes.
 ///
 /// The size must equal the sum of the fields: a hole would carry uninitialised bytes, and hash

@@ -89,7 +89,7 @@ fn request(rounds: u64) {
     });
     println!("  permit   {permit:7.1}");
     let record = time(rounds, || {
-        black_box(snapshot.record(plan.version, &endpoint, Outcome::Status(200), now));
+        black_box(snapshot.record(plan.version, &endpoint, Outcome::Status(200), None, now));
     });
     println!("  record   {record:7.1}");
     let all = time(rounds, || {
@@ -113,7 +113,7 @@ fn request(rounds: u64) {
             .breaker
             .request(&endpoint)
             .expect("room");
-        snapshot.record(plan.version, &endpoint, Outcome::Status(200), now);
+        snapshot.record(plan.version, &endpoint, Outcome::Status(200), None, now);
         drop(permit);
     });
     println!(
@@ -242,6 +242,7 @@ fn example(count: usize) -> Model {
             target: 8080,
             protocol: Protocol::Http,
             path: PathChoice::Auto,
+            tls: None,
         }],
         versions: [
             ("v1".to_owned(), version("v1")),
@@ -268,6 +269,7 @@ fn example(count: usize) -> Model {
         balance: None,
         timeouts: TimeoutPolicy::default(),
         retries: None,
+        ..Policy::default()
     };
     let client = Workload {
         name: "client".to_owned(),
@@ -280,11 +282,12 @@ fn example(count: usize) -> Model {
         capture: true,
     };
     Model {
-        services: vec![service],
-        rules,
-        policies: vec![policy],
+        services: vec![service].into(),
+        rules: rules.into(),
+        policies: vec![policy].into(),
         workloads: vec![client],
         outbound: Vec::new(),
         inbound: Vec::new(),
+        ..Model::default()
     }
 }

@@ -52,6 +52,7 @@ fn head_that_comes_slowly_takes_nothing_from_the_endpoints_time() {
             statuses: Vec::new(),
             non_idempotent: true,
             backoff: Duration::from_millis(1),
+            ..RetryPolicy::default()
         });
     });
     let mesh = Mesh::start(plan);
@@ -84,6 +85,7 @@ fn probing(policy: &mut Policy) {
         max: Duration::from_secs(1),
         max_percent: 100,
         probe: true,
+        ..EjectionPolicy::default()
     });
 }
 
@@ -95,7 +97,7 @@ fn probe_due(mesh: &Mesh) -> Arc<EndpointState> {
         if plan.endpoints.iter().any(|member| member.id == endpoint.id) {
             let version = mesh_user::policy::VersionIx(version as u32);
             for _ in 0..3 {
-                snapshot.record(version, &endpoint, Outcome::Status(500), clock::now());
+                snapshot.record(version, &endpoint, Outcome::Status(500), None, clock::now());
             }
             break;
         }

@@ -58,6 +58,7 @@ fn retrying(plan: Plan, change: impl FnOnce(&mut RetryPolicy)) -> Plan {
         statuses: Vec::new(),
         non_idempotent: false,
         backoff: Duration::from_millis(1),
+        ..RetryPolicy::default()
     };
     change(&mut retries);
     plan.policy(|policy| policy.retries = Some(retries))

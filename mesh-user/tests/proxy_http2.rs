@@ -364,6 +364,7 @@ fn refused_stream_is_retried_for_any_method() {
             statuses: Vec::new(),
             non_idempotent: false,
             backoff: Duration::from_millis(1),
+            ..RetryPolicy::default()
         });
     });
     let mesh = Mesh::start(plan);
@@ -800,6 +801,7 @@ fn trailers_of_a_request_are_sent_again() {
             statuses: Vec::new(),
             non_idempotent: false,
             backoff: Duration::from_millis(1),
+            ..RetryPolicy::default()
         });
     });
     let mesh = Mesh::start(plan);
@@ -890,7 +892,7 @@ fn probe_due(mesh: &Mesh) -> Arc<mesh_user::policy::snapshot::EndpointState> {
     let version = VersionIx(u32::try_from(at.unwrap()).unwrap());
     let endpoint = Arc::clone(&snapshot.version(version).endpoints[0]);
     for _ in 0..3 {
-        snapshot.record(version, &endpoint, Outcome::Status(500), clock::now());
+        snapshot.record(version, &endpoint, Outcome::Status(500), None, clock::now());
     }
     assert!(!endpoint.live.is_eligible());
     snapshot.sweep(clock::now().after(Duration::from_secs(60)));

@@ -486,6 +486,7 @@ fn tries_end_at_the_request_timeout_however_many_are_left() {
             statuses: Vec::new(),
             non_idempotent: false,
             backoff: Duration::from_millis(1),
+            ..RetryPolicy::default()
         });
     });
     let mesh = Mesh::start(plan);

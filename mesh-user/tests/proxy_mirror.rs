@@ -44,6 +44,7 @@ fn shadow(plan: &mut Plan, at: SocketAddr, protocol: Protocol) -> usize {
             target: at.port(),
             protocol,
             path: PathChoice::Proxy,
+            tls: None,
         }],
         versions: [].into(),
         endpoints: vec![Endpoint {
@@ -237,7 +238,7 @@ fn primary_is_served_whatever_befalls_its_shadow() {
             results.iter().map(|it| counted(&mesh, it)).sum::<u64>() == 20
         });
         let endpoint = mesh.snapshot();
-        for version in &endpoint.versions {
+        for version in endpoint.versions.iter() {
             let ejected = version.endpoints.iter().any(|it| !it.live.is_eligible());
             assert!(!ejected, "{name}");
         }

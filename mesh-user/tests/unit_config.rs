@@ -12,8 +12,8 @@ use std::{
 use mesh_user::{
     config::{self, AgentConfig, Code, Config, Limits},
     model::{
-        Attribute, Balance, BreakerPolicy, DialFrom, EjectionPolicy, Failure, Match, Netns,
-        Protocol, Select, SourceMatch, Tags, TimeoutPolicy, ValueMatch,
+        Attribute, BreakerPolicy, DialFrom, EjectionPolicy, Failure, Match, Netns, Protocol,
+        Select, SourceMatch, Tags, TimeoutPolicy, ValueMatch,
     },
 };
 
@@ -185,10 +185,7 @@ fn design_example_means_what_it_says() {
         connect: seconds(1),
         idle: None,
     };
-    assert_eq!(
-        (policy.timeouts, policy.balance),
-        (timeouts, None::<Balance>)
-    );
+    assert_eq!((policy.timeouts, &policy.balance), (timeouts, &None));
     let retries = policy.retries.as_ref().unwrap();
     assert_eq!((retries.attempts, retries.per_try), (2, seconds(2)));
     assert!(!retries.non_idempotent);

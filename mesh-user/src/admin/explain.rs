@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::MonoNanos,
-    model::OutboundAction,
+    model::{OutboundAction, Protocol},
     policy::{
         PortIx, RequestView, Snapshot,
-        explain::{Explanation, explain},
+        explain::{Explanation, explain, explain_tcp, explain_tls},
         request::HeaderList,
         split::Cursors,
     },
@@ -33,6 +33,12 @@ pub struct Question {
     pub path: String,
     /// Header fields, in order. `host` takes the place of the dialled host.
     pub headers: Vec<(String, String)>,
+    /// An opaque connection: no request is asked about.
+    #[serde(default)]
+    pub tcp: bool,
+    /// The server name of a TLS connection in place of a request; empty: it names nobody.
+    #[serde(default)]
+    pub sni: Option<String>,
 }
 
 /// The answer.
@@ -142,6 +148,19 @@ pub fn answer(
     let Some(port) = port else {
         return outside(question, address);
     };
+    let cursors = Cursors::default();
+    let tls = snapshot.port(port).protocol == Protocol::Tls;
+    if question.sni.is_some() || tls {
+        let name = question.sni.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let name = name.strip_suffix('.').unwrap_or(&name);
+        let name = (!name.is_empty()).then_some(name);
+        let explanation = explain_tls(snapshot, port, Some(source), name, &cursors, now);
+        return Ok(Answer::Service(Box::new(explanation)));
+    }
+    if question.tcp {
+        let explanation = explain_tcp(snapshot, port, Some(source), &cursors, now);
+        return Ok(Answer::Service(Box::new(explanation)));
+    }
     let (path, query) = match question.path.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (&*question.path, None),
@@ -159,7 +178,6 @@ pub fn answer(
         authority: given.map_or(&*dialled, |(_, value)| value),
         headers: &headers,
     };
-    let cursors = Cursors::default();
     let explanation = explain(snapshot, port, Some(source), &request, &cursors, now);
     Ok(Answer::Service(Box::new(explanation)))
 }

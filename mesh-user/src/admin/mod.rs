@@ -41,7 +41,7 @@ use crate::{
         view::{MapRow, StatRow},
     },
     policy::Snapshot,
-    telemetry::{ShieldSample, Telemetry},
+    telemetry::{LiveConnection, ShieldSample, Telemetry},
 };
 
 /// What the admin interface needs of a running agent. Calls come from the admin thread, never
@@ -78,6 +78,13 @@ pub trait Agent: Send + Sync + std::fmt::Debug {
     fn shield(&self, ask: &ShieldAsk) -> Result<serde_json::Value, String> {
         let _ = ask;
         Err("this agent has no shield".to_owned())
+    }
+
+    /// Open connections through the proxy with their last decisions: of one client, or all. May
+    /// take half a second.
+    fn connections(&self, peer: Option<SocketAddr>) -> Vec<LiveConnection> {
+        let _ = peer;
+        Vec::new()
     }
 
     /// What the shield counted; none: there is none.

@@ -176,6 +176,13 @@ pub(super) async fn answer(state: &Arc<State>, side: Side, request: Request<Inco
                 None => blocking(state, move |state| dump(state, &path)).await,
             }
         }
+        (Side::Admin, "/connections") => match only(method, &[Method::GET]) {
+            Some(refused) => refused,
+            None => {
+                let query = query.to_owned();
+                blocking(state, move |state| connections(state, &query)).await
+            }
+        },
         (Side::Admin, "/explain") => match only(method, &[Method::POST]) {
             Some(refused) => refused,
             None => match read(body).await {
@@ -322,6 +329,16 @@ fn explain(state: &State, body: &[u8]) -> Answer {
         Ok(answer) => one("Explanation", &answer),
         Err(error) => failure(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()),
     }
+}
+
+/// `peer=ADDRESS:PORT`: of one client; without: all.
+fn connections(state: &State, query: &str) -> Answer {
+    let peer = match query.strip_prefix("peer=").map(str::parse) {
+        None if query.is_empty() => None,
+        Some(Ok(peer)) => Some(peer),
+        _ => return failure(StatusCode::BAD_REQUEST, "expected peer=ADDRESS:PORT"),
+    };
+    list("LiveConnectionList", &state.agent.connections(peer))
 }
 
 fn redirect_state(state: &State) -> Answer {

@@ -641,10 +641,12 @@ fn question(host: &str, headers: &[(&str, &str)]) -> explain::Question {
         port: 80,
         method: "GET".into(),
         path: "/api/x?y=z".into(),
+        sni: None,
         headers: headers
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect(),
+        tcp: false,
     }
 }
 

@@ -36,7 +36,7 @@ use crate::{
         ejection::{Change, What},
     },
     proxy::{Command, Workers},
-    telemetry::{Refused, ShieldSample, Telemetry},
+    telemetry::{LiveConnection, Refused, ShieldSample, Telemetry},
 };
 
 /// Hooks without which nothing is captured.
@@ -385,7 +385,7 @@ impl NodeAgent {
         let mut control = lock(&self.control);
         control.outlived = lives;
         control.frozen = false;
-        let table = control.kernel_path.table().clone();
+        let table = control.kernel_path.tables().clone();
         if let Err(error) = control.kernel.take_back(&table) {
             tracing::error!(%error, "not everything is as it was before the takeover");
         }
@@ -428,7 +428,7 @@ impl NodeAgent {
             Some(&self.snapshot.load_full()),
             now,
         ));
-        let table = new.kernel_table();
+        let table = new.kernel_tables().clone();
         // The other's workers know what the kernel knows; what only we know waits until no
         // connection goes to them any more.
         control.kernel.apply_known(&table)?;
@@ -491,12 +491,8 @@ impl NodeAgent {
             in_force,
             ..
         } = &mut *control;
-        let (old_table, table) = (kernel_path.table().clone(), new.kernel_table());
-        let mut staying = old_table.clone();
-        staying
-            .services
-            .retain(|key, _| table.services.contains_key(key));
-        if staying.services.len() != old_table.services.len() {
+        let (old_table, table) = (kernel_path.tables().clone(), new.kernel_tables().clone());
+        if let Some(staying) = old_table.staying(&table) {
             kernel.apply(&staying)?;
         }
         enrolments.narrow(&new.model, kernel);
@@ -808,6 +804,10 @@ impl Agent for NodeAgent {
 
     fn shield(&self, ask: &ShieldAsk) -> Result<serde_json::Value, String> {
         self.shield.ask(ask)
+    }
+
+    fn connections(&self, peer: Option<std::net::SocketAddr>) -> Vec<LiveConnection> {
+        self.workers.connections(peer)
     }
 
     fn shield_sample(&self) -> Option<ShieldSample> {

@@ -4,26 +4,26 @@
 use crate::{
     clock::MonoNanos,
     kernel::{Kernel, KernelError},
-    model::kernel_table::KernelTable,
+    model::kernel_table::KernelTables,
     policy::{Snapshot, VersionIx, ejection::Change, snapshot::EndpointIx},
     telemetry::{KernelCounts, Telemetry},
 };
 
-/// The table that stands in the kernel.
+/// The tables that stand in the kernel.
 #[derive(Debug, Default)]
 pub(super) struct KernelPath {
-    table: KernelTable,
+    tables: KernelTables,
 }
 
 impl KernelPath {
-    /// The table that was written last.
-    pub(super) fn table(&self) -> &KernelTable {
-        &self.table
+    /// The tables that were written last.
+    pub(super) fn tables(&self) -> &KernelTables {
+        &self.tables
     }
 
-    /// Notes a table that was written.
-    pub(super) fn stands(&mut self, table: KernelTable) {
-        self.table = table;
+    /// Notes tables that were written.
+    pub(super) fn stands(&mut self, tables: KernelTables) {
+        self.tables = tables;
     }
 
     /// Counts and judges what the kernel saw since the last call. What it changed.
@@ -37,12 +37,16 @@ impl KernelPath {
         let mut changes = Vec::new();
         for counted in kernel.endpoint_counts() {
             let at = counted.backend as usize;
-            let (Some(backend), Some(endpoint)) =
-                (self.table.backends.get(at), self.table.endpoints.get(at))
+            let Some(table) = self.tables.ports.get(counted.table as usize) else {
+                continue;
+            };
+            let (Some(backend), Some(endpoint)) = (table.backends.get(at), table.endpoints.get(at))
             else {
                 continue;
             };
-            let version = VersionIx(backend.version_id);
+            let Some(version) = table.version_of(backend).map(VersionIx) else {
+                continue;
+            };
             let delta = counted.delta;
             telemetry.kernel_counted(
                 snapshot,
@@ -74,12 +78,11 @@ impl KernelPath {
         kernel: &mut Kernel,
         snapshot: &Snapshot,
     ) -> Result<(), KernelError> {
-        if !snapshot.is_stale(&self.table) {
+        let Some(tables) = snapshot.kernel_tables_now(&self.tables) else {
             return Ok(());
-        }
-        let table = snapshot.kernel_table_now();
-        kernel.apply(&table)?;
-        self.stands(table);
+        };
+        kernel.apply(&tables)?;
+        self.stands(tables);
         Ok(())
     }
 }

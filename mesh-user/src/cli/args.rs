@@ -76,6 +76,12 @@ pub(super) enum Verb {
     Explain(ExplainArgs),
     /// Check configuration files: every problem at once, with its place.
     Validate(ValidateArgs),
+    /// Check configuration files, and tell what is valid but probably not meant: shadowed rules,
+    /// versions that nothing is sent to, weights that don't add up, missing endpoints.
+    ///
+    /// Every finding has a code, a place and a severity. Exit status 1 when one is at least as bad
+    /// as `--fail-on`.
+    Analyze(AnalyzeArgs),
     /// Print the JSON Schema of the configuration file.
     Schema,
     /// Check a file, then put it in the place of the one that the agent watches, and wait for it.
@@ -370,11 +376,28 @@ pub(super) enum MonitorFormat {
 #[derive(Args, Debug)]
 pub(super) struct ExplainArgs {
     /// The workload that asks: `namespace/name`, or a name in `default`.
-    #[arg(long, value_name = "WORKLOAD")]
-    pub(super) from: String,
+    #[arg(long, value_name = "WORKLOAD", required_unless_present = "live")]
+    pub(super) from: Option<String>,
     /// Where to: a service's hostname or address, and port. IPv6 in brackets.
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_target)]
-    pub(super) to: Target,
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_parser = parse_target,
+        required_unless_present = "live"
+    )]
+    pub(super) to: Option<Target>,
+    /// A live connection instead: the client's ADDRESS:PORT, or its cookie (`mesh bpf conns -o
+    /// wide`). Tells what was decided for it last, by which configuration, and what would be
+    /// decided for a new one. Needs a running agent.
+    #[arg(
+        long,
+        value_name = "CONN",
+        conflicts_with_all = ["from", "to", "method", "path", "headers", "file", "tcp"]
+    )]
+    pub(super) live: Option<String>,
+    /// An opaque connection: no request.
+    #[arg(long, conflicts_with_all = ["method", "path", "headers"])]
+    pub(super) tcp: bool,
     /// Method.
     #[arg(long, default_value = "GET", value_name = "M", value_parser = parse_method)]
     pub(super) method: String,
@@ -384,6 +407,10 @@ pub(super) struct ExplainArgs {
     /// A header field; may be given more than once. `host` takes the place of HOST:PORT.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = parse_header)]
     pub(super) headers: Vec<(String, String)>,
+    /// A TLS connection that is passed on as it is, with this server name (`""`: without), in place
+    /// of a request.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["method", "path", "headers"])]
+    pub(super) sni: Option<String>,
     /// Ask this file instead of the running agent.
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
@@ -426,6 +453,31 @@ pub(super) struct ValidateArgs {
     pub(super) files: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) output: PlainOutputArgs,
+}
+
+/// `mesh analyze`.
+#[derive(Args, Debug)]
+pub(super) struct AnalyzeArgs {
+    /// The files; `-`: standard input.
+    #[arg(short, long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub(super) files: Vec<PathBuf>,
+    /// From which severity on the exit status is 1.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) fail_on: FailOn,
+    #[command(flatten)]
+    pub(super) output: PlainOutputArgs,
+}
+
+/// Severities of [`AnalyzeArgs`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum FailOn {
+    /// Only what makes the file invalid.
+    #[default]
+    Error,
+    /// What does probably not do what was meant, too.
+    Warning,
+    /// Anything.
+    Note,
 }
 
 /// `mesh apply`.

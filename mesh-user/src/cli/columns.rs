@@ -154,8 +154,11 @@ columns! {
         "REQUESTS" right |row| cell(&row["requests"]),
         "FAILURES" right |row| cell(&row["failures"]),
         "EJECTIONS" right |row| cell(&row["ejections"]),
+        "CHECK" wide |row| cell(&row["check"]),
         "SKIPPED" wide_right |row| cell(&row["skipped"]),
         "WEIGHT" wide_right |row| cell(&row["weight"]),
+        "PRIORITY" wide_right |row| cell(&row["priority"]),
+        "LOCALITY" wide |row| cell(&row["locality"]),
         "TAGS" wide |row| cell(&row["tags"]),
         "IDENTITY" wide |row| cell(&row["identity"]),
     ];

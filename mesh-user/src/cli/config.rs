@@ -1,13 +1,16 @@
 //! `mesh config ...` and `mesh validate`.
 
-use std::{io::Read as _, path::Path};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use serde_json::json;
 
 use super::{
     Exit, Io,
-    args::{ConfigVerb, OutputArgs, PlainFormat, ValidateArgs},
+    args::{AnalyzeArgs, ConfigVerb, FailOn, OutputArgs, PlainFormat, ValidateArgs},
     client::Agent,
     columns, output,
 };
@@ -39,23 +42,59 @@ pub(super) fn list(
 
 /// Checks files; fails when one of them has an error.
 pub(super) fn validate(args: &ValidateArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
-    let mut files = Vec::new();
-    let mut valid = true;
-    for path in &args.files {
+    let files = (&args.files[..], args.output.output);
+    look_at(files, "ValidationList", examine, Severity::Error, io)
+}
+
+/// Checks and analyzes files; fails when one of them has a finding that is bad enough.
+pub(super) fn analyze(args: &AnalyzeArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
+    let worst = match args.fail_on {
+        FailOn::Error => Severity::Error,
+        FailOn::Warning => Severity::Warning,
+        FailOn::Note => Severity::Note,
+    };
+    let files = (&args.files[..], args.output.output);
+    look_at(files, "AnalysisList", examine_and_analyze, worst, io)
+}
+
+/// Reports on each file; fails when a problem of one is `worst` or worse.
+fn look_at(
+    (files, format): (&[PathBuf], PlainFormat),
+    kind: &str,
+    examine: impl Fn(&Path) -> anyhow::Result<(String, Examined)>,
+    worst: Severity,
+    io: &mut Io<'_>,
+) -> anyhow::Result<Exit> {
+    let mut rows = Vec::new();
+    let mut good = true;
+    for path in files {
         let (name, examined) = examine(path)?;
-        valid &= examined.config.is_some();
-        if args.output.output == PlainFormat::Text {
+        let mut problems = examined.report.problems.iter();
+        good &= examined.config.is_some() && problems.all(|problem| problem.severity > worst);
+        if format == PlainFormat::Text {
             say(&name, &examined, io)?;
         }
-        files.push(json!({
+        rows.push(json!({
             "file": name,
             "valid": examined.config.is_some(),
             "problems": examined.report.to_json(),
         }));
     }
-    let document = document::list("ValidationList", &files)?;
-    output::machine(io.out, args.output.output, &document)?;
-    Ok(if valid { Exit::Done } else { Exit::Failed })
+    let document = document::list(kind, &rows)?;
+    output::machine(io.out, format, &document)?;
+    Ok(if good { Exit::Done } else { Exit::Failed })
+}
+
+fn examine_and_analyze(path: &Path) -> anyhow::Result<(String, Examined)> {
+    if path == Path::new("-") {
+        let text = read_stdin()?;
+        let name = "<stdin>".to_owned();
+        let examined = config::analyze_text(&name, &text);
+        return Ok((name, examined));
+    }
+    let name = path.display().to_string();
+    let examined = config::analyze(path);
+    Ok((name, examined))
 }
 
 /// Examines a file, or standard input for `-`.
@@ -99,6 +138,7 @@ fn say(name: &str, examined: &Examined, io: &mut Io<'_>) -> std::io::Result<()> 
             .count()
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let notes = count(Severity::Note);
     let paint = io.paint();
     let warned = plural(warnings, "warning", "warnings");
     match &examined.config {
@@ -110,11 +150,13 @@ fn say(name: &str, examined: &Examined, io: &mut Io<'_>) -> std::io::Result<()> 
                 plural(model.policies.len(), "policy", "policies"),
                 plural(model.workloads.len(), "workload", "workloads"),
             ];
-            let tail = if warnings > 0 {
-                format!("; {warned}")
-            } else {
-                String::new()
-            };
+            let mut tail = String::new();
+            if warnings > 0 {
+                tail.push_str(&format!("; {warned}"));
+            }
+            if notes > 0 {
+                tail.push_str(&format!("; {}", plural(notes, "note", "notes")));
+            }
             writeln!(
                 io.out,
                 "{} {name}: {}{tail}",

@@ -12,6 +12,8 @@ use super::{
     config,
     output::{self, Paint, cell, harmless},
 };
+mod live;
+
 use crate::{
     admin::{
         document,
@@ -23,13 +25,21 @@ use crate::{
 
 /// Explains; exit status 3 when the request would be refused.
 pub(super) fn explain(agent: &Agent, args: ExplainArgs, io: &mut Io<'_>) -> anyhow::Result<Exit> {
+    if let Some(conn) = &args.live {
+        return live::explain(agent, conn, args.output.output, io);
+    }
+    let (Some(from), Some(to)) = (args.from, args.to) else {
+        anyhow::bail!("--from and --to are needed, or --live");
+    };
     let question = Question {
-        from: args.from,
-        host: args.to.host,
-        port: args.to.port,
+        from,
+        host: to.host,
+        port: to.port,
         method: args.method,
         path: args.path,
         headers: args.headers,
+        tcp: args.tcp,
+        sni: args.sni,
     };
     let answer = match &args.file {
         Some(file) => from_file(file, &question)?,
@@ -55,10 +65,16 @@ fn from_file(file: &Path, question: &Question) -> anyhow::Result<Value> {
 
 fn tell(question: &Question, answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
     let paint = io.paint();
+    let what = match question.sni.as_deref() {
+        Some("") => "TLS without server name".to_owned(),
+        Some(name) => format!("TLS to server name {name}"),
+        None if question.tcp => "an opaque connection".to_owned(),
+        None => format!("{} {}", question.method, question.path),
+    };
     writeln!(
         io.out,
-        "{} {} from {} to {}:{}",
-        question.method, question.path, question.from, question.host, question.port,
+        "{what} from {} to {}:{}",
+        question.from, question.host, question.port,
     )?;
     if answer["destination"] == "outside" {
         let because = harmless(&cell(&answer["because"]));
@@ -136,6 +152,9 @@ fn version(answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
     }
     for action in items(&answer["actions"]) {
         writeln!(io.out, "action    {}", harmless(&cell(action)))?;
+    }
+    if let Some(balance) = answer["balance"].as_str().filter(|text| !text.is_empty()) {
+        writeln!(io.out, "balance   {}", harmless(balance))?;
     }
     for endpoint in items(&answer["endpoints"]) {
         writeln!(

@@ -186,6 +186,7 @@ fn dispatch(cli: Cli, io: &mut Io<'_>) -> anyhow::Result<Exit> {
         Verb::Config { what, output } => config::list(&agent, what, output.into(), io),
         Verb::Explain(args) => explain::explain(&agent, args, io),
         Verb::Validate(args) => config::validate(&args, io),
+        Verb::Analyze(args) => config::analyze(&args, io),
         Verb::Schema => {
             output::json(io.out, &crate::config::schema())?;
             Ok(Exit::Done)

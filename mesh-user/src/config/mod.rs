@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::model::{Model, shield::Shield};
 
+mod analyze;
 mod build;
 mod check;
 mod collect;
@@ -79,6 +80,17 @@ pub fn examine(path: &Path) -> Examined {
     }
 }
 
+/// [`examine`], and what is valid but probably not meant (`mesh analyze`).
+pub fn analyze(path: &Path) -> Examined {
+    match read_file(path) {
+        Ok(text) => analyze_text(&path.display().to_string(), &text),
+        Err(report) => Examined {
+            config: None,
+            report,
+        },
+    }
+}
+
 /// The text of a configuration file, not examined yet.
 ///
 /// # Errors
@@ -102,9 +114,27 @@ pub(crate) fn read_file(path: &Path) -> Result<String, Report> {
 
 /// [`examine`] for a text at hand.
 pub fn examine_text(name: &str, text: &str) -> Examined {
+    examine_with(name, text, check)
+}
+
+/// [`examine_text`], and what is valid but probably not meant (`mesh analyze`).
+pub fn analyze_text(name: &str, text: &str) -> Examined {
+    examine_with(name, text, |model| {
+        let mut findings = check(model);
+        if findings
+            .iter()
+            .all(|found| found.severity != Severity::Error)
+        {
+            findings.extend(analyze::analyze(model));
+        }
+        findings
+    })
+}
+
+fn examine_with(name: &str, text: &str, check: impl Fn(&Model) -> Vec<Finding>) -> Examined {
     let source = Arc::new(Source::new(name, text));
     let mut out = Collector::new();
-    let config = read(&source, &mut out);
+    let config = read(&source, &mut out, check);
     let config = config.filter(|_| !out.has_errors());
     Examined {
         config,
@@ -114,7 +144,11 @@ pub fn examine_text(name: &str, text: &str) -> Examined {
 
 /// Text to tree, tree to values, and all the checks. What comes back may hold placeholders when
 /// there are errors.
-fn read(source: &Source, out: &mut Collector) -> Option<Config> {
+fn read(
+    source: &Source,
+    out: &mut Collector,
+    meaning: impl Fn(&Model) -> Vec<Finding>,
+) -> Option<Config> {
     if source.text.len() as u64 > source::FILE_BYTES_MAX {
         let message = format!("there are {} bytes", source.text.len());
         let expected = Some("at most 16 MiB".to_owned());
@@ -159,12 +193,12 @@ fn read(source: &Source, out: &mut Collector) -> Option<Config> {
     };
     walk::walk_object(&root, &fields::ROOT, Trail::ROOT, out);
     let config = build::config(&root, out);
-    let mut findings = check(&config.model);
+    let mut findings = meaning(&config.model);
     findings.extend(check::agent(&config.agent));
     findings.sort_by_key(|finding| finding.severity);
     for finding in findings {
         // A warning about a file that is refused anyway would often follow from the error.
-        let needless = finding.severity == Severity::Warning && out.has_errors();
+        let needless = finding.severity != Severity::Error && out.has_errors();
         let follows = out.spoils(&finding.path)
             || finding
                 .because
@@ -349,6 +383,14 @@ pub struct Limits {
     /// Largest request body kept for a retry, in bytes. Default 64 KiB, as Linkerd. 0: requests
     /// with a body are not retried.
     pub replay_bytes_max: usize,
+    /// A client's HTTP connection that is older is closed between requests (`Connection: close`,
+    /// GOAWAY). Zero, the default: never.
+    pub downstream_age_max: Duration,
+    /// By how many percent of that, at random, it may become older. Default 10.
+    pub downstream_age_jitter: u8,
+    /// One more header field, lower-case, of refusals by a cap, such as `x-envoy-overloaded`.
+    /// Default none.
+    pub overload_header: Option<String>,
 }
 
 impl Default for Limits {
@@ -369,6 +411,9 @@ impl Default for Limits {
             upstream_idle_max: 64,
             upstream_idle_timeout: Duration::from_secs(60),
             replay_bytes_max: 64 << 10,
+            downstream_age_max: Duration::ZERO,
+            downstream_age_jitter: 10,
+            overload_header: None,
         }
     }
 }

@@ -46,7 +46,12 @@ pub(super) fn report(report: &Report, colour: bool) -> String {
             .filter(|p| p.severity == severity)
             .count()
     };
-    let parts: Vec<String> = [(Severity::Error, "error"), (Severity::Warning, "warning")]
+    let kinds = [
+        (Severity::Error, "error"),
+        (Severity::Warning, "warning"),
+        (Severity::Note, "note"),
+    ];
+    let parts: Vec<String> = kinds
         .into_iter()
         .map(|(severity, word)| (count(severity), word))
         .filter(|(count, _)| *count > 0)
@@ -62,6 +67,7 @@ fn one(out: &mut String, problem: &Problem, source: &Source, paint: &Paint) {
     let (word, colour) = match problem.severity {
         Severity::Error => ("error", RED),
         Severity::Warning => ("warning", YELLOW),
+        Severity::Note => ("note", BLUE),
     };
     let head = paint.paint(colour, &format!("{word}[{}]", problem.code.name()));
     // Writing to a String can't fail.

@@ -18,6 +18,8 @@ pub enum Severity {
     Error,
     /// The file is taken; a part of it does probably not do what was meant.
     Warning,
+    /// Worth knowing (`mesh analyze`).
+    Note,
 }
 
 /// Makes [`Code`]: each variant with its name and its meaning, once.
@@ -87,6 +89,15 @@ codes! {
     NeedsCapture "needs-capture" "Inbound conditions with an action that never reaches the proxy.";
     EmptySource "empty-source" "An inbound `source` that asks nothing.";
     BadKey "bad-key" "A rate-limit key that an inbound rule can't have.";
+    ShadowedRule "shadowed-rule" "A rule whose every match an earlier rule takes (analysis).";
+    ShadowedMatch "shadowed-match" "An alternative that an earlier one takes (analysis).";
+    UnusedVersion "unused-version" "A version that no rule sends to (analysis).";
+    UnusedPolicy "unused-policy" "A policy of a version that no rule sends to (analysis).";
+    WeightsSum "weights-sum" "Weights that don't add up to 100 (analysis).";
+    NoCatchAll "no-catch-all" "A port whose rules leave something over (analysis).";
+    NoEndpoints "no-endpoints" "A service without endpoints (analysis).";
+    NoReadyEndpoints "no-ready-endpoints" "A service of which no endpoint is ready (analysis).";
+    AnalysisBounded "analysis-bounded" "Too many similar rules to compare all (analysis).";
     NeedsRestart "needs-restart" "A setting that is taken at the next start only (warning).";
 }
 

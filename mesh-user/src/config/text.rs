@@ -30,6 +30,8 @@ pub(crate) enum Text {
     ServiceRef,
     /// Hostname, without a port.
     Hostname,
+    /// Server name of TLS, or `*.` and the end of one.
+    ServerName,
     /// Key of a tag.
     TagKey,
     /// Value of a tag or of a locality.
@@ -62,6 +64,8 @@ pub(crate) enum Text {
     Rate,
     /// Attribute that keys a rate limit.
     RateKey,
+    /// What is sent or expected on a connection.
+    Payload,
     /// IP address.
     Address,
     /// Address range.
@@ -87,6 +91,8 @@ pub(crate) struct Fault {
 
 const NAME: &str = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?";
 const TAG_KEY: &str = "[A-Za-z0-9_](?:[-A-Za-z0-9_./]*[A-Za-z0-9_])?";
+/// A label of a host name; `_` is not allowed, and common.
+const LABEL: &str = "[A-Za-z0-9_](?:[-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?";
 /// RFC 9110 §5.6.2 `token`.
 const TOKEN: &str = "[-!#$%&'*+.^_`|~0-9A-Za-z]+";
 
@@ -98,10 +104,11 @@ static PATTERNS: LazyLock<HashMap<Discriminant<Text>, Regex>> = LazyLock::new(||
 
 impl Text {
     /// One of each kind, for the patterns and the tests.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::Name,
         Self::ServiceRef,
         Self::Hostname,
+        Self::ServerName,
         Self::TagKey,
         Self::TagValue,
         Self::Identity,
@@ -118,6 +125,7 @@ impl Text {
         Self::Duration(Duration::ZERO, Duration::MAX),
         Self::Rate,
         Self::RateKey,
+        Self::Payload,
         Self::Address,
         Self::Cidr,
         Self::Listen,
@@ -132,6 +140,9 @@ impl Text {
             Self::Name => format!("^{NAME}$"),
             Self::ServiceRef => format!("^(?:{NAME}/)?{NAME}$"),
             Self::Hostname => "^[A-Za-z0-9_](?:[-A-Za-z0-9_.]*[A-Za-z0-9_])?$".to_owned(),
+            Self::ServerName => {
+                format!("^(?:[*][.])?{LABEL}(?:[.]{LABEL})*$")
+            }
             Self::TagKey => format!("^{TAG_KEY}$"),
             Self::TagValue => "^[ -~]*$".to_owned(),
             Self::Identity | Self::Authority => "^[!-~]+$".to_owned(),
@@ -139,7 +150,7 @@ impl Text {
             Self::QueryName => r"^[^\x00-\x1f\x7f]+$".to_owned(),
             Self::Value => r"^[^\x00-\x08\x0a-\x1f\x7f]*$".to_owned(),
             Self::Path => r"^/[^?#\x00-\x20\x7f]*$".to_owned(),
-            Self::Regex | Self::Address | Self::Body => return None,
+            Self::Regex | Self::Address | Self::Payload | Self::Body => return None,
             Self::Duration(..) => "^(?:[0-9]{1,9}h)?(?:[0-9]{1,9}m)?(?:[0-9]{1,9}s)?\
                                    (?:[0-9]{1,9}ms)?(?:[0-9]{1,9}us)?$"
                 .to_owned(),
@@ -163,7 +174,7 @@ impl Text {
     /// Fewest and most characters.
     pub(crate) const fn length(&self) -> (usize, usize) {
         match self {
-            Self::Name | Self::Hostname | Self::Authority => (1, 253),
+            Self::Name | Self::Hostname | Self::ServerName | Self::Authority => (1, 253),
             Self::ServiceRef => (1, 507),
             // Kubernetes: prefix 253, slash, name 63.
             Self::TagKey => (1, 317),
@@ -180,6 +191,7 @@ impl Text {
             Self::Duration(..) => (2, 64),
             Self::Rate => (3, 12),
             Self::RateKey => (1, 340),
+            Self::Payload => (1, 1024),
             Self::Address | Self::Cidr | Self::Listen | Self::Endpoint => (1, 64),
             // PATH_MAX counts the final NUL.
             Self::AbsolutePath | Self::Cgroup => (1, 4095),
@@ -194,6 +206,7 @@ impl Text {
             }
             Self::ServiceRef => "`name` or `namespace/name` of a service",
             Self::Hostname => "a hostname without scheme and port, such as reviews.shop.svc",
+            Self::ServerName => "a server name without port, such as shop.example, or *.shop.example",
             Self::TagKey => "a tag key: letters, digits, `-`, `_`, `.`, `/`",
             Self::TagValue => "printable ASCII text of at most 253 characters",
             Self::Identity => "an identity without spaces, such as spiffe://cluster.local/ns/shop/sa/web",
@@ -220,6 +233,7 @@ impl Text {
                  destination, version, rule, header.NAME, cookie.NAME, query.NAME, authority, path \
                  or method"
             }
+            Self::Payload => "text of at most 1,024 characters, such as \"PING\\r\\n\" in double quotes",
             Self::Address => "an IPv4 or IPv6 address, such as 10.96.0.10 or fd00::10",
             Self::Cidr => "an address range, such as 10.0.0.0/8 or fd00::/8",
             Self::Listen => "an address with port, such as 0.0.0.0:15020 or [::]:15020, or `off`",
@@ -328,7 +342,7 @@ impl Text {
             Self::Hostname if text.contains('*') => {
                 Some("one hostname each: wildcards are not supported".to_owned())
             }
-            Self::Hostname if text.ends_with('.') => {
+            Self::Hostname | Self::ServerName if text.ends_with('.') => {
                 Some(format!("no trailing dot: {}", text.trim_end_matches('.')))
             }
             Self::Path if text.contains('?') => {

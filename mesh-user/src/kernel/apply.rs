@@ -4,7 +4,10 @@
 //! never a mixture: endpoints go to places that nothing points to, slots to ranges that nothing
 //! points to, then each service entry changes in one write, and only then what is stale goes away.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use aya::maps::MapError;
 use mesh_common::{
@@ -20,29 +23,46 @@ use super::{
     ranges::{Places, Ranges},
     tables::{TCP, Tables, UDP, rule_key},
 };
-use crate::model::kernel_table::KernelTable;
+use crate::model::kernel_table::{KernelTables, PortTable};
 
 /// An endpoint as it is told from others: address, port, number of its version.
 type BackendKey = (Addr, u16, u32);
+/// A service's address and port.
+type Address = (Addr, u16);
 /// A rule: address, prefix length, port.
 type RuleKey = (u8, Addr, u8, u16);
 
-/// An endpoint to write: its place, and whether nothing of it stood there before.
-type BackendWrite = (u32, Backend, bool);
-
 /// Where an endpoint stands, whether it may be chosen, and which cap it is under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Placed {
     place: u32,
     state: u16,
     cap: u32,
+    /// How many times the tables name it.
+    uses: u32,
+}
+
+/// A service's entry.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    entry: ServiceEntry,
+    /// How many tables have it.
+    uses: u32,
+}
+
+/// A range of slots.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    at: u32,
+    /// How many entries name it.
+    uses: u32,
 }
 
 /// An endpoint whose numbers the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Watched {
-    /// Where it stands in `BACKENDS` and `EP_STATS`.
-    pub(super) place: u32,
+    /// The table that it is in.
+    pub(super) table: u32,
     /// Its place in the table's `backends`.
     pub(super) backend: u32,
 }
@@ -50,41 +70,69 @@ pub(super) struct Watched {
 /// What stands in the maps.
 #[derive(Clone, Debug)]
 pub(super) struct Installed {
-    services: BTreeMap<(Addr, u16), ServiceEntry>,
+    /// The tables that stand.
+    tables: KernelTables,
+    services: HashMap<Address, Standing>,
     backends: HashMap<BackendKey, Placed>,
     /// Slot ranges by content: services that split alike share one.
-    slots: HashMap<Vec<u32>, u32>,
+    slots: HashMap<Arc<[u32]>, Range>,
+    /// Their contents, by where they begin.
+    contents: HashMap<u32, Arc<[u32]>>,
     rules: BTreeMap<RuleKey, u32>,
     places: Places,
     ranges: Ranges,
     numbers: Numbers,
     /// Limits by the number of their cap.
-    limits: BTreeMap<u32, u64>,
-    watched: Vec<Watched>,
-    /// Places that were given to an endpoint by the last table: their counters began at zero.
-    fresh: Vec<u32>,
+    limits: HashMap<u32, u64>,
+    /// By place: which endpoint stands there.
+    watched: Vec<Option<Watched>>,
+    /// Something stands that an agent before us left: the next tables take it over or remove it.
+    adopted: bool,
 }
 
-/// What a table needs, with places chosen and nothing written.
+/// What is to be written. In the order in which it is.
+#[derive(Debug, Default)]
 struct Plan {
-    next: Installed,
-    backends: Vec<BackendWrite>,
-    new_slots: Vec<(u32, Vec<u32>)>,
+    limits: Vec<(u32, u64)>,
+    /// Endpoints: the place, and whether nothing of it stood there before.
+    backends: Vec<(u32, Backend, bool)>,
+    new_slots: Vec<(u32, Arc<[u32]>)>,
+    rules: Option<BTreeMap<RuleKey, u32>>,
+    services: Vec<(Address, ServiceEntry)>,
+    /// How many of these have no entry yet.
+    inserted: usize,
+    removed: Vec<Address>,
+    /// How many entries there were.
+    before: usize,
+    retired: Vec<(u32, Backend)>,
+    /// Places of which the agent watches another endpoint than before.
+    moved: Vec<u32>,
+}
+
+/// What of the endpoints changed with the last tables.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Places that were given to an endpoint: their counters began at zero.
+    pub(super) fresh: Vec<u32>,
+    /// Places of which another endpoint is watched, or none any more.
+    pub(super) moved: Vec<u32>,
 }
 
 impl Default for Installed {
     fn default() -> Self {
         Self {
-            services: BTreeMap::new(),
+            tables: KernelTables::default(),
+            services: HashMap::new(),
             backends: HashMap::new(),
             slots: HashMap::new(),
+            contents: HashMap::new(),
             rules: BTreeMap::new(),
             places: Places::new(get("BACKENDS").capacity),
             ranges: Ranges::new(get("SLOTS").capacity),
             numbers: Numbers::default(),
-            limits: BTreeMap::new(),
+            limits: HashMap::new(),
             watched: Vec::new(),
-            fresh: Vec::new(),
+            adopted: false,
         }
     }
 }
@@ -95,12 +143,15 @@ impl Installed {
     pub(super) fn adopt(tables: &Tables, instance: &Instance) -> Self {
         let mut found = Self {
             numbers: Numbers::read(instance),
+            adopted: true,
             ..Self::default()
         };
         let mut used = found.adopt_backends(tables);
         let mut seen = HashSet::new();
         for (key, entry) in tables.services.iter().flatten() {
-            found.services.insert((key.addr, key.port), entry);
+            found
+                .services
+                .insert((key.addr, key.port), Standing { entry, uses: 0 });
             if entry.slots_len == 0 || !seen.insert(entry.slots_off) {
                 continue;
             }
@@ -116,10 +167,17 @@ impl Installed {
                         found.note(*place, &backend);
                     }
                 }
-                found.slots.insert(content, entry.slots_off);
+                used.extend(&content);
+                found.note_slots(content.into(), entry.slots_off);
             }
         }
-        used.extend(found.slots.keys().flatten().copied());
+        // Entries name what was adopted, as those of our own tables do.
+        for standing in found.services.values() {
+            let content = range_of(&standing.entry).and_then(|at| found.contents.get(&at));
+            if let Some(range) = content.and_then(|content| found.slots.get_mut(content)) {
+                range.uses += 1;
+            }
+        }
         found.places = Places::with_used(get("BACKENDS").capacity, used);
         for (key, action) in tables.out_rules.iter().flatten() {
             let (bits, data) = (key.prefix_len(), key.data());
@@ -157,52 +215,333 @@ impl Installed {
             place,
             state: backend.state,
             cap: backend.cap,
+            uses: 0,
         };
         self.backends.insert(backend_key(backend), placed);
     }
 
-    /// The endpoints of the table that stands.
-    pub(super) fn watched(&self) -> &[Watched] {
+    fn note_slots(&mut self, content: Arc<[u32]>, at: u32) {
+        self.contents.insert(at, Arc::clone(&content));
+        self.slots.insert(content, Range { at, uses: 0 });
+    }
+
+    /// By place: the endpoints of the tables that stand.
+    pub(super) fn watched(&self) -> &[Option<Watched>] {
         &self.watched
     }
 
-    /// Places whose counters the last table has set to zero.
-    pub(super) fn fresh(&self) -> &[u32] {
-        &self.fresh
-    }
-
     /// Whether a service stands at this address and port.
-    pub(super) fn knows(&self, key: &(Addr, u16)) -> bool {
+    pub(super) fn knows(&self, key: &Address) -> bool {
         self.services.contains_key(key)
     }
 
-    /// Writes the difference between what stands and the table. After an error of a write the next
-    /// call starts from what the maps hold then.
+    /// Writes the difference between what stands and the tables. After an error the next call starts
+    /// from what the maps hold then.
     pub(super) fn apply(
         &mut self,
         tables: &mut Tables,
-        table: &KernelTable,
+        wanted: &KernelTables,
         instance: &Instance,
-    ) -> Result<(), KernelError> {
-        let busy = |cap| tables.caps.get(&cap, 0).is_ok_and(|cap| cap.active != 0);
-        let plan = plan(self, table, &busy)?;
-        // Before any map names one of them.
-        if plan.next.numbers != self.numbers
-            && let Err(error) = plan.next.numbers.write(instance)
+    ) -> Result<News, KernelError> {
+        let written = {
+            let busy = |cap| tables.caps.get(&cap, 0).is_ok_and(|cap| cap.active != 0);
+            self.plan(wanted, &busy)
+        };
+        let written = written.and_then(|plan| {
+            // Before any map names one of them.
+            if let Err(error) = self.numbers.write(instance) {
+                tracing::warn!(%error, "versions.json could not be written: a restart counts anew");
+            }
+            plan.write(&mut self.rules, tables)
+        });
+        if written.is_err() {
+            // Neither the old nor the new one stands: what does is in the maps alone.
+            *self = Self::adopt(tables, instance);
+        }
+        written
+    }
+
+    /// Chooses places for everything that changed, and notes it as if it was written; refuses what
+    /// doesn't fit or contradicts itself, and then is not what stands any more.
+    fn plan(
+        &mut self,
+        wanted: &KernelTables,
+        busy: &dyn Fn(u32) -> bool,
+    ) -> Result<Plan, KernelError> {
+        capacity("OUT_RULES", wanted.outbound.len() + wanted.outbound_udp.len())?;
+        self.ranges.turn();
+        self.numbers.turn(busy);
+        let had = std::mem::replace(&mut self.tables, wanted.clone());
+        let mut plan = Plan {
+            before: self.services.len(),
+            ..Plan::default()
+        };
+        let mut left: Vec<u32> = Vec::new();
+        // What comes before what goes: nothing that stays is without a use in between, and places
+        // that are let go are not another's in the same round.
+        for (at, _, new) in had.ports.changes(&wanted.ports) {
+            if let Some(new) = new {
+                self.add(at, new, &mut plan, &mut left, busy)?;
+            }
+        }
+        for (at, old, _) in had.ports.changes(&wanted.ports) {
+            if let Some(old) = old {
+                self.subtract(at, old, &mut plan, busy);
+            }
+        }
+        if std::mem::take(&mut self.adopted) {
+            self.sweep(&mut plan, busy);
+        }
+        for key in &plan.removed {
+            if let Some(standing) = self.services.remove(key) {
+                left.extend(range_of(&standing.entry));
+            }
+        }
+        left.into_iter().for_each(|at| self.leave_slots(at));
+        capacity("SERVICES", self.services.len())?;
+        if !Arc::ptr_eq(&had.outbound, &wanted.outbound)
+            || !Arc::ptr_eq(&had.outbound_udp, &wanted.outbound_udp)
         {
-            tracing::warn!(%error, "versions.json could not be written: a restart counts anew");
+            plan.rules = Some(rules(wanted));
         }
-        match plan.write(self, tables) {
-            Ok(()) => {
-                *self = plan.next;
-                Ok(())
+        Ok(plan)
+    }
+
+    /// One table more.
+    fn add(
+        &mut self,
+        at: u32,
+        table: &PortTable,
+        plan: &mut Plan,
+        left: &mut Vec<u32>,
+        busy: &dyn Fn(u32) -> bool,
+    ) -> Result<(), KernelError> {
+        let mut numbers = Vec::with_capacity(table.versions.len());
+        for version in &table.versions {
+            let (number, cap) = self.numbers.take(version, busy)?;
+            if let Some(limit) = version.cap.map(u64::from)
+                && self.limits.insert(cap, limit) != Some(limit)
+            {
+                plan.limits.push((cap, limit));
             }
-            Err(error) => {
-                // Neither the old nor the new one stands: what does is in the maps alone.
-                *self = Self::adopt(tables, instance);
-                Err(error)
+            numbers.push((number, cap));
+        }
+        let mut places = Vec::with_capacity(table.backends.len());
+        for (index, backend) in (0..).zip(&table.backends) {
+            let Some((version_id, cap)) = numbers.get(backend.version_id as usize).copied() else {
+                return Err(KernelError::BadTable(format!(
+                    "an endpoint of version {} of {}",
+                    backend.version_id,
+                    table.versions.len()
+                )));
+            };
+            let backend = Backend {
+                version_id,
+                cap,
+                ..*backend
+            };
+            let place = self.place(&backend, plan)?;
+            self.watch(place, Some(Watched { table: at, backend: index }), plan);
+            places.push(place);
+        }
+        for (key, entry) in &table.services {
+            if !(1..SERVICE_PORTS_MAX).contains(&entry.service_id) {
+                return Err(KernelError::BadTable(format!(
+                    "service number {}",
+                    entry.service_id
+                )));
+            }
+            let content = content(table, &places, entry)?;
+            let mut entry = *entry;
+            entry.slots_off = self.range(content, plan)?;
+            self.stand(*key, entry, plan, left);
+        }
+        Ok(())
+    }
+
+    /// The place of an endpoint, with one use more.
+    fn place(&mut self, backend: &Backend, plan: &mut Plan) -> Result<u32, KernelError> {
+        let key = backend_key(backend);
+        if let Some(placed) = self.backends.get_mut(&key) {
+            placed.uses += 1;
+            if (placed.state, placed.cap) != (backend.state, backend.cap) {
+                (placed.state, placed.cap) = (backend.state, backend.cap);
+                plan.backends.push((placed.place, *backend, false));
+            }
+            return Ok(placed.place);
+        }
+        let Some(place) = self.places.allocate() else {
+            return Err(full("BACKENDS", self.backends.len() + 1));
+        };
+        self.note(place, backend);
+        if let Some(placed) = self.backends.get_mut(&key) {
+            placed.uses = 1;
+        }
+        plan.backends.push((place, *backend, true));
+        Ok(place)
+    }
+
+    /// Where slots of this content stand, with one use more.
+    fn range(&mut self, content: Vec<u32>, plan: &mut Plan) -> Result<u32, KernelError> {
+        if content.is_empty() {
+            return Ok(0);
+        }
+        if let Some(range) = self.slots.get_mut(&*content) {
+            range.uses += 1;
+            return Ok(range.at);
+        }
+        let Some(at) = self.ranges.allocate(content.len() as u32) else {
+            let needed: usize = self.slots.keys().map(|content| content.len()).sum();
+            return Err(full("SLOTS", needed + content.len()));
+        };
+        let content: Arc<[u32]> = content.into();
+        plan.new_slots.push((at, Arc::clone(&content)));
+        self.note_slots(Arc::clone(&content), at);
+        if let Some(range) = self.slots.get_mut(&content) {
+            range.uses = 1;
+        }
+        Ok(at)
+    }
+
+    fn stand(&mut self, key: Address, entry: ServiceEntry, plan: &mut Plan, left: &mut Vec<u32>) {
+        let Some(standing) = self.services.get_mut(&key) else {
+            self.services.insert(key, Standing { entry, uses: 1 });
+            plan.services.push((key, entry));
+            plan.inserted += 1;
+            return;
+        };
+        standing.uses += 1;
+        // The new entry has taken a use of its range already.
+        left.extend(range_of(&standing.entry));
+        if standing.entry != entry {
+            standing.entry = entry;
+            plan.services.push((key, entry));
+        }
+    }
+
+    /// One table less.
+    fn subtract(
+        &mut self,
+        at: u32,
+        table: &PortTable,
+        plan: &mut Plan,
+        busy: &dyn Fn(u32) -> bool,
+    ) {
+        let numbers = table.versions.iter();
+        let numbers: Vec<u32> = numbers.map(|v| self.numbers.version(v)).collect();
+        for backend in &table.backends {
+            let number = numbers.get(backend.version_id as usize).copied();
+            let key = (backend.addr, backend.port, number.unwrap_or_default());
+            let Some(placed) = self.backends.get_mut(&key) else {
+                continue;
+            };
+            placed.uses = placed.uses.saturating_sub(1);
+            let place = placed.place;
+            if placed.uses == 0 {
+                self.retire(key, plan);
+            } else if self.watched_by(place).is_some_and(|by| self.is_stale(by, at, &key)) {
+                let other = self.other_watch(&key);
+                self.watch(place, other, plan);
             }
         }
+        for version in &table.versions {
+            if let Some(cap) = self.numbers.leave(version, busy) {
+                self.limits.remove(&cap);
+            }
+        }
+        for (key, _) in &table.services {
+            if let Some(standing) = self.services.get_mut(key) {
+                standing.uses = standing.uses.saturating_sub(1);
+                if standing.uses == 0 {
+                    plan.removed.push(*key);
+                }
+            }
+        }
+    }
+
+    /// What an agent before us left and no table names.
+    fn sweep(&mut self, plan: &mut Plan, busy: &dyn Fn(u32) -> bool) {
+        let unused = self.backends.iter().filter(|(_, placed)| placed.uses == 0);
+        let unused: Vec<BackendKey> = unused.map(|(key, _)| *key).collect();
+        for key in unused {
+            self.retire(key, plan);
+        }
+        let gone = self.services.iter().filter(|(_, s)| s.uses == 0);
+        plan.removed.extend(gone.map(|(key, _)| *key));
+        self.numbers.sweep(busy);
+    }
+
+    /// An endpoint that no table names any more. Its place is free again, oldest first.
+    fn retire(&mut self, key: BackendKey, plan: &mut Plan) {
+        let Some(Placed { place, .. }) = self.backends.remove(&key) else {
+            return;
+        };
+        let free = Backend {
+            addr: key.0,
+            port: key.1,
+            state: BACKEND_OUT,
+            version_id: 0,
+            cap: 0,
+            _pad: 0,
+        };
+        plan.retired.push((place, free));
+        self.places.release(place);
+        self.watch(place, None, plan);
+    }
+
+    fn leave_slots(&mut self, at: u32) {
+        let Some(content) = self.contents.get(&at) else {
+            return;
+        };
+        let Some(range) = self.slots.get_mut(content) else {
+            return;
+        };
+        range.uses = range.uses.saturating_sub(1);
+        if range.uses == 0 {
+            self.ranges.release(at, content.len() as u32);
+            self.slots.remove(content);
+            self.contents.remove(&at);
+        }
+    }
+
+    fn watched_by(&self, place: u32) -> Option<Watched> {
+        self.watched.get(place as usize).copied().flatten()
+    }
+
+    fn watch(&mut self, place: u32, by: Option<Watched>, plan: &mut Plan) {
+        let place = place as usize;
+        if self.watched.len() <= place {
+            self.watched.resize(place + 1, None);
+        }
+        if self.watched[place] != by {
+            self.watched[place] = by;
+            plan.moved.push(place as u32);
+        }
+    }
+
+    /// Whether an endpoint is watched as one of a table that has it no more.
+    fn is_stale(&self, by: Watched, at: u32, key: &BackendKey) -> bool {
+        by.table == at && !self.is_at(by, key)
+    }
+
+    fn is_at(&self, by: Watched, key: &BackendKey) -> bool {
+        let table = self.tables.ports.get(by.table as usize);
+        let backend = table.and_then(|table| table.backends.get(by.backend as usize));
+        backend.is_some_and(|backend| (backend.addr, backend.port) == (key.0, key.1))
+    }
+
+    /// Another table that has the endpoint. Rare: rules of two services send to the same version,
+    /// and one of them went.
+    fn other_watch(&self, key: &BackendKey) -> Option<Watched> {
+        self.tables.ports.iter().find_map(|(table, port)| {
+            let mut backends = (0_u32..).zip(&port.backends);
+            let (backend, _) = backends.find(|(_, backend)| {
+                let version = port.versions.get(backend.version_id as usize);
+                (backend.addr, backend.port) == (key.0, key.1)
+                    && version.is_some_and(|version| self.numbers.version(version) == key.2)
+            })?;
+            Some(Watched { table, backend })
+        })
     }
 }
 
@@ -210,155 +549,14 @@ fn backend_key(backend: &Backend) -> BackendKey {
     (backend.addr, backend.port, backend.version_id)
 }
 
-/// Chooses places for everything; refuses what doesn't fit or contradicts itself.
-fn plan(
-    now: &Installed,
-    table: &KernelTable,
-    busy: &dyn Fn(u32) -> bool,
-) -> Result<Plan, KernelError> {
-    capacity("SERVICES", table.services.len())?;
-    capacity("OUT_RULES", table.outbound.len() + table.outbound_udp.len())?;
-    let mut next = now.clone();
-    next.ranges.turn();
-    number(now, &mut next, table, busy)?;
-    let (places, backends) = place_backends(now, &mut next, table)?;
-    let mut wanted: HashMap<Vec<u32>, u32> = HashMap::new();
-    let mut new_slots = Vec::new();
-    let mut services = BTreeMap::new();
-    for (address, entry) in &table.services {
-        let mut entry = *entry;
-        if !(1..SERVICE_PORTS_MAX).contains(&entry.service_id) {
-            return Err(KernelError::BadTable(format!(
-                "service number {}",
-                entry.service_id
-            )));
-        }
-        let content = content(table, &places, &entry)?;
-        entry.slots_off = match (
-            content.is_empty(),
-            wanted.get(&content),
-            now.slots.get(&content),
-        ) {
-            (true, _, _) => 0,
-            (_, Some(at), _) | (_, None, Some(at)) => *at,
-            (_, None, None) => {
-                let length = content.len() as u32;
-                let at = next
-                    .ranges
-                    .allocate(length)
-                    .ok_or_else(|| full("SLOTS", table))?;
-                new_slots.push((at, content.clone()));
-                at
-            }
-        };
-        if !content.is_empty() {
-            wanted.insert(content, entry.slots_off);
-        }
-        services.insert(*address, entry);
-    }
-    for (content, at) in &now.slots {
-        if !wanted.contains_key(content) {
-            next.ranges.release(*at, content.len() as u32);
-        }
-    }
-    next.slots = wanted;
-    next.services = services;
-    next.rules = rules(table);
-    Ok(Plan {
-        next,
-        backends,
-        new_slots,
-    })
-}
-
-/// Numbers and limits of the versions that have endpoints in the table.
-fn number(
-    now: &Installed,
-    next: &mut Installed,
-    table: &KernelTable,
-    busy: &dyn Fn(u32) -> bool,
-) -> Result<(), KernelError> {
-    let mut named = vec![false; table.versions.len()];
-    for backend in &table.backends {
-        match named.get_mut(backend.version_id as usize) {
-            Some(named) => *named = true,
-            None => {
-                return Err(KernelError::BadTable(format!(
-                    "an endpoint of version {} of {}",
-                    backend.version_id,
-                    table.versions.len()
-                )));
-            }
-        }
-    }
-    let wanted = table.versions.iter().zip(&named);
-    let wanted = wanted
-        .filter(|(_, named)| **named)
-        .map(|(version, _)| version);
-    next.numbers = now.numbers.next(wanted.clone(), busy)?;
-    next.limits = wanted
-        .filter_map(|version| Some((next.numbers.cap(version), u64::from(version.cap?))))
-        .collect();
-    Ok(())
-}
-
-/// The place of each endpoint of the table, and what must be written for it.
-fn place_backends(
-    now: &Installed,
-    next: &mut Installed,
-    table: &KernelTable,
-) -> Result<(Vec<u32>, Vec<BackendWrite>), KernelError> {
-    let mut writes = Vec::new();
-    next.backends = HashMap::with_capacity(table.backends.len());
-    let mut places = Vec::with_capacity(table.backends.len());
-    next.watched = Vec::with_capacity(table.backends.len());
-    next.fresh.clear();
-    for (at, backend) in (0..).zip(&table.backends) {
-        let version = &table.versions[backend.version_id as usize];
-        let backend = Backend {
-            version_id: next.numbers.version(version),
-            cap: next.numbers.cap(version),
-            ..*backend
-        };
-        let key = backend_key(&backend);
-        let standing = next
-            .backends
-            .get(&key)
-            .or_else(|| now.backends.get(&key))
-            .copied();
-        let place = match standing {
-            Some(standing) => standing.place,
-            None => next
-                .places
-                .allocate()
-                .ok_or_else(|| full("BACKENDS", table))?,
-        };
-        let placed = Placed {
-            place,
-            state: backend.state,
-            cap: backend.cap,
-        };
-        if standing != Some(placed) {
-            writes.push((place, backend, standing.is_none()));
-        }
-        if standing.is_none() {
-            next.fresh.push(place);
-        }
-        next.backends.insert(key, placed);
-        next.watched.push(Watched { place, backend: at });
-        places.push(place);
-    }
-    for (key, placed) in &now.backends {
-        if !next.backends.contains_key(key) {
-            next.places.release(placed.place);
-        }
-    }
-    Ok((places, writes))
+/// Where an entry's slots begin; none: it has none.
+fn range_of(entry: &ServiceEntry) -> Option<u32> {
+    (entry.slots_len > 0).then_some(entry.slots_off)
 }
 
 /// A service's slots, with the table's endpoint numbers replaced by places.
 fn content(
-    table: &KernelTable,
+    table: &PortTable,
     places: &[u32],
     entry: &ServiceEntry,
 ) -> Result<Vec<u32>, KernelError> {
@@ -376,7 +574,7 @@ fn content(
         .ok_or_else(|| KernelError::BadTable("a slot names no endpoint".to_owned()))
 }
 
-fn rules(table: &KernelTable) -> BTreeMap<RuleKey, u32> {
+fn rules(table: &KernelTables) -> BTreeMap<RuleKey, u32> {
     let tcp = table.outbound.iter().map(|rule| (TCP, rule));
     let udp = table.outbound_udp.iter().map(|rule| (UDP, rule));
     tcp.chain(udp)
@@ -390,22 +588,13 @@ fn rules(table: &KernelTable) -> BTreeMap<RuleKey, u32> {
 fn capacity(map: &'static str, needed: usize) -> Result<(), KernelError> {
     let capacity = get(map).capacity as usize;
     if needed > capacity {
-        Err(KernelError::Full {
-            map,
-            needed,
-            capacity,
-        })
+        Err(full(map, needed))
     } else {
         Ok(())
     }
 }
 
-fn full(map: &'static str, table: &KernelTable) -> KernelError {
-    let needed = if map == "SLOTS" {
-        table.slots.len()
-    } else {
-        table.backends.len()
-    };
+fn full(map: &'static str, needed: usize) -> KernelError {
     KernelError::Full {
         map,
         needed,
@@ -414,48 +603,100 @@ fn full(map: &'static str, table: &KernelTable) -> KernelError {
 }
 
 impl Plan {
-    fn write(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
+    /// Writes all of it. `standing`: the outbound rules that stand.
+    fn write(
+        self,
+        standing: &mut BTreeMap<RuleKey, u32>,
+        tables: &mut Tables,
+    ) -> Result<News, KernelError> {
         let at = |map| move |source: MapError| KernelError::Map { map, source };
-        for (cap, limit) in &self.next.limits {
-            if now.limits.get(cap) != Some(limit) {
-                tables
-                    .cap_limits
-                    .set(*cap, *limit, 0)
-                    .map_err(at("CAP_LIMITS"))?;
-            }
-        }
-        for (place, backend, new) in &self.backends {
-            if *new {
-                zero_stats(tables, *place)?;
-            }
+        for (cap, limit) in &self.limits {
             tables
-                .backends
-                .set(*place, *backend, 0)
-                .map_err(at("BACKENDS"))?;
+                .cap_limits
+                .set(*cap, *limit, 0)
+                .map_err(at("CAP_LIMITS"))?;
         }
+        let fresh = self.write_backends(tables)?;
+        let (mut slots, mut places) = (Vec::new(), Vec::new());
         for (start, content) in &self.new_slots {
-            for (slot, place) in (*start..).zip(content) {
-                tables.slots.set(slot, *place, 0).map_err(at("SLOTS"))?;
-            }
+            slots.extend((*start..).take(content.len()));
+            places.extend_from_slice(content);
         }
+        tables.many_slots.update("map SLOTS", &slots, &places)?;
         // Denials before the services that they are about.
-        let crowded = self.write_rules(now, tables).map_err(at("OUT_RULES"))?;
-        self.write_services(now, tables)?;
-        if !crowded {
-            remove_stale_rules(&self.next, now, tables).map_err(at("OUT_RULES"))?;
+        let rules = self.rules.as_ref().map(|rules| OutRules {
+            now: standing,
+            next: rules,
+        });
+        let crowded = rules.as_ref().map(|rules| rules.write(tables)).transpose();
+        let crowded = crowded.map_err(at("OUT_RULES"))?;
+        self.write_services(tables)?;
+        if let (Some(rules), Some(false)) = (rules, crowded) {
+            rules.remove_stale(tables).map_err(at("OUT_RULES"))?;
         }
-        self.retire_backends(now, tables)
+        let (places, gone): (Vec<u32>, Vec<Backend>) = self.retired.into_iter().unzip();
+        tables.many_backends.update("map BACKENDS", &places, &gone)?;
+        if let Some(rules) = self.rules {
+            *standing = rules;
+        }
+        Ok(News {
+            fresh,
+            moved: self.moved,
+        })
     }
 
+    /// A new endpoint starts from zero. The places of the new ones.
+    fn write_backends(&self, tables: &Tables) -> Result<Vec<u32>, KernelError> {
+        let fresh = self.backends.iter().filter(|(.., new)| *new);
+        let fresh: Vec<u32> = fresh.map(|(place, ..)| *place).collect();
+        let zeros = vec![EndpointStats::default(); fresh.len()];
+        tables.many_ep_stats.update("map EP_STATS", &fresh, &zeros)?;
+        let (places, backends): (Vec<u32>, Vec<Backend>) = self
+            .backends
+            .iter()
+            .map(|(place, backend, _)| (*place, *backend))
+            .unzip();
+        tables.many_backends.update("map BACKENDS", &places, &backends)?;
+        Ok(fresh)
+    }
+
+    fn write_services(&self, tables: &Tables) -> Result<(), KernelError> {
+        let stale: Vec<ServiceKey> = self.removed.iter().map(service_key).collect();
+        let (keys, entries): (Vec<ServiceKey>, Vec<ServiceEntry>) = self
+            .services
+            .iter()
+            .map(|(key, entry)| (service_key(key), *entry))
+            .unzip();
+        // Removals first where the map could not hold both.
+        let first = self.before + self.inserted > get("SERVICES").capacity as usize;
+        if first {
+            tables.many_services.delete("map SERVICES", &stale)?;
+        }
+        tables.many_services.update("map SERVICES", &keys, &entries)?;
+        if first {
+            return Ok(());
+        }
+        tables.many_services.delete("map SERVICES", &stale)
+    }
+}
+
+/// Outbound rules that stand, and those that shall.
+struct OutRules<'a> {
+    now: &'a BTreeMap<RuleKey, u32>,
+    next: &'a BTreeMap<RuleKey, u32>,
+}
+
+impl OutRules<'_> {
     /// New and changed rules; whether the stale ones had to go first, since the map could not hold
     /// both.
-    fn write_rules(&self, now: &Installed, tables: &mut Tables) -> Result<bool, MapError> {
-        let crowded = crowded("OUT_RULES", &now.rules, &self.next.rules);
+    fn write(&self, tables: &mut Tables) -> Result<bool, MapError> {
+        let stale = self.now.keys().filter(|key| !self.next.contains_key(*key));
+        let crowded = stale.count() + self.next.len() > get("OUT_RULES").capacity as usize;
         if crowded {
-            remove_stale_rules(&self.next, now, tables)?;
+            self.remove_stale(tables)?;
         }
-        for (key, action) in &self.next.rules {
-            if now.rules.get(key) != Some(action) {
+        for (key, action) in self.next {
+            if self.now.get(key) != Some(action) {
                 let (proto, addr, prefix, port) = *key;
                 let key = rule_key(proto, addr, prefix, port);
                 tables.out_rules.insert(&key, *action, 0)?;
@@ -464,107 +705,25 @@ impl Plan {
         Ok(crowded)
     }
 
-    fn write_services(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
-        let at = |source| KernelError::Map {
-            map: "SERVICES",
-            source,
-        };
-        // Removals first where the map could not hold both.
-        let first = crowded("SERVICES", &now.services, &self.next.services);
-        if first {
-            remove_stale(&self.next, now, tables).map_err(at)?;
-        }
-        for ((addr, port), entry) in &self.next.services {
-            if now.services.get(&(*addr, *port)) != Some(entry) {
-                tables
-                    .services
-                    .insert(service_key(*addr, *port), entry, 0)
-                    .map_err(at)?;
-            }
-        }
-        if first {
-            Ok(())
-        } else {
-            remove_stale(&self.next, now, tables).map_err(at)
-        }
-    }
-
-    /// Endpoints that no slot names any more. Their places are free again, oldest first.
-    fn retire_backends(&self, now: &Installed, tables: &mut Tables) -> Result<(), KernelError> {
-        for (key, Placed { place, .. }) in &now.backends {
-            if !self.next.backends.contains_key(key) {
-                let free = Backend {
-                    addr: key.0,
-                    port: key.1,
-                    state: BACKEND_OUT,
-                    version_id: 0,
-                    cap: 0,
-                    _pad: 0,
-                };
-                tables
-                    .backends
-                    .set(*place, free, 0)
-                    .map_err(|source| KernelError::Map {
-                        map: "BACKENDS",
-                        source,
-                    })?;
+    fn remove_stale(&self, tables: &mut Tables) -> Result<(), MapError> {
+        for key in self.now.keys() {
+            if !self.next.contains_key(key) {
+                let (proto, addr, prefix, port) = *key;
+                let key = rule_key(proto, addr, prefix, port);
+                absent(tables.out_rules.remove(&key))?;
             }
         }
         Ok(())
     }
 }
 
-fn service_key(addr: Addr, port: u16) -> ServiceKey {
+fn service_key((addr, port): &Address) -> ServiceKey {
     ServiceKey {
-        addr,
-        port,
+        addr: *addr,
+        port: *port,
         proto: 6,
         _pad: 0,
     }
-}
-
-/// Whether a map can't hold what stands and what comes at the same time.
-fn crowded<K: Ord, V>(map: &'static str, now: &BTreeMap<K, V>, next: &BTreeMap<K, V>) -> bool {
-    let stale = now.keys().filter(|key| !next.contains_key(*key)).count();
-    stale + next.len() > get(map).capacity as usize
-}
-
-fn remove_stale_rules(
-    next: &Installed,
-    now: &Installed,
-    tables: &mut Tables,
-) -> Result<(), MapError> {
-    for key in now.rules.keys() {
-        if !next.rules.contains_key(key) {
-            let (proto, addr, prefix, port) = *key;
-            absent(
-                tables
-                    .out_rules
-                    .remove(&rule_key(proto, addr, prefix, port)),
-            )?;
-        }
-    }
-    Ok(())
-}
-
-fn remove_stale(next: &Installed, now: &Installed, tables: &mut Tables) -> Result<(), MapError> {
-    for (addr, port) in now.services.keys() {
-        if !next.services.contains_key(&(*addr, *port)) {
-            absent(tables.services.remove(&service_key(*addr, *port)))?;
-        }
-    }
-    Ok(())
-}
-
-/// A new endpoint starts from zero.
-fn zero_stats(tables: &mut Tables, place: u32) -> Result<(), KernelError> {
-    tables
-        .ep_stats
-        .set(place, EndpointStats::default(), 0)
-        .map_err(|source| KernelError::Map {
-            map: "EP_STATS",
-            source,
-        })
 }
 
 /// Removing what is not there is no error.

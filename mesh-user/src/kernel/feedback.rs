@@ -15,7 +15,7 @@ use mesh_common::{maps::get, plain::Plain as _, service::EndpointStats};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{
-    apply::{Installed, Watched},
+    apply::{Installed, News, Watched},
     error::KernelError,
     pins::Pins,
     sys,
@@ -28,7 +28,9 @@ const _: () = assert!(WORDS * size_of::<u64>() == EndpointStats::SIZE);
 /// What happened at one endpoint since the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counted {
-    /// Its place in the `backends` of the table that stands.
+    /// The table that it is in, of those that stand.
+    pub table: u32,
+    /// Its place in the table's `backends`.
     pub backend: u32,
     /// What was added to each number.
     pub delta: EndpointStats,
@@ -149,7 +151,8 @@ fn unmap(words: NonNull<AtomicU64>, length: NonZeroUsize) {
 #[derive(Debug)]
 pub(super) struct Feedback {
     counters: Counters,
-    watched: Vec<Watched>,
+    /// By place.
+    watched: Vec<Option<Watched>>,
     /// By place.
     last: Vec<EndpointStats>,
 }
@@ -163,47 +166,43 @@ impl Feedback {
         }
     }
 
-    /// Watches the endpoints of a table that was just written. Of one that was there before, what
+    /// Watches the endpoints of tables that were just written. Of one that was there before, what
     /// is counted goes on; of one that the agent has not watched yet (it has just started) what was
     /// counted so far is no news.
-    pub(super) fn follow(&mut self, installed: &Installed) {
-        for place in installed.fresh() {
+    pub(super) fn follow(&mut self, installed: &Installed, news: &News) {
+        let now = installed.watched();
+        self.counters.cover(now.len());
+        for place in self.last.len() as u32..now.len() as u32 {
+            self.last.push(self.counters.get(place));
+        }
+        for place in &news.fresh {
             if let Some(last) = self.last.get_mut(*place as usize) {
                 *last = EndpointStats::default();
             }
         }
-        self.watched = installed.watched().to_vec();
-        // The same endpoint of the same version twice in a rule is one.
-        self.watched.sort_by_key(|watched| watched.place);
-        self.watched.dedup_by_key(|watched| watched.place);
-        let length = self
-            .watched
-            .last()
-            .map_or(0, |watched| watched.place as usize + 1);
-        self.counters.cover(length);
-        while self.last.len() < length {
-            let place = self.last.len() as u32;
-            let known = installed.fresh().contains(&place);
-            self.last.push(if known {
-                EndpointStats::default()
-            } else {
-                self.counters.get(place)
-            });
+        self.watched.resize(now.len(), None);
+        for place in &news.moved {
+            let place = *place as usize;
+            if let (Some(to), Some(from)) = (self.watched.get_mut(place), now.get(place)) {
+                *to = *from;
+            }
         }
     }
 
     /// What was added since the last call.
     pub(super) fn read(&mut self) -> Vec<Counted> {
         let mut news = Vec::new();
-        for watched in &self.watched {
-            let now = self.counters.get(watched.place);
-            let Some(last) = self.last.get_mut(watched.place as usize) else {
+        let watched = (0_u32..).zip(&self.watched);
+        for (place, watched) in watched.filter_map(|(place, one)| Some((place, (*one)?))) {
+            let now = self.counters.get(place);
+            let Some(last) = self.last.get_mut(place as usize) else {
                 continue;
             };
             if now == *last {
                 continue;
             }
             news.push(Counted {
+                table: watched.table,
                 backend: watched.backend,
                 delta: difference(&now, last),
             });

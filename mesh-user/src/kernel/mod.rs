@@ -80,7 +80,7 @@ pub use self::{
     takeover::Inherited,
 };
 use crate::{
-    model::{Interception, Netns, inbound::InboundPorts, kernel_table::KernelTable},
+    model::{Interception, Netns, inbound::InboundPorts, kernel_table::KernelTables},
     proxy::wire::{OriginLookup, SocketSource},
 };
 
@@ -278,11 +278,12 @@ impl Kernel {
     /// # Errors
     /// A map is full or the table contradicts itself: nothing was changed. The kernel refused a
     /// write: the next call writes what is missing.
-    pub fn apply(&mut self, table: &KernelTable) -> Result<(), KernelError> {
-        self.installed
-            .apply(&mut self.tables, table, &self.instance)?;
-        self.feedback.follow(&self.installed);
-        self.hooks.datagrams(&self.pins, table.denies_datagrams())
+    pub fn apply(&mut self, wanted: &KernelTables) -> Result<(), KernelError> {
+        let news = self
+            .installed
+            .apply(&mut self.tables, wanted, &self.instance)?;
+        self.feedback.follow(&self.installed, &news);
+        self.hooks.datagrams(&self.pins, wanted.denies_datagrams())
     }
 
     /// What the kernel counted since the last call, at the endpoints of the table that stands: those

@@ -9,6 +9,7 @@ use mesh_common::{
     flow::{Flow, FlowKey, Grant, LoopFlow, ProxyFlow, Tuple},
     listener::ListenerKey,
     maps::{OutRuleKey, get},
+    plain::Plain,
     pod::{Guarded, InRuleKey, PodAddr, PodEntry, PodSources},
     service::{Backend, Cap, EndpointStats, ServiceEntry, ServiceKey},
 };
@@ -60,7 +61,6 @@ tables! {
         caps: Slots<Cap> = "CAPS",
         config: Slots<Config> = "CONFIG",
         counters: PerCpu<u64> = "COUNTERS",
-        ep_stats: Slots<EndpointStats> = "EP_STATS",
         events: RingBuf<MapData> = "EVENTS",
         guarded: Hash<u32, Guarded> = "GUARDED",
         heartbeat: Slots<u64> = "HEARTBEAT",
@@ -71,6 +71,11 @@ tables! {
         services: Hash<ServiceKey, ServiceEntry> = "SERVICES",
         slots: Slots<u32> = "SLOTS",
         out_rules: Rules = "OUT_RULES",
+        /// The same maps again, for many entries in one call.
+        many_backends: Many = "BACKENDS",
+        many_ep_stats: Many = "EP_STATS",
+        many_services: Many = "SERVICES",
+        many_slots: Many = "SLOTS",
     }
 }
 
@@ -107,6 +112,40 @@ pub(super) fn flows(pins: &Pins) -> Result<Hash<FlowKey, Flow>, KernelError> {
 /// The guarded interfaces alone, for a cleanup.
 pub(super) fn guarded(pins: &Pins) -> Result<Hash<u32, Guarded>, KernelError> {
     open(pins, "GUARDED")
+}
+
+/// A map into which many entries are written at once.
+#[derive(Debug)]
+pub(super) struct Many(OwnedFd);
+
+impl TryFrom<Map> for Many {
+    type Error = MapError;
+
+    fn try_from(map: Map) -> Result<Self, MapError> {
+        use std::os::fd::AsFd as _;
+        let (Map::Array(data) | Map::HashMap(data)) = map else {
+            return Err(MapError::InvalidMapType { map_type: 0 });
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        Ok(Self(fd.map_err(|_| MapError::ElementNotFound)?))
+    }
+}
+
+impl Many {
+    /// Writes entries; after an error some of them stand.
+    pub(super) fn update<K: Plain, V: Plain>(
+        &self,
+        map: &'static str,
+        keys: &[K],
+        values: &[V],
+    ) -> Result<(), KernelError> {
+        sys::batch::update(&self.0, keys, values).map_err(KernelError::io(map))
+    }
+
+    /// Removes entries. One that is not there is no error.
+    pub(super) fn delete<K: Plain>(&self, map: &'static str, keys: &[K]) -> Result<(), KernelError> {
+        sys::batch::delete(&self.0, keys).map_err(KernelError::io(map))
+    }
 }
 
 /// `LISTENERS`: a sockhash read as what user space sees, key to cookie.

@@ -19,7 +19,7 @@ use super::{
     workload::{self, Stood, attach_steer},
     write_config,
 };
-use crate::model::{Mode, kernel_table::KernelTable};
+use crate::model::{Mode, kernel_table::KernelTables};
 
 /// What a successor gets of the agent that it follows.
 #[derive(Debug)]
@@ -54,9 +54,8 @@ impl Kernel {
     ///
     /// # Errors
     /// As for [`Kernel::apply`].
-    pub fn apply_known(&mut self, table: &KernelTable) -> Result<(), KernelError> {
-        let mut known = table.clone();
-        known.services.retain(|key, _| self.installed.knows(key));
+    pub fn apply_known(&mut self, wanted: &KernelTables) -> Result<(), KernelError> {
+        let known = wanted.retain(|key| self.installed.knows(key));
         self.apply(&known)
     }
 
@@ -134,7 +133,7 @@ impl Kernel {
     ///
     /// # Errors
     /// What could not be put back first; the rest was tried all the same.
-    pub fn take_back(&mut self, table: &KernelTable) -> Result<(), KernelError> {
+    pub fn take_back(&mut self, table: &KernelTables) -> Result<(), KernelError> {
         // Listeners first: they died with the successor, and as long as they are missing the failure
         // mode is in force.
         let listeners = (self.listeners.take_back()).map_err(KernelError::io("map LISTENERS"));

@@ -5,8 +5,8 @@
 //! (for a port that insists on the kernel) and by the compiler (for the others).
 
 use super::{
-    Balance, BreakerPolicy, DialFrom, Match, Policy, Port, Rule, Select, Service, Target,
-    TimeoutPolicy,
+    Balance, BalancePolicy, BreakerPolicy, ChangeAction, DialFrom, Match, Policy, Port, Rule,
+    Select, Service, Target, TimeoutPolicy,
 };
 
 /// What needs the proxy.
@@ -27,6 +27,10 @@ pub enum Place {
     Policy(usize),
     /// The service's `dial-from`.
     DialFrom,
+    /// The port's `tls`.
+    Tls,
+    /// The priorities of the service's endpoints.
+    Priority,
 }
 
 /// The first obstacle for a port, in the order rules, policies, service. `rules` and `policies` are
@@ -49,7 +53,10 @@ pub fn first<'m>(
             Some(Obstacle { place, why })
         })
     };
-    by_rule.or_else(by_policy).or_else(|| of_service(service))
+    by_rule
+        .or_else(by_policy)
+        .or_else(|| of_port(port))
+        .or_else(|| of_service(service))
 }
 
 /// What a rule asks that the kernel can't do.
@@ -93,17 +100,28 @@ fn of_policy(policy: &Policy, port: &Port) -> Option<&'static str> {
                 default.max_retries,
             )
     };
-    let balance = policy.balance.and_then(|balance| match balance {
-        Balance::RoundRobin => None,
-        _ => Some("balance"),
-    });
+    // Its slots go in turn, without growing weights.
+    let in_turn = |balance: &BalancePolicy| {
+        balance.algorithm == Balance::RoundRobin && balance.slow_start.is_none()
+    };
+    let balance = policy.balance.as_ref().filter(|balance| !in_turn(balance));
     let http = port.protocol.is_http();
     [
         (!policy.rate_limits.is_empty()).then_some("rate-limit"),
-        balance,
+        balance.is_some().then_some("balance"),
+        policy.locality.is_some().then_some("locality"),
         (policy.timeouts != TimeoutPolicy::default()).then_some("timeout"),
         policy.retries.is_some().then_some("retries"),
+        policy.tls.is_some().then_some("tls"),
         (policy.ejection.is_some_and(|ejection| ejection.probe)).then_some("ejection.probe"),
+        (policy.ejection.is_some_and(|ejection| ejection.latency.is_some()))
+            .then_some("ejection.latency"),
+        policy.retry_budget.is_some().then_some("retry-budget"),
+        policy.adaptive.is_some().then_some("adaptive"),
+        policy.hedge.is_some().then_some("hedge"),
+        policy.connection.is_some().then_some("connection"),
+        (policy.on_change.is_some_and(|change| change.action != ChangeAction::Keep))
+            .then_some("on-change"),
         // An opaque connection is its own only request; see `cap`.
         (http && policy.breaker.is_some_and(request_caps)).then_some("breaker of requests"),
     ]
@@ -112,7 +130,25 @@ fn of_policy(policy: &Policy, port: &Port) -> Option<&'static str> {
     .next()
 }
 
+/// TLS ends in the proxy.
+fn of_port(port: &Port) -> Option<Obstacle> {
+    port.tls.is_some().then(|| Obstacle {
+        place: Place::Tls,
+        why: "tls: terminate".to_owned(),
+    })
+}
+
 fn of_service(service: &Service) -> Option<Obstacle> {
+    if service
+        .endpoints
+        .windows(2)
+        .any(|pair| pair[0].priority != pair[1].priority)
+    {
+        return Some(Obstacle {
+            place: Place::Priority,
+            why: "endpoints have priorities".to_owned(),
+        });
+    }
     (service.dial_from == DialFrom::Node).then(|| Obstacle {
         place: Place::DialFrom,
         why: "dial-from: node".to_owned(),

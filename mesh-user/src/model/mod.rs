@@ -15,13 +15,25 @@ use serde::Serialize;
 
 pub mod action;
 pub mod attribute;
+pub mod balance;
+pub mod health;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;
+pub mod list;
+mod resilience;
 pub mod shield;
+pub mod tls;
 
 pub use action::{Actions, Fraction, Mirror, RuleExtra};
 pub use attribute::Attribute;
+pub use balance::{Balance, BalancePolicy, LocalityPolicy};
+pub use health::HealthCheck;
+pub use list::List;
+pub use resilience::{
+    AdaptivePolicy, ChangeAction, ConnectionPolicy, FailurePercentage, HedgePolicy, LatencyOutlier,
+    OnChange, RetryBudget, SuccessRate,
+};
 
 /// A set of tags. A version selects the endpoints whose tags contain all of its own; the empty
 /// set selects every endpoint.
@@ -38,17 +50,19 @@ pub fn selects(subset: &Tags, tags: &Tags) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Model {
     /// Services, in the order in which they were given.
-    pub services: Vec<Service>,
+    pub services: List<Service>,
     /// Traffic rules.
-    pub rules: Vec<Rule>,
+    pub rules: List<Rule>,
     /// Policies.
-    pub policies: Vec<Policy>,
+    pub policies: List<Policy>,
     /// Workloads on this node.
     pub workloads: Vec<Workload>,
     /// Outbound exceptions that the kernel decides, before any service is looked up.
     pub outbound: Vec<OutboundRule>,
     /// What happens to connections that come in, in the order in which they are tried.
     pub inbound: Vec<inbound::InboundRule>,
+    /// This node's `region/zone/subzone`, from the left as far as it is known; empty when unknown.
+    pub locality: String,
 }
 
 /// What clients dial: hostnames and virtual addresses, ports, and the endpoints behind them.
@@ -106,6 +120,8 @@ pub struct Port {
     pub protocol: Protocol,
     /// Who shall decide for its connections.
     pub path: PathChoice,
+    /// TLS of its clients ends here.
+    pub tls: Option<Arc<tls::Terminate>>,
 }
 
 /// Who shall decide for the connections of a port.
@@ -136,6 +152,8 @@ pub enum Protocol {
     Grpc,
     /// Opaque bytes: never sniffed, never delayed.
     Tcp,
+    /// TLS that is passed on as it is: the ClientHello is read, and may choose the route.
+    Tls,
     /// Unknown: sniffed for HTTP for at most 100 ms, then opaque.
     Auto,
 }
@@ -477,11 +495,27 @@ pub struct Policy {
     /// Rate limits; a request must pass all of them.
     pub rate_limits: Vec<RateLimitPolicy>,
     /// Load balancing.
-    pub balance: Option<Balance>,
+    pub balance: Option<BalancePolicy>,
+    /// Which endpoints are asked first.
+    pub locality: Option<LocalityPolicy>,
+    /// Active health checks, all of which an endpoint must pass.
+    pub health_checks: Vec<HealthCheck>,
     /// Time-outs.
     pub timeouts: TimeoutPolicy,
     /// Retries.
     pub retries: Option<RetryPolicy>,
+    /// Which share of the requests may be retries.
+    pub retry_budget: Option<RetryBudget>,
+    /// A second endpoint for requests that take long.
+    pub hedge: Option<HedgePolicy>,
+    /// A cap of requests in flight that follows the latency.
+    pub adaptive: Option<AdaptivePolicy>,
+    /// How long connections are used.
+    pub connection: Option<ConnectionPolicy>,
+    /// What becomes of long connections when what they go to changes.
+    pub on_change: Option<OnChange>,
+    /// TLS towards the endpoints.
+    pub tls: Option<tls::UpstreamTls>,
     /// Protocols that a connection or stream may be changed to, lower-case (RFC 9110 §7.8, RFC
     /// 8441; Envoy's `upgrade_configs`). None: any but h2c; empty: none.
     pub upgrades: Option<Vec<String>>,
@@ -532,6 +566,23 @@ pub struct EjectionPolicy {
     pub max_percent: u8,
     /// Return with one probing request instead of at full share. Default off.
     pub probe: bool,
+    /// How many of 100 endpoints that reach `consecutive_5xx` are ejected. Default 100.
+    pub enforcing_5xx: u8,
+    /// The same for `consecutive_gateway`. Default 100 (Envoy 0, where the count itself is 5).
+    pub enforcing_gateway: u8,
+    /// The same for `consecutive_local_origin`. Default 100.
+    pub enforcing_local_origin: u8,
+    /// Longest time, drawn at random, that an ejection lasts beyond its time. Default 0.
+    pub jitter_max: Duration,
+    /// One endpoint may always be ejected, whatever `max_percent` says, even a lone one. Default
+    /// off.
+    pub always_one: bool,
+    /// By the share of good answers, compared with the others. Default off.
+    pub success_rate: Option<SuccessRate>,
+    /// By the share of failures. Default off.
+    pub failure_percentage: Option<FailurePercentage>,
+    /// By latency, compared with the others. Default off.
+    pub latency: Option<LatencyOutlier>,
 }
 
 impl Default for EjectionPolicy {
@@ -545,6 +596,14 @@ impl Default for EjectionPolicy {
             max: Duration::from_secs(300),
             max_percent: 10,
             probe: false,
+            enforcing_5xx: 100,
+            enforcing_gateway: 100,
+            enforcing_local_origin: 100,
+            jitter_max: Duration::ZERO,
+            always_one: false,
+            success_rate: None,
+            failure_percentage: None,
+            latency: None,
         }
     }
 }
@@ -562,19 +621,6 @@ pub struct RateLimitPolicy {
     pub per: Duration,
     /// Size of the bucket. At least 1.
     pub burst: u64,
-}
-
-/// How an endpoint is chosen inside a version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Balance {
-    /// Two random endpoints without replacement, the one with fewer requests in flight wins.
-    #[default]
-    LeastRequest,
-    /// In turn.
-    RoundRobin,
-    /// At random.
-    Random,
 }
 
 /// Time-outs. `None`: the default; zero: no time-out.
@@ -604,6 +650,33 @@ pub struct RetryPolicy {
     pub non_idempotent: bool,
     /// Base of the back-off: full jitter in [0, (2^N - 1) x base), at most 10 x base.
     pub backoff: Duration,
+    /// Answers with one of these header fields are retried besides (names lower-case).
+    pub headers: Vec<(String, ValueMatch)>,
+    /// Header fields of the answer, lower-case, that say after how many seconds to try again; the
+    /// first that does counts, with a random half of itself more.
+    pub reset_headers: Vec<String>,
+    /// A longer pause than this in `reset_headers` is not waited for: the ordinary back-off is.
+    /// Default 300 s, as Envoy.
+    pub reset_max: Duration,
+    /// The request header, lower-case, in which an endpoint reads how often it was tried, from 1.
+    pub attempt_header: Option<String>,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: 1,
+            per_try: None,
+            on: Vec::new(),
+            statuses: Vec::new(),
+            non_idempotent: false,
+            backoff: Duration::from_millis(25),
+            headers: Vec::new(),
+            reset_headers: Vec::new(),
+            reset_max: Duration::from_secs(300),
+            attempt_header: None,
+        }
+    }
 }
 
 /// A condition of a retry.
@@ -622,6 +695,24 @@ pub enum RetryOn {
     ServerError,
     /// The per-try time-out.
     PerTryTimeout,
+    /// The connection broke before a byte of the request was sent on it.
+    ResetBeforeRequest,
+    /// 409.
+    #[serde(rename = "retriable-4xx")]
+    Retriable4xx,
+    /// An answer that a rate limit refused (`x-envoy-ratelimited`, or `x-mesh-reject:
+    /// rate_limited`). Unless this is listed, such an answer is never retried.
+    RateLimited,
+    /// gRPC status 1 in the head of the answer.
+    Cancelled,
+    /// gRPC status 4 in the head of the answer.
+    DeadlineExceeded,
+    /// gRPC status 13 in the head of the answer.
+    Internal,
+    /// gRPC status 8 in the head of the answer.
+    ResourceExhausted,
+    /// gRPC status 14 in the head of the answer.
+    Unavailable,
 }
 
 /// An outbound exception that the kernel decides.

@@ -184,6 +184,11 @@ impl Breaker {
         self.serve_waiters();
     }
 
+    /// Changes the cap of requests alone.
+    pub(super) fn set_requests_cap(&self, cap: u32) {
+        self.requests.cap.store(cap, Ordering::Relaxed);
+    }
+
     /// The counters now.
     pub fn gauges(&self) -> Gauges {
         Gauges {
@@ -311,6 +316,31 @@ impl Breaker {
         self.retries.admit().then(|| RetryPermit {
             breaker: Arc::clone(self),
         })
+    }
+
+    /// Admits one retry while there are fewer than `percent` of the requests that are none, or
+    /// than `floor`.
+    pub(super) fn retry_within(self: &Arc<Self>, percent: u8, floor: u32) -> Option<RetryPermit> {
+        let all = u64::from(self.requests.used()) + u64::from(self.pending.used());
+        let raise = |used: u32| {
+            let share = all.saturating_sub(u64::from(used)) * u64::from(percent) / 100;
+            (u64::from(used) < share.max(u64::from(floor))).then(|| used + 1)
+        };
+        self.retries
+            .used
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, raise)
+            .ok()
+            .map(|_| RetryPermit {
+                breaker: Arc::clone(self),
+            })
+    }
+
+    /// Counts one retry that was admitted elsewhere.
+    pub(super) fn retry_counted(self: &Arc<Self>) -> RetryPermit {
+        self.retries.used.fetch_add(1, Ordering::SeqCst);
+        RetryPermit {
+            breaker: Arc::clone(self),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {

@@ -1,158 +1,133 @@
-//! Model in, snapshot out; what still applies of the previous snapshot's state is taken along.
+//! Model in, snapshot out; what still applies of the previous snapshot is taken along.
+//!
+//! Only what changed is compiled. The unit is a service with its rules and policies: [`Inputs`] finds
+//! the services that differ (lists share what they have in common, so that costs what differs), and
+//! all others keep their plans and indexes. Where one weight of one rule changed, that rule alone is
+//! compiled anew. A first snapshot is the same with everything changed.
+//!
+//! In steps: services whose names stay keep their indexes; ports and versions of the changed
+//! services ([`ports`]); rules, of those services and of those that send to them by name
+//! ([`rules`]); the kernel's tables of the ports concerned; inbound ports, when a workload or an
+//! inbound rule changed.
 
 use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use super::{
-    PortIx, RuleIx, Snapshot, SourceIx, VersionIx, balance,
-    breaker::Breaker,
-    effective::Effective,
-    ejection::Ejection,
+    PortIx, Snapshot, SourceIx, VersionIx,
+    arena::Arena,
     inbound::InboundIndex,
-    next_id,
     rate_limit::Limiter,
-    retry::RetryPlan,
-    route::{RouteTable, RulePlan, TargetPlan},
-    slots::{self, Numbers},
-    snapshot::{EndpointState, PortPlan, Source, VersionPlan},
-    split::Split,
+    slots::{self, Ids},
+    snapshot::{PortPlan, Source},
+    unit::{Claims, Unit, Use, host_keys},
 };
 use crate::{
     clock::MonoNanos,
-    model::{
-        Backend, DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags, Target,
-        kernel_table::KernelTable, selects,
-    },
+    model::{List, Model, Policy, Rule, Service, kernel_table::Path, list::Chunks},
 };
 
 mod actions;
 mod carry;
+mod inputs;
 mod path;
+mod ports;
+mod rules;
 
-pub(super) use carry::Carry;
-use carry::state;
-use path::path;
+use inputs::Inputs;
+pub(super) use ports::no_routes;
 
 /// Names the policy that states a limit, and the limit: service, version, port, limit.
 pub(super) type LimiterKey = (String, Option<String>, Option<String>, String);
 
 /// See [`Snapshot::compile`].
 pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoNanos) -> Snapshot {
-    let mut snapshot = Snapshot {
-        generation: previous.map_or(0, |previous| previous.generation + 1),
-        model: Arc::clone(&model),
-        ports: Vec::new(),
-        versions: Vec::new(),
-        rules: Vec::new(),
-        sources: sources(&model),
-        by_address: HashMap::new(),
-        by_host: HashMap::new(),
-        by_workload: HashMap::new(),
-        limiters: HashMap::new(),
-        kernel: KernelTable::default(),
-        numbers: Numbers::default(),
-        service_ports: 0,
-        inbound: InboundIndex::default(),
-        // Nothing is shared with a predecessor that isn't there.
-        enforced: AtomicBool::new(previous.is_none()),
+    let nothing;
+    let old = match previous {
+        Some(previous) => previous,
+        None => {
+            nothing = blank();
+            &nothing
+        }
     };
-    for (source, at) in snapshot.sources.iter().zip(0..) {
-        snapshot
-            .by_workload
-            .entry(Arc::clone(&source.key))
-            .or_insert(SourceIx(at));
-    }
-    let mut rules: Vec<Vec<&Rule>> = vec![Vec::new(); model.services.len()];
-    for rule in &model.rules {
-        if let Some(of_service) = rules.get_mut(rule.service) {
-            of_service.push(rule);
-        }
-    }
-    let mut policies: Vec<Vec<(usize, &Policy)>> = vec![Vec::new(); model.services.len()];
-    for (at, policy) in model.policies.iter().enumerate() {
-        if let Some(of_service) = policies.get_mut(policy.service) {
-            of_service.push((at, policy));
-        }
-    }
+    let same_sources = previous.is_some() && model.workloads == old.model.workloads;
+    let same_inbound = same_sources && model.inbound == old.model.inbound;
+    let inputs = Inputs::of(old, &model);
     let mut compiler = Compiler {
-        carry: Carry::new(previous),
+        next: Snapshot {
+            generation: previous.map_or(0, |previous| previous.generation + 1),
+            enforced: AtomicBool::new(previous.is_none()),
+            all_fresh: previous.is_none_or(|p| !p.enforced.load(std::sync::atomic::Ordering::Relaxed)),
+            ..share(old, &model)
+        },
+        old,
         now,
-        snapshot,
-        limiters: HashMap::new(),
+        same_sources,
+        freed: Freed::default(),
+        dirty: BTreeSet::new(),
+        moved: BTreeSet::new(),
+        compiled: Vec::new(),
     };
-    let wanted = wanted(&model);
-    let mut pending = Vec::new();
-    for (index, service) in model.services.iter().enumerate() {
-        // Stable: equal precedence keeps the order of the model.
-        rules[index].sort_by_key(|rule| std::cmp::Reverse(rule.precedence));
-        for port in &service.ports {
-            let selects = wanted.get(&(index, port.number));
-            let selects = selects.map(Vec::as_slice).unwrap_or_default();
-            pending.push(compiler.port(
-                index,
-                service,
-                port,
-                (&rules[index], selects),
-                &policies[index],
-            ));
-        }
+    if !same_sources {
+        compiler.sources(&model);
     }
-    // Targets of other services' ports are there only now.
-    compiler.routes(&pending);
-    let (mut snapshot, carry) = (compiler.snapshot, compiler.carry);
-    snapshot.service_ports = snapshot.ports.len();
-    let numbers = previous.map(|previous| &previous.numbers);
-    (snapshot.kernel, snapshot.numbers) = slots::build(&snapshot, numbers);
-    settle_paths(&mut snapshot);
-    super::inbound::add(&mut snapshot, &carry, now);
-    snapshot
-}
-
-/// What rules select of each service port, by the service's index and the port's number.
-fn wanted(model: &Model) -> HashMap<(usize, u16), Vec<&Select>> {
-    let mut wanted: HashMap<(usize, u16), Vec<&Select>> = HashMap::new();
-    for rule in &model.rules {
-        let Some(service) = model.services.get(rule.service) else {
-            continue;
-        };
-        for target in rule.targets() {
-            if let Some(backend) = target.backend {
-                let of_port = wanted.entry((backend.service, backend.port)).or_default();
-                of_port.push(&target.select);
-                continue;
-            }
-            let ports = service.ports.iter().filter(|port| rule.covers(&port.name));
-            for port in ports {
-                let of_port = wanted.entry((rule.service, port.number)).or_default();
-                of_port.push(&target.select);
-            }
-        }
+    compiler.services(&model, inputs);
+    compiler.tables(&model, previous.is_none());
+    compiler.give_back();
+    let Compiler {
+        mut next, compiled, ..
+    } = compiler;
+    if !same_inbound {
+        super::inbound::compile(&mut next, old, now);
     }
-    wanted
+    super::inbound::endpoints(&mut next, old, &compiled);
+    next
 }
 
-/// A port whose rules are still to be compiled.
-struct Pending<'m> {
-    ix: PortIx,
-    place: (usize, u16),
-    rules: Vec<&'m Rule>,
-    by_select: HashMap<&'m Select, VersionIx>,
+/// A snapshot that knows nothing.
+fn blank() -> Snapshot {
+    Snapshot {
+        generation: 0,
+        model: Arc::default(),
+        ports: Arena::default(),
+        versions: Arena::default(),
+        rules: Arena::default(),
+        sources: Arc::new([]),
+        units: Chunks::default(),
+        by_address: Default::default(),
+        by_host: Default::default(),
+        by_workload: Arc::default(),
+        kernel: Default::default(),
+        direct: Default::default(),
+        crowded: Default::default(),
+        ids: Ids::default(),
+        inbound: InboundIndex::default(),
+        fresh: Vec::new(),
+        all_fresh: true,
+        enforced: AtomicBool::new(true),
+    }
 }
 
-/// A port for whose split the kernel has no room is the proxy's after all.
-fn settle_paths(snapshot: &mut Snapshot) {
-    for port in &mut snapshot.ports {
-        let name = snapshot
-            .numbers
-            .of(port)
-            .and_then(|id| snapshot.kernel.names.get(&id));
-        if let Some(name) = name.filter(|name| name.path != port.path) {
-            port.path = name.path;
-            port.path_reason.clone_from(&name.reason);
-        }
+/// All that the next snapshot has in common with this one until something is changed.
+fn share(old: &Snapshot, model: &Arc<Model>) -> Snapshot {
+    Snapshot {
+        model: Arc::clone(model),
+        ports: old.ports.clone(),
+        versions: old.versions.clone(),
+        rules: old.rules.clone(),
+        sources: Arc::clone(&old.sources),
+        units: old.units.clone(),
+        by_address: old.by_address.clone(),
+        by_host: old.by_host.clone(),
+        by_workload: Arc::clone(&old.by_workload),
+        kernel: old.kernel.clone(),
+        direct: old.direct.clone(),
+        crowded: old.crowded.clone(),
+        ids: old.ids.clone(),
+        inbound: old.inbound.clone(),
+        ..blank()
     }
 }
 
@@ -168,377 +143,337 @@ fn sources(model: &Model) -> Vec<Source> {
 }
 
 struct Compiler<'a> {
-    carry: Carry<'a>,
+    old: &'a Snapshot,
+    next: Snapshot,
     now: MonoNanos,
-    snapshot: Snapshot,
-    /// By the policy's place in the model.
-    limiters: HashMap<usize, Vec<Arc<Limiter>>>,
+    same_sources: bool,
+    freed: Freed,
+    /// Ports whose tables in the kernel may change.
+    dirty: BTreeSet<PortIx>,
+    /// Services of whose selections one leads elsewhere now.
+    moved: BTreeSet<usize>,
+    /// Services that were compiled, by place, also those that are gone.
+    compiled: Vec<usize>,
+}
+
+/// Indexes whose plans are gone. Given back at the end: in this snapshot nobody else gets them.
+#[derive(Default)]
+struct Freed {
+    ports: BTreeSet<PortIx>,
+    versions: Vec<VersionIx>,
+    rules: Vec<super::RuleIx>,
+}
+
+/// A service that is to be compiled, with all that is said of it.
+struct Draft {
+    /// Its place in the model.
+    at: usize,
+    service: Arc<Service>,
+    rules: List<Rule>,
+    policies: Vec<Arc<Policy>>,
+    uses: Vec<Use>,
+    wanted: Vec<Use>,
+    /// Its place in the previous model.
+    was: Option<usize>,
+    /// The rules are those of the previous snapshot.
+    same_rules: bool,
 }
 
 impl Compiler<'_> {
-    fn port<'m>(
-        &mut self,
-        service_index: usize,
-        service: &'m Service,
-        port: &Port,
-        (rules, selects): (&[&'m Rule], &[&'m Select]),
-        policies: &[(usize, &Policy)],
-    ) -> Pending<'m> {
-        let key: Arc<str> = service.key().into();
-        let ix = PortIx(self.snapshot.ports.len() as u32);
-        let covers = |of: &Option<String>| of.as_deref().is_none_or(|name| name == port.name);
-        let rules: Vec<&'m Rule> = rules
-            .iter()
-            .copied()
-            .filter(|rule| covers(&rule.port))
-            .collect();
-        let policies: Vec<(usize, &Policy)> = policies
-            .iter()
-            .copied()
-            .filter(|(_, policy)| covers(&policy.port))
-            .collect();
-        let carried = self.carry.ports.get(&(&*key, port.number));
-        let ejection_lock = carried.map_or_else(
-            || Arc::new(Mutex::new(())),
-            |port| Arc::clone(&port.ejection_lock),
-        );
-        let endpoints = self.endpoints(&key, service, port);
-        let mut place = Place {
-            ix,
-            key: &key,
-            port,
-            policies: &policies,
-            lock: &ejection_lock,
-        };
-        let (versions, by_select) = self.versions(&mut place, service, &endpoints, selects);
-        let (path, path_reason) = path(service, port, &rules, &policies);
-        self.snapshot.ports.push(PortPlan {
-            service: service.name.as_str().into(),
-            namespace: service.namespace.as_str().into(),
-            name: port.name.as_str().into(),
-            number: port.number,
-            protocol: port.protocol,
-            dial_from_node: service.dial_from == DialFrom::Node,
-            path,
-            path_reason,
-            routes: RouteTable::default(),
-            all: versions[0],
-            versions,
-            inbound: None,
-            service_index,
-            ejection_lock,
-            key,
-        });
-        self.names(service, port.number, ix);
-        Pending {
-            ix,
-            place: (service_index, port.number),
-            rules,
-            by_select,
+    fn sources(&mut self, model: &Model) {
+        let sources = sources(model);
+        let mut by_workload = HashMap::with_capacity(sources.len());
+        for (source, at) in sources.iter().zip(0..) {
+            by_workload
+                .entry(Arc::clone(&source.key))
+                .or_insert(SourceIx(at));
         }
+        self.next.sources = sources.into();
+        self.next.by_workload = Arc::new(by_workload);
     }
 
-    /// Compiles the rules of all ports.
-    fn routes(&mut self, pending: &[Pending<'_>]) {
-        let places: HashMap<(usize, u16), &Pending<'_>> =
-            pending.iter().map(|port| (port.place, port)).collect();
-        for port in pending {
-            let plans = self.rules(port, &places);
-            let with_rules: Vec<(RuleIx, &Rule)> =
-                plans.into_iter().zip(port.rules.iter().copied()).collect();
-            let routes = RouteTable::new(&with_rules, &self.snapshot.sources);
-            self.snapshot.ports[port.ix.0 as usize].routes = routes;
+    fn services(&mut self, model: &Model, inputs: Inputs) {
+        let Inputs {
+            mut changed,
+            mut rules,
+            mut policies,
+            light,
+        } = inputs;
+        // A port without room may have some now.
+        for ix in self.old.crowded.iter().map(PortIx) {
+            changed.insert(self.old.port(ix).service_index);
         }
-    }
-
-    fn names(&mut self, service: &Service, port: u16, ix: PortIx) {
-        for address in &service.addresses {
-            self.snapshot
-                .by_address
-                .entry((address.to_canonical(), port))
-                .or_insert(ix);
-        }
-        let hosts = service
-            .hostnames
+        let wanted = self.wanted(model, &mut changed, &rules);
+        let was = self.places(model, &changed);
+        let drafts: Vec<Draft> = changed
             .iter()
-            .map(|host| host.to_ascii_lowercase());
-        for host in hosts.chain([service.key().to_ascii_lowercase()]) {
-            let host = host.strip_suffix('.').map(str::to_owned).unwrap_or(host);
-            self.snapshot
-                .by_host
-                .entry((host.into(), port))
-                .or_insert(ix);
-        }
-    }
-
-    fn endpoints(&self, key: &str, service: &Service, port: &Port) -> Vec<Arc<EndpointState>> {
-        let number = |endpoint: &Endpoint| {
-            SocketAddr::new(
-                endpoint.address.to_canonical(),
-                endpoint
-                    .ports
-                    .get(&port.name)
-                    .copied()
-                    .unwrap_or(port.target),
-            )
-        };
-        let mut known: HashMap<SocketAddr, ()> = HashMap::new();
-        service
-            .endpoints
-            .iter()
-            // Listed twice is there once: the first counts.
-            .filter(|endpoint| known.insert(number(endpoint), ()).is_none())
-            .map(|endpoint| {
-                let address = number(endpoint);
-                let carried = self.carry.endpoints.get(&((key, port.number), address));
-                state(endpoint, address, carried.copied())
+            .filter_map(|at| {
+                let unit = self.old.units.get(*at);
+                let new_rules = rules.remove(at);
+                let same_rules = new_rules.is_none() && was.get(at) == Some(at);
+                let own = new_rules.unwrap_or_else(|| {
+                    unit.map(|unit| unit.rules.clone()).unwrap_or_default()
+                });
+                Some(Draft {
+                    at: *at,
+                    service: Arc::clone(model.services.shared(*at)?),
+                    uses: match unit.filter(|_| same_rules) {
+                        Some(unit) => unit.uses.clone(),
+                        None => super::unit::uses(&own),
+                    },
+                    rules: own,
+                    policies: policies.remove(at).unwrap_or_else(|| {
+                        unit.map(|unit| unit.policies.clone()).unwrap_or_default()
+                    }),
+                    wanted: match (wanted.get(at), unit) {
+                        (Some(wanted), _) => wanted.clone(),
+                        (None, Some(unit)) => unit.wanted.clone(),
+                        (None, None) => Vec::new(),
+                    },
+                    was: was.get(at).copied(),
+                    same_rules,
+                })
             })
-            .collect()
+            .collect();
+        self.forget(model, &changed, &was);
+        self.next.units.truncate(model.services.len());
+        self.compiled = changed.into_iter().collect();
+        let mut with_rules = BTreeMap::new();
+        for draft in drafts {
+            let at = draft.at;
+            let again = !draft.same_rules;
+            let was = draft.was;
+            let same_rules = draft.same_rules;
+            let unit = self.ports(draft);
+            match self.next.units.get_mut(at) {
+                Some(place) => *place = Arc::new(unit),
+                None => self.next.units.push(Arc::new(unit)),
+            }
+            if again {
+                with_rules.insert(at, (was, same_rules));
+            }
+        }
+        // Whoever sends to a service whose versions stand elsewhere now.
+        for moved in std::mem::take(&mut self.moved) {
+            let users = self.next.units.get(moved).into_iter();
+            let users = users.flat_map(|unit| unit.wanted.iter().map(|user| user.service as usize));
+            for at in users.chain([moved]) {
+                with_rules.entry(at).or_insert((Some(at), true));
+            }
+        }
+        if !self.same_sources {
+            for (at, unit) in self.next.units.iter().enumerate() {
+                if unit.asks_source {
+                    with_rules.entry(at).or_insert((Some(at), true));
+                }
+            }
+        }
+        for (at, (was, same_rules)) in &with_rules {
+            self.rules(*at, *was, *same_rules);
+        }
+        for (at, old, new) in light {
+            if !with_rules.contains_key(&at) {
+                self.weights(at, &old, &new);
+            }
+        }
     }
 
-    /// All versions of the port, `*` first, and where each selection of the rules leads.
-    fn versions<'m>(
-        &mut self,
-        place: &mut Place<'_>,
-        service: &'m Service,
-        endpoints: &[Arc<EndpointState>],
-        selects: &[&'m Select],
-    ) -> (Vec<VersionIx>, HashMap<&'m Select, VersionIx>) {
-        let all = self.version(place, "*", None, Tags::new(), endpoints.to_vec());
-        let mut versions = vec![all];
-        let mut named: HashMap<&str, VersionIx> = HashMap::new();
-        let mut by_tags: HashMap<&Tags, VersionIx> = HashMap::new();
-        for (name, tags) in &service.versions {
-            let members = members(endpoints, tags);
-            let ix = self.version(place, name, Some(name), tags.clone(), members);
-            versions.push(ix);
-            named.insert(name, ix);
-            by_tags.entry(tags).or_insert(ix);
+    /// What others want of services, where that is another thing now; such services are added to
+    /// the changed ones.
+    fn wanted(
+        &self,
+        model: &Model,
+        changed: &mut BTreeSet<usize>,
+        rules: &HashMap<usize, List<Rule>>,
+    ) -> BTreeMap<usize, Vec<Use>> {
+        // By the service that is wanted: who wants it no more, who does now.
+        let mut edits: BTreeMap<usize, (BTreeSet<u32>, Vec<Use>)> = BTreeMap::new();
+        for at in changed.iter().copied() {
+            let gone = at >= model.services.len();
+            let new = match rules.get(&at) {
+                _ if gone => Vec::new(),
+                Some(rules) => super::unit::uses(rules),
+                None => continue,
+            };
+            let old = self.old.units.get(at).map(|unit| &*unit.uses);
+            for used in old.unwrap_or_default() {
+                let edit = edits.entry(used.service as usize).or_default();
+                edit.0.insert(at as u32);
+            }
+            for used in new {
+                let edit = edits.entry(used.service as usize).or_default();
+                edit.0.insert(at as u32);
+                edit.1.push(Use {
+                    service: at as u32,
+                    ..used
+                });
+            }
         }
-        let mut by_select: HashMap<&Select, VersionIx> = HashMap::new();
-        for select in selects.iter().copied() {
-            if by_select.contains_key(select) {
+        let mut wanted = BTreeMap::new();
+        for (at, (who, mut more)) in edits {
+            let old = self.old.units.get(at).map(|unit| &*unit.wanted);
+            let kept = old.unwrap_or_default().iter();
+            let kept = kept.filter(|had| !who.contains(&had.service));
+            more.extend(kept.cloned());
+            more.sort();
+            if old != Some(&*more) {
+                if at < model.services.len() {
+                    changed.insert(at);
+                }
+                wanted.insert(at, more);
+            }
+        }
+        wanted
+    }
+
+    /// Where the changed services stood in the previous model, by name.
+    fn places(&self, model: &Model, changed: &BTreeSet<usize>) -> BTreeMap<usize, usize> {
+        let mut was = BTreeMap::new();
+        let mut others: Vec<usize> = Vec::new();
+        let same = |a: &Service, b: &Service| a.name == b.name && a.namespace == b.namespace;
+        for at in changed.iter().copied() {
+            let Some(service) = model.services.get(at) else {
+                continue;
+            };
+            match self.old.units.get(at) {
+                Some(unit) if same(&unit.service, service) => drop(was.insert(at, at)),
+                _ => others.push(at),
+            }
+        }
+        if others.is_empty() || self.old.units.is_empty() {
+            return was;
+        }
+        // Only such as are not at their old places can be at another's.
+        let loose = changed.iter().filter(|at| !was.contains_key(at));
+        let loose = loose.filter_map(|at| Some((*at, self.old.units.get(*at)?)));
+        let by_name: HashMap<(&str, &str), usize> = loose
+            .map(|(at, unit)| ((&*unit.service.namespace, &*unit.service.name), at))
+            .collect();
+        for at in others {
+            let service = &model.services[at];
+            if let Some(old) = by_name.get(&(&*service.namespace, &*service.name)) {
+                was.insert(at, *old);
+            }
+        }
+        was
+    }
+
+    /// Lets go of what is gone: ports of services that are, and ports that their services have no
+    /// more.
+    fn forget(
+        &mut self,
+        model: &Model,
+        changed: &BTreeSet<usize>,
+        was: &BTreeMap<usize, usize>,
+    ) {
+        let new: HashMap<usize, usize> = was.iter().map(|(new, old)| (*old, *new)).collect();
+        for at in changed {
+            let Some(unit) = self.old.units.get(*at) else {
+                continue;
+            };
+            let next = new.get(at).and_then(|new| model.services.get(*new));
+            for ix in &unit.ports {
+                let old = self.old.port(*ix);
+                let stays = next.is_some_and(|service| {
+                    let mut ports = service.ports.iter();
+                    ports.any(|port| port.number == old.number)
+                });
+                let same_place = new.get(at) == Some(at);
+                if !(stays && same_place && next.is_some_and(|next| same_names(&unit.service, next))) {
+                    self.claim(&unit.service, *ix, old.number, false);
+                }
+                if !stays {
+                    self.drop_port(*ix, old);
+                }
+            }
+        }
+    }
+
+    fn drop_port(&mut self, ix: PortIx, old: &PortPlan) {
+        self.freed.ports.insert(ix);
+        self.freed.versions.extend(&old.versions);
+        self.freed.rules.extend(old.routes.rules());
+        self.next.ids.give_back(old.service_id);
+        self.dirty.insert(ix);
+    }
+
+    /// Notes by which addresses and names a port is found, or no more.
+    fn claim(&mut self, service: &Service, ix: PortIx, number: u16, there: bool) {
+        let ports = &self.next.ports;
+        let place = |ix: PortIx| {
+            let plan = ports.get(ix.0 as usize);
+            plan.map_or(usize::MAX, |plan| plan.service_index)
+        };
+        for address in &service.addresses {
+            let key = (address.to_canonical(), number);
+            let edit = |claims| Claims::with(claims, ix, there, place);
+            self.next.by_address.change(key, edit);
+        }
+        for key in host_keys(service, number) {
+            let edit = |claims| Claims::with(claims, ix, there, place);
+            self.next.by_host.change(key, edit);
+        }
+    }
+
+    /// The kernel's tables of all ports that may need other ones.
+    fn tables(&mut self, model: &Model, first: bool) {
+        if first || model.outbound != self.old.model.outbound {
+            (self.next.kernel.outbound, self.next.kernel.outbound_udp) = slots::outbounds(model);
+        }
+        let capacity = mesh_common::maps::get("SLOTS").capacity as usize;
+        for ix in std::mem::take(&mut self.dirty) {
+            let kernel = &mut self.next.kernel;
+            if let Some(old) = kernel.ports.clear(ix.0) {
+                kernel.slots -= old.slots.len();
+            }
+            self.next.direct.set(ix.0, false);
+            self.next.crowded.set(ix.0, false);
+            if self.freed.ports.contains(&ix) {
                 continue;
             }
-            let known = match select {
-                Select::All => Some(all),
-                Select::Version(name) => named.get(name.as_str()).copied(),
-                // Tags that a named version has mean that version, with its policies and caps.
-                Select::Tags(tags) if tags.is_empty() => Some(all),
-                Select::Tags(tags) => by_tags.get(tags).copied(),
-                Select::Endpoints(_) => None,
-                // Refused before it comes to an endpoint.
-                Select::Invalid(_) => Some(all),
+            let Some(port) = self.next.ports.get(ix.0 as usize) else {
+                continue;
             };
-            let ix = known.unwrap_or_else(|| {
-                let ix = match select {
-                    Select::Tags(tags) => {
-                        let members = members(endpoints, tags);
-                        self.version(place, &tags_name(tags), None, tags.clone(), members)
-                    }
-                    // The configuration refuses unknown names; without that they have no endpoint.
-                    Select::Version(name) => {
-                        self.version(place, name, Some(name), Tags::new(), Vec::new())
-                    }
-                    Select::Endpoints(addresses) => {
-                        let members = endpoints
-                            .iter()
-                            .filter(|endpoint| addresses.contains(&endpoint.address));
-                        let name = endpoints_name(addresses);
-                        self.version(place, &name, None, Tags::new(), members.cloned().collect())
-                    }
-                    Select::All | Select::Invalid(_) => all,
+            let room = capacity.saturating_sub(self.next.kernel.slots);
+            let (table, full) = slots::port(&self.next, port, room);
+            if full {
+                self.next.crowded.set(ix.0, true);
+                let (path, path_reason) = slots::settled(port, true);
+                let port = PortPlan {
+                    path,
+                    path_reason,
+                    ..(**port).clone()
                 };
-                versions.push(ix);
-                ix
-            });
-            by_select.insert(select, ix);
+                self.next.ports.set(ix.0, Arc::new(port));
+            }
+            if self.next.port(ix).path == Path::Kernel {
+                self.next.direct.set(ix.0, true);
+            }
+            self.next.kernel.slots += table.slots.len();
+            self.next.kernel.ports.set(ix.0, Arc::new(table));
         }
-        (versions, by_select)
     }
 
-    fn version(
-        &mut self,
-        place: &mut Place<'_>,
-        name: &str,
-        policy_name: Option<&str>,
-        tags: Tags,
-        endpoints: Vec<Arc<EndpointState>>,
-    ) -> VersionIx {
-        let effective = Effective::new(place.policies, policy_name, &place.port.name);
-        let carried = self
-            .carry
-            .versions
-            .get(&((place.key, place.port.number), name))
-            .copied();
-        let breaker = carried.map_or_else(
-            || Arc::new(Breaker::new(effective.breaker.value)),
-            |carried| Arc::clone(&carried.breaker),
-        );
-        let ejection = effective.ejection.value.map(|policy| {
-            let previous = carried.and_then(|carried| carried.ejection.as_deref());
-            let service = format!("{}:{}", place.key, place.port.number).into();
-            let lock = Arc::clone(place.lock);
-            Arc::new(Ejection::new(policy, previous, lock, service, self.now))
-        });
-        let limits = self.limits(place, &effective);
-        let ix = VersionIx(self.snapshot.versions.len() as u32);
-        self.snapshot.versions.push(VersionPlan {
-            port: place.ix,
-            name: name.into(),
-            tags,
-            breaker,
-            ejection,
-            limits,
-            balance: effective.balance.value,
-            turn: carried
-                .map(|carried| carried.turn.carry())
-                .unwrap_or_default(),
-            request_timeout: effective.request.value,
-            connect_timeout: effective.connect.value,
-            idle_timeout: effective.idle.value,
-            retry: RetryPlan {
-                policy: effective.retries.value.clone(),
-            },
-            table: balance::Table::new(&endpoints),
-            endpoints,
-            effective,
-        });
-        ix
-    }
-
-    /// The limiters of the policy that states the limits: one set for all that it covers.
-    fn limits(&mut self, place: &Place<'_>, effective: &Effective) -> Vec<Arc<Limiter>> {
-        let Some(at) = effective.limits_of else {
-            return Vec::new();
-        };
-        if let Some(made) = self.limiters.get(&at) {
-            return made.clone();
+    fn give_back(&mut self) {
+        for ix in std::mem::take(&mut self.freed.ports) {
+            self.next.ports.remove(ix.0);
         }
-        let policy = &self.snapshot.model.policies[at];
-        let mut made = Vec::new();
-        for limit in &policy.rate_limits {
-            let key: LimiterKey = (
-                place.key.to_owned(),
-                policy.version.clone(),
-                policy.port.clone(),
-                limit.name.clone(),
-            );
-            let carried = self.carry.limiters.and_then(|limiters| limiters.get(&key));
-            let taken = self.snapshot.limiters.entry(key).or_default();
-            // The same name twice: each previous limiter goes to one of them only.
-            let carried = carried.into_iter().flatten().find(|limiter| {
-                limiter.policy() == limit && !taken.iter().any(|other| Arc::ptr_eq(limiter, other))
-            });
-            let limiter = carried
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Limiter::new(limit, self.now)));
-            taken.push(Arc::clone(&limiter));
-            made.push(limiter);
+        for ix in std::mem::take(&mut self.freed.versions) {
+            self.next.versions.remove(ix.0);
         }
-        self.limiters.insert(at, made.clone());
-        made
-    }
-
-    fn rules(
-        &mut self,
-        port: &Pending<'_>,
-        places: &HashMap<(usize, u16), &Pending<'_>>,
-    ) -> Vec<RuleIx> {
-        let mut plans = Vec::with_capacity(port.rules.len());
-        for rule in &port.rules {
-            // A port that is not there: the configuration refuses it by name.
-            let resolve = |target: &Target| {
-                let of = match target.backend {
-                    Some(Backend { service, port }) => places.get(&(service, port)).copied(),
-                    None => Some(port),
-                };
-                let version = of.and_then(|of| of.by_select.get(&target.select));
-                version
-                    .copied()
-                    .filter(|_| !matches!(target.select, Select::Invalid(_)))
-            };
-            let actions = actions::OfRule::new(rule, &self.snapshot.sources, resolve);
-            let targets = rule.route.iter().enumerate().map(|(at, target)| {
-                let version = resolve(target);
-                TargetPlan {
-                    version: version.unwrap_or(self.snapshot.port(port.ix).all),
-                    weight: target.weight,
-                    invalid: version.is_none(),
-                    actions: actions.target(at),
-                }
-            });
-            let targets: Vec<TargetPlan> = targets.collect();
-            let named: Vec<_> = targets
-                .iter()
-                .map(|target| split_name(&self.snapshot, target))
-                .collect();
-            let of = self.snapshot.port(port.ix);
-            let carried = self
-                .carry
-                .splits
-                .get(&((&*of.key, of.number), rule.name.as_str()));
-            let id = carried
-                .filter(|(had, _)| *had == named)
-                .map_or_else(next_id, |(_, id)| *id);
-            plans.push(RuleIx(self.snapshot.rules.len() as u32));
-            self.snapshot.rules.push(RulePlan {
-                name: rule.name.as_str().into(),
-                precedence: rule.precedence,
-                split: Split::new(id, &targets),
-                choice: actions::choice(rule, &self.snapshot, port.ix, &targets),
-                targets,
-                actions: actions.rule,
-            });
+        for ix in std::mem::take(&mut self.freed.rules) {
+            self.next.rules.remove(ix.0);
         }
-        plans
     }
 }
 
-/// The port that is being compiled.
-struct Place<'a> {
-    ix: PortIx,
-    key: &'a str,
-    port: &'a Port,
-    policies: &'a [(usize, &'a Policy)],
-    lock: &'a Arc<Mutex<()>>,
+/// Whether the ports of two services are found by the same addresses and names.
+fn same_names(one: &Service, two: &Service) -> bool {
+    one.name == two.name
+        && one.namespace == two.namespace
+        && one.addresses == two.addresses
+        && one.hostnames == two.hostnames
 }
 
-/// What makes a target the same one in the next snapshot.
-pub(super) fn split_name<'s>(snapshot: &'s Snapshot, target: &TargetPlan) -> SplitName<'s> {
-    let version = snapshot.version(target.version);
-    let port = snapshot.port(version.port);
-    (
-        &port.key,
-        port.number,
-        &version.name,
-        target.weight,
-        target.invalid,
-    )
-}
-
-/// See [`split_name`].
-pub(super) type SplitName<'s> = (&'s str, u16, &'s str, u32, bool);
-
-/// `10.0.0.1:80,10.0.0.2:80`.
-fn endpoints_name(addresses: &[SocketAddr]) -> String {
-    let parts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    parts.join(",")
-}
-
-fn members(endpoints: &[Arc<EndpointState>], tags: &Tags) -> Vec<Arc<EndpointState>> {
-    endpoints
-        .iter()
-        .filter(|endpoint| selects(tags, &endpoint.tags))
-        .cloned()
-        .collect()
-}
-
-/// `k=v,k=v`.
-fn tags_name(tags: &Tags) -> String {
-    let parts: Vec<String> = tags
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
-    parts.join(",")
-}
+/// The limiters that a service's policies made, by the policy's place among them.
+type Made = HashMap<usize, Vec<Arc<Limiter>>>;

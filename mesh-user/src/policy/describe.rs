@@ -13,6 +13,7 @@ use super::{
     action::ActionPlan,
     balance::candidates,
     ejection::Standing,
+    health::Finding,
     snapshot::{EndpointState, PortPlan},
 };
 use crate::{
@@ -72,6 +73,8 @@ pub struct RouteRow {
     pub chosen_by: Vec<String>,
     /// What is done with a request besides, in this order.
     pub actions: Vec<String>,
+    /// Time-outs and retries of its own, for people; empty: the versions'.
+    pub terms: String,
 }
 
 /// One target of a rule.
@@ -108,10 +111,17 @@ pub struct EndpointRow {
     pub identity: Option<Arc<str>>,
     /// Share inside a version.
     pub weight: u32,
-    /// `ready`, `unready` (says the platform), `ejected`, or `probing`.
+    /// `ready`, `unready` (says the platform), `unhealthy` (says an active check), `ejected`, or
+    /// `probing`.
     pub state: &'static str,
     /// Milliseconds until it may return (at the next sweep after that), when ejected.
     pub ejected_for_ms: Option<u64>,
+    /// What active checks found last: `ok`, `status 503`, `timeout`; none when nobody checks it.
+    pub check: Option<String>,
+    /// `region/zone/subzone`, as far as it is known.
+    pub locality: Option<Arc<str>>,
+    /// Failover group, 0 first.
+    pub priority: u32,
     /// Requests in flight.
     pub in_flight: u32,
     /// Attempts recorded.
@@ -177,13 +187,13 @@ impl Snapshot {
     /// Rows of `mesh config services`.
     pub fn describe_services(&self) -> Vec<ServiceRow> {
         let row = |port: &PortPlan| {
-            let service = &self.model.services[port.service_index];
+            let service = self.service_of(port);
             let all = self.version(port.all);
             ServiceRow {
                 namespace: Arc::clone(&port.namespace),
                 service: Arc::clone(&port.service),
-                hostnames: service.hostnames.clone(),
-                addresses: service.addresses.clone(),
+                hostnames: service.map(|s| s.hostnames.clone()).unwrap_or_default(),
+                addresses: service.map(|s| s.addresses.clone()).unwrap_or_default(),
                 port_name: Arc::clone(&port.name),
                 port: port.number,
                 protocol: port.protocol,
@@ -195,13 +205,12 @@ impl Snapshot {
                 usable: candidates(all).count(),
             }
         };
-        self.service_ports().iter().map(row).collect()
+        self.service_ports().map(row).collect()
     }
 
     /// Rows of `mesh config routes`.
     pub fn describe_routes(&self) -> Vec<RouteRow> {
         self.service_ports()
-            .iter()
             .flat_map(|port| self.port_routes(port))
             .collect()
     }
@@ -218,6 +227,7 @@ impl Snapshot {
                 targets: vec![self.target(port.all, 1, 1)],
                 chosen_by: Vec::new(),
                 actions: Vec::new(),
+                terms: String::new(),
             }];
         }
         let row = |(rank, ix): (usize, &RuleIx)| {
@@ -232,6 +242,11 @@ impl Snapshot {
                 targets: self.targets(*ix),
                 chosen_by: rule.choice.iter().flat_map(|choice| choice.texts()).collect(),
                 actions: texts(rule.actions.as_ref()),
+                terms: rule
+                    .terms
+                    .as_ref()
+                    .map(|terms| terms.text())
+                    .unwrap_or_default(),
             }
         };
         port.routes.rules().iter().enumerate().map(row).collect()
@@ -267,7 +282,7 @@ impl Snapshot {
 
     /// Rows of `mesh config endpoints`.
     pub fn describe_endpoints(&self, now: MonoNanos) -> Vec<EndpointRow> {
-        let ports = self.service_ports().iter();
+        let ports = self.service_ports();
         ports
             .flat_map(|port| self.endpoint_rows(port, port.all, now))
             .collect()
@@ -305,6 +320,7 @@ impl Snapshot {
                 weight: endpoint.weight,
                 state: match standing {
                     _ if !endpoint.healthy => "unready",
+                    _ if live.health().is_some_and(Finding::is_sick) => "unhealthy",
                     Standing::InRotation => "ready",
                     Standing::Probing => "probing",
                     Standing::Ejected { .. } => "ejected",
@@ -315,6 +331,9 @@ impl Snapshot {
                     }
                     Standing::InRotation | Standing::Probing => None,
                 },
+                check: live.health().map(|finding| finding.to_string()),
+                locality: endpoint.locality.clone(),
+                priority: endpoint.priority,
                 in_flight: live.in_flight(),
                 requests,
                 failures,
@@ -327,7 +346,7 @@ impl Snapshot {
 
     /// Rows of `mesh config policies`.
     pub fn describe_policies(&self) -> Vec<PolicyRow> {
-        let versions = self.service_ports().iter().flat_map(|port| {
+        let versions = self.service_ports().flat_map(|port| {
             port.versions
                 .iter()
                 .map(move |ix| (port, self.version(*ix)))

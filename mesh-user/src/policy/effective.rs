@@ -5,12 +5,17 @@
 
 use std::time::Duration;
 
+mod balancing;
+
+pub use balancing::Balancing;
+
 use super::{
     describe::{Origin, PolicyRow},
     retry::ON_DEFAULT,
 };
 use crate::model::{
-    Balance, BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy,
+    AdaptivePolicy, Balance, BreakerPolicy, ChangeAction, ConnectionPolicy, EjectionPolicy,
+    HedgePolicy, OnChange, Policy, RateLimitPolicy, RetryBudget, RetryOn, RetryPolicy,
 };
 
 /// Whole request: Envoy's route time-out.
@@ -44,6 +49,8 @@ pub struct Effective {
     pub(super) limits_of: Option<usize>,
     /// Balancing.
     pub balance: Sourced<Balance>,
+    /// Its parameters, locality and health checks; none when no policy says any.
+    pub balancing: Option<Box<Balancing>>,
     /// Request time-out; zero: none.
     pub request: Sourced<Duration>,
     /// Connect time-out; never zero.
@@ -52,6 +59,16 @@ pub struct Effective {
     pub idle: Sourced<Duration>,
     /// Retries.
     pub retries: Sourced<Option<RetryPolicy>>,
+    /// Which share of the requests may be retries.
+    pub retry_budget: Sourced<Option<RetryBudget>>,
+    /// Hedges.
+    pub hedge: Sourced<Option<HedgePolicy>>,
+    /// A cap of requests that follows the latency.
+    pub adaptive: Sourced<Option<AdaptivePolicy>>,
+    /// How long connections are used.
+    pub connection: Sourced<ConnectionPolicy>,
+    /// What becomes of long connections when what they go to changes.
+    pub on_change: Sourced<OnChange>,
     /// Protocols that may be upgraded to; none: any.
     pub upgrades: Sourced<Option<Vec<String>>>,
 }
@@ -76,7 +93,10 @@ impl Effective {
                 from: *from,
             }),
             limits_of: limits.map(|(_, at, _)| *at),
-            balance: first(&apply, Balance::default(), |policy| policy.balance),
+            balance: first(&apply, Balance::default(), |policy| {
+                policy.balance.as_ref().map(|balance| balance.algorithm)
+            }),
+            balancing: Balancing::new(&apply),
             request: first(&apply, REQUEST_DEFAULT, |policy| policy.timeouts.request),
             connect: first(&apply, CONNECT_DEFAULT, |policy| {
                 let connect = policy.timeouts.connect?;
@@ -88,6 +108,13 @@ impl Effective {
             }),
             idle: first(&apply, IDLE_DEFAULT, |policy| policy.timeouts.idle),
             retries: first(&apply, None, |policy| policy.retries.clone().map(Some)),
+            retry_budget: first(&apply, None, |policy| policy.retry_budget.map(Some)),
+            hedge: first(&apply, None, |policy| policy.hedge.map(Some)),
+            adaptive: first(&apply, None, |policy| policy.adaptive.map(Some)),
+            connection: first(&apply, ConnectionPolicy::default(), |policy| {
+                policy.connection
+            }),
+            on_change: first(&apply, OnChange::default(), |policy| policy.on_change),
             upgrades: first(&apply, None, |policy| policy.upgrades.clone().map(Some)),
         }
     }
@@ -139,17 +166,15 @@ impl Effective {
                 "",
             );
         }
-        let balance = match self.balance.value {
-            Balance::LeastRequest => "least-request",
-            Balance::RoundRobin => "round-robin",
-            Balance::Random => "random",
-        };
         rows.add(
             "balance",
-            balance,
+            self.balance.value.label(),
             self.balance.from,
             "a slow endpoint gets less",
         );
+        if let Some(balancing) = &self.balancing {
+            balancing.rows(&mut rows);
+        }
         rows.time("timeout.request", self.request, "Envoy's default");
         rows.time("timeout.connect", self.connect, "Envoy's default");
         rows.time("timeout.idle", self.idle, "Envoy's default");
@@ -157,6 +182,7 @@ impl Effective {
             Some(policy) => rows.retries(policy, self.retries.from),
             None => rows.add("retries", "off", self.retries.from, "only where asked for"),
         }
+        self.resilience_rows(&mut rows);
         let upgrades = match &self.upgrades.value {
             None => "any but h2c".to_owned(),
             Some(protocols) if protocols.is_empty() => "none".to_owned(),
@@ -164,6 +190,73 @@ impl Effective {
         };
         rows.add("upgrades", upgrades, self.upgrades.from, "the endpoint decides");
         rows.rows
+    }
+}
+
+impl Effective {
+    fn resilience_rows(&self, rows: &mut Rows<'_>) {
+        const ASKED: &str = "only where asked for";
+        let budget = self.retry_budget.value.map(|budget| {
+            let over = match budget.interval {
+                None => format!("of the requests in flight, at least {}", budget.floor),
+                Some(interval) => format!(
+                    "of the requests in {}, at least {} a second",
+                    span(interval),
+                    budget.floor
+                ),
+            };
+            format!("{} % {over}", budget.percent)
+        });
+        let budget = budget.as_deref().unwrap_or("off");
+        rows.add(
+            "breaker.retry-budget",
+            budget,
+            self.retry_budget.from,
+            ASKED,
+        );
+        let adaptive = self.adaptive.value.map(|adaptive| {
+            format!(
+                "{} to {}, each {}, tolerance {} %, measured each {}",
+                adaptive.min,
+                adaptive.max,
+                span(adaptive.window),
+                adaptive.tolerance,
+                span(adaptive.remember)
+            )
+        });
+        let adaptive = adaptive.as_deref().unwrap_or("off");
+        rows.add("breaker.adaptive", adaptive, self.adaptive.from, ASKED);
+        let hedge = self.hedge.value.map(|hedge| {
+            let after = hedge
+                .after
+                .map_or_else(|| "the per-try time-out".to_owned(), span);
+            let methods = match hedge.non_idempotent {
+                true => "every method",
+                false => "idempotent methods",
+            };
+            format!("after {after}, at most {}, {methods}", hedge.max)
+        });
+        let hedge = hedge.as_deref().unwrap_or("off");
+        rows.add("hedge", hedge, self.hedge.from, ASKED);
+        let (connection, from) = (self.connection.value, self.connection.from);
+        let requests = match connection.requests_max {
+            0 => "no limit".to_owned(),
+            max => max.to_string(),
+        };
+        rows.add("connection.max-requests", requests, from, "as Envoy");
+        let age = match connection.age_max {
+            Duration::ZERO => "no limit".to_owned(),
+            age => format!("{} + {} %", span(age), connection.age_jitter),
+        };
+        rows.add("connection.max-age", age, from, "as Envoy");
+        let on_change = self.on_change.value;
+        let action = match on_change.action {
+            ChangeAction::Keep => "keep".to_owned(),
+            ChangeAction::Drain => format!("drain within {}", span(on_change.deadline)),
+            ChangeAction::Close => "close".to_owned(),
+        };
+        let why = "a change of a rule breaks nobody's connection";
+        rows.add("on-change", action, self.on_change.from, why);
     }
 }
 
@@ -193,6 +286,7 @@ impl Rows<'_> {
     }
 
     fn ejection(&mut self, policy: &EjectionPolicy, from: Origin) {
+        let off = || "off".to_owned();
         let count = |count: u32| {
             if count == 0 {
                 "off".to_owned()
@@ -212,6 +306,53 @@ impl Rows<'_> {
             ("max", span(policy.max)),
             ("max-percent", format!("{} %", policy.max_percent)),
             ("probe", policy.probe.to_string()),
+            ("enforcing-5xx", format!("{} %", policy.enforcing_5xx)),
+            (
+                "enforcing-gateway",
+                format!("{} %", policy.enforcing_gateway),
+            ),
+            (
+                "enforcing-local-origin",
+                format!("{} %", policy.enforcing_local_origin),
+            ),
+            ("max-jitter", span(policy.jitter_max)),
+            ("always-one", policy.always_one.to_string()),
+            (
+                "success-rate",
+                policy.success_rate.map_or_else(off, |rate| {
+                    format!(
+                        "mean - {} x deviation, of {} hosts with {} requests, enforcing {} %",
+                        f64::from(rate.factor_milli) / 1_000.0,
+                        rate.hosts_min,
+                        rate.volume_min,
+                        rate.enforcing
+                    )
+                }),
+            ),
+            (
+                "failure-percentage",
+                policy.failure_percentage.map_or_else(off, |rate| {
+                    format!(
+                        "{} %, of {} hosts with {} requests, enforcing {} %",
+                        rate.threshold, rate.hosts_min, rate.volume_min, rate.enforcing
+                    )
+                }),
+            ),
+            (
+                "latency",
+                policy.latency.map_or_else(off, |latency| {
+                    format!(
+                        "{} % quantile above {} x the median and by {}, of {} hosts with {} \
+                         requests, enforcing {} %",
+                        latency.quantile,
+                        f64::from(latency.factor_milli) / 1_000.0,
+                        span(latency.difference_min),
+                        latency.hosts_min,
+                        latency.volume_min,
+                        latency.enforcing
+                    )
+                }),
+            ),
         ] {
             self.add(&format!("breaker.ejection.{field}"), value, from, "");
         }
@@ -225,6 +366,16 @@ impl Rows<'_> {
         };
         let mut on: Vec<String> = on.iter().map(|on| on_name(*on).to_owned()).collect();
         on.extend(policy.statuses.iter().map(u16::to_string));
+        on.extend(
+            policy
+                .headers
+                .iter()
+                .map(|(name, _)| format!("header {name}")),
+        );
+        let resets = match policy.reset_headers.as_slice() {
+            [] => "none".to_owned(),
+            names => format!("{}, at most {}", names.join(", "), span(policy.reset_max)),
+        };
         let methods = if policy.non_idempotent {
             "every method"
         } else {
@@ -239,6 +390,15 @@ impl Rows<'_> {
             ("on", on.join(", ")),
             ("methods", methods.to_owned()),
             ("backoff", span(policy.backoff)),
+            ("reset-headers", resets),
+            (
+                "attempt-header",
+                policy
+                    .attempt_header
+                    .as_deref()
+                    .unwrap_or("none")
+                    .to_owned(),
+            ),
         ] {
             self.add(&format!("retries.{field}"), value, from, "");
         }
@@ -253,6 +413,14 @@ const fn on_name(on: RetryOn) -> &'static str {
         RetryOn::GatewayError => "gateway-error",
         RetryOn::ServerError => "server-error",
         RetryOn::PerTryTimeout => "per-try-timeout",
+        RetryOn::ResetBeforeRequest => "reset-before-request",
+        RetryOn::Retriable4xx => "retriable-4xx",
+        RetryOn::RateLimited => "rate-limited",
+        RetryOn::Cancelled => "cancelled",
+        RetryOn::DeadlineExceeded => "deadline-exceeded",
+        RetryOn::Internal => "internal",
+        RetryOn::ResourceExhausted => "resource-exhausted",
+        RetryOn::Unavailable => "unavailable",
     }
 }
 
@@ -272,7 +440,7 @@ fn limit_text(limit: &RateLimitPolicy) -> String {
 }
 
 /// `15s`, `250ms`, `1h`: as the configuration has it.
-fn span(span: Duration) -> String {
+pub(super) fn span(span: Duration) -> String {
     let nanos = span.as_nanos();
     for (unit, name) in [
         (3_600_000_000_000, "h"),
@@ -284,6 +452,9 @@ fn span(span: Duration) -> String {
         if nanos > 0 && nanos.is_multiple_of(unit) {
             return format!("{}{name}", nanos / unit);
         }
+    }
+    if nanos == 0 {
+        return "0s".to_owned();
     }
     format!("{nanos}ns")
 }

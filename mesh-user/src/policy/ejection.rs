@@ -15,9 +15,13 @@
 //! - An endpoint's state is shared by all versions that contain it: ejected from one, it is out of
 //!   all. The version that ejected it brings it back.
 //!
+//! - Success rate, failure percentage and latency are judged at a sweep, over what happened since
+//!   the sweep before, among the endpoints that were in rotation.
+//!
 //! Counting is lock-free; ejecting and sweeping, which are rare, take the lock of the service port.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -28,10 +32,16 @@ use std::{
 
 use serde::Serialize;
 
-use super::snapshot::{EndpointState, Outcome};
+use super::{
+    balance,
+    rng::Rng,
+    snapshot::{EndpointState, Outcome},
+};
 use crate::{clock::MonoNanos, model::EjectionPolicy};
 
+mod latency;
 mod live;
+mod rate;
 
 pub(super) use live::{InFlight, tally, tally_many};
 pub use live::{Live, Standing};
@@ -55,6 +65,8 @@ pub struct Ejection {
 struct Clock {
     id: u64,
     next_sweep: AtomicU64,
+    /// By endpoint: what had been counted at the last sweep.
+    marks: Mutex<HashMap<u64, rate::Mark>>,
 }
 
 /// An endpoint left or returned.
@@ -101,6 +113,16 @@ pub enum Detector {
     ConsecutiveLocalOrigin,
     /// The probing request after a return failed.
     Probe,
+    /// `success-rate`.
+    SuccessRate,
+    /// `success-rate`, of failures that never reached an answer.
+    LocalOriginSuccessRate,
+    /// `failure-percentage`.
+    FailurePercentage,
+    /// `failure-percentage`, of failures that never reached an answer.
+    LocalOriginFailurePercentage,
+    /// `latency`.
+    Latency,
 }
 
 impl Ejection {
@@ -118,6 +140,7 @@ impl Ejection {
                 Arc::new(Clock {
                     id: super::next_id(),
                     next_sweep: AtomicU64::new(first_sweep),
+                    marks: Mutex::default(),
                 })
             },
             |previous| Arc::clone(&previous.shared),
@@ -164,7 +187,31 @@ impl Ejection {
                 }
             };
         }
-        self.eject(endpoint, members, failed?, now)
+        let by = failed?;
+        if !self.is_enforced(by, endpoint, now) {
+            endpoint.live.reset_counts();
+            return None;
+        }
+        self.eject(endpoint, members, by, now)
+    }
+
+    /// Whether this one of the endpoints that a detector finds is ejected.
+    fn is_enforced(&self, by: Detector, endpoint: &EndpointState, now: MonoNanos) -> bool {
+        let policy = &self.policy;
+        let percent = match by {
+            Detector::Consecutive5xx => policy.enforcing_5xx,
+            Detector::ConsecutiveGateway => policy.enforcing_gateway,
+            Detector::ConsecutiveLocalOrigin => policy.enforcing_local_origin,
+            Detector::Probe => 100,
+            Detector::SuccessRate | Detector::LocalOriginSuccessRate => {
+                policy.success_rate.map_or(0, |rate| rate.enforcing)
+            }
+            Detector::FailurePercentage | Detector::LocalOriginFailurePercentage => {
+                policy.failure_percentage.map_or(0, |rate| rate.enforcing)
+            }
+            Detector::Latency => policy.latency.map_or(0, |latency| latency.enforcing),
+        };
+        percent >= 100 || chance(endpoint, now).below(100) < u32::from(percent)
     }
 
     /// Counts; the detector that reached its limit.
@@ -208,8 +255,19 @@ impl Ejection {
         by: Detector,
         now: MonoNanos,
     ) -> Option<Change> {
-        let live = &endpoint.live;
         let _held = lock(&self.port);
+        self.eject_held(endpoint, members, by, now)
+    }
+
+    /// The same with the lock of the port held.
+    fn eject_held(
+        &self,
+        endpoint: &EndpointState,
+        members: &[Arc<EndpointState>],
+        by: Detector,
+        now: MonoNanos,
+    ) -> Option<Change> {
+        let live = &endpoint.live;
         // Another core was first.
         if live.ejected_until.load(Relaxed) != 0 {
             return None;
@@ -224,12 +282,14 @@ impl Ejection {
         }
         let times = self.next_times(live.times.load(Relaxed));
         let span = self.policy.base.saturating_mul(times).min(self.longest());
+        let span = span.saturating_add(self.jitter(endpoint, now));
         live.times.store(times, Relaxed);
         live.owner.store(self.id(), Relaxed);
         live.probe.store(PROBE_NONE, Relaxed);
         live.ejections.fetch_add(1, Relaxed);
         // Never 0, which means «in rotation».
         live.ejected_until.store(now.after(span).0.max(1), Relaxed);
+        balance::changed();
         let for_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         Some(self.change(endpoint, What::Ejected { by, for_ms }))
     }
@@ -243,6 +303,12 @@ impl Ejection {
         } else {
             times.max(1)
         }
+    }
+
+    /// Anywhere in [0, the longest jitter], in milliseconds as Envoy's.
+    fn jitter(&self, endpoint: &EndpointState, now: MonoNanos) -> Duration {
+        let most = u32::try_from(self.policy.jitter_max.as_millis()).unwrap_or(u32::MAX - 1);
+        Duration::from_millis(chance(endpoint, now).below(most.saturating_add(1)).into())
     }
 
     fn longest(&self) -> Duration {
@@ -259,7 +325,8 @@ impl Ejection {
             usable += 1;
             out += u64::from(member.live.ejected_until.load(Relaxed) != 0);
         }
-        out < allowed(usable, self.policy.max_percent)
+        let always = u64::from(self.policy.always_one);
+        out < allowed(usable, self.policy.max_percent).max(always)
     }
 
     fn change(&self, endpoint: &EndpointState, what: What) -> Change {
@@ -285,10 +352,14 @@ impl Ejection {
             next
         };
         self.shared.next_sweep.store(next.0, Relaxed);
-        members
-            .iter()
-            .filter_map(|member| self.sweep_one(member, now))
-            .collect()
+        // Who returns now was not in rotation in the interval that is judged.
+        let mut changes = self.judge(members, now);
+        changes.extend(
+            members
+                .iter()
+                .filter_map(|member| self.sweep_one(member, now)),
+        );
+        changes
     }
 
     fn sweep_one(&self, endpoint: &EndpointState, now: MonoNanos) -> Option<Change> {
@@ -323,6 +394,7 @@ impl Ejection {
             Relaxed,
         );
         live.ejected_until.store(0, Relaxed);
+        live.returned(now);
         Some(self.change(endpoint, What::Returned))
     }
 }
@@ -353,9 +425,16 @@ fn reached(count: &AtomicU32, limit: u32) -> bool {
     limit > 0 && count.fetch_add(1, Relaxed) + 1 >= limit
 }
 
+/// Randomness without a source: of the endpoint and the moment.
+fn chance(endpoint: &EndpointState, now: MonoNanos) -> Rng {
+    Rng::new(now.0 ^ endpoint.id.rotate_left(40))
+}
+
 fn lock(port: &Mutex<()>) -> MutexGuard<'_, ()> {
     port.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[cfg(test)]
+mod rate_tests;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
     action::{Asked, Then},
-    balance::candidates,
+    balance::{self, candidates},
     breaker::Gauges,
     describe::{EndpointRow, TargetRow},
     rate_limit,
@@ -50,6 +50,8 @@ pub struct Explanation {
     pub next: Option<Arc<str>>,
     /// Endpoints of that version with their state.
     pub endpoints: Vec<EndpointRow>,
+    /// How one of them is chosen, when there is more to it than an algorithm.
+    pub balance: String,
     /// Rate limits: what they would say now. Nothing is spent.
     pub limits: Vec<LimitState>,
     /// Caps of the version.
@@ -141,6 +143,22 @@ pub fn explain<H: HeaderView>(
     )
 }
 
+/// Explains a TLS connection that is passed on as it is, by the server name that its client means.
+/// `cursors` are not moved.
+pub fn explain_tls(
+    snapshot: &Snapshot,
+    port: PortIx,
+    source: Option<SourceIx>,
+    sni: Option<&str>,
+    cursors: &Cursors,
+    now: MonoNanos,
+) -> Explanation {
+    let mut recorder = Recorder::new(snapshot);
+    let cursors = &mut cursors.clone();
+    let decided = route::decide_tls(snapshot, port, source, sni, cursors, &mut recorder);
+    finish::<HeaderList>(snapshot, port, source, None, decided, recorder, now)
+}
+
 /// Explains an opaque connection. `cursors` are not moved.
 pub fn explain_tcp(
     snapshot: &Snapshot,
@@ -205,6 +223,12 @@ fn finish<H: HeaderView>(
         next: version.map(|version| Arc::clone(&version.name)),
         endpoints: sent
             .map(|plan| snapshot.endpoint_rows(port, plan.version, now))
+            .unwrap_or_default(),
+        balance: sent
+            .map(|plan| {
+                let key = balance::key(snapshot, &plan, source.into(), request);
+                balance::describe(snapshot.version(plan.version), key)
+            })
             .unwrap_or_default(),
         caps: version.map(|version| version.breaker.caps()),
         gauges: version.map(|version| version.breaker.gauges()),

@@ -71,6 +71,7 @@ pub(super) fn port(name: &str, number: u16, protocol: Protocol) -> Port {
         target: 8080,
         protocol,
         path: PathChoice::Auto,
+        tls: None,
     }
 }
 
@@ -100,7 +101,7 @@ pub(super) fn policy() -> Policy {
 
 pub(super) fn balanced(balance: Balance) -> Policy {
     Policy {
-        balance: Some(balance),
+        balance: Some(balance.into()),
         ..policy()
     }
 }
@@ -120,9 +121,9 @@ pub(super) fn workload(name: &str, pairs: &[(&str, &str)]) -> Workload {
 
 pub(super) fn model(service: Service, rules: Vec<Rule>, policies: Vec<Policy>) -> Model {
     Model {
-        services: vec![service],
-        rules,
-        policies,
+        services: vec![service].into(),
+        rules: rules.into(),
+        policies: policies.into(),
         ..Model::default()
     }
 }

@@ -13,19 +13,21 @@ use std::{
 };
 
 use super::{
-    PortIx, Reject, Snapshot, SourceIx, VersionIx, balance,
+    PortIx, Reject, Snapshot, SourceIx, VersionIx,
+    arena::Shards,
+    balance,
     breaker::Breaker,
-    compile::{Carry, LimiterKey},
+    compile::{LimiterKey, no_routes},
     effective::Effective,
     rate_limit::Limiter,
     retry::RetryPlan,
-    route::RouteTable,
     snapshot::{PortPlan, VersionPlan},
 };
 use crate::{
     clock::MonoNanos,
     model::{
-        BreakerPolicy, Inbound, Model, Protocol, SecondPass, SourceMatch, Tags, Workload,
+        BreakerPolicy, Endpoint, Inbound, Model, Protocol, SecondPass, Service, SourceMatch, Tags,
+        Workload,
         inbound::{InboundAction, InboundPorts, InboundRule, PeerMatch},
         kernel_table::Path,
         selects,
@@ -33,7 +35,7 @@ use crate::{
 };
 
 /// What an inbound port has beside what every port has.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct InboundPlan {
     /// The workload, `namespace/name`.
     pub workload: Arc<str>,
@@ -65,23 +67,21 @@ pub(super) struct InboundTable {
     rest: PortIx,
 }
 
-/// An endpoint of the model as a source of connections.
-#[derive(Debug)]
-pub(super) struct KnownPeer {
-    namespace: Arc<str>,
-    identity: Option<Arc<str>>,
-    tags: Tags,
-}
-
 /// Everything about inbound connections that is looked up.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct InboundIndex {
     /// By workload.
-    tables: HashMap<Arc<str>, InboundTable>,
-    /// Endpoints, by address; empty when no rule asks about sources.
-    peers: HashMap<IpAddr, KnownPeer>,
-    /// What services say is spoken at an endpoint; empty when nothing is captured.
-    protocols: HashMap<(IpAddr, u16), Protocol>,
+    tables: Arc<HashMap<Arc<str>, InboundTable>>,
+    /// The inbound ports.
+    ports: Arc<[PortIx]>,
+    limiters: Arc<HashMap<LimiterKey, Vec<Arc<Limiter>>>>,
+    /// Endpoints of the model, by address: the service's place and the endpoint's, in the order of
+    /// the model. Empty when no workload has a rule.
+    endpoints: Shards<IpAddr, Arc<[(u32, u32)]>>,
+    /// Whether `endpoints` is filled.
+    filled: bool,
+    /// Whether a rule asks about sources.
+    asks: bool,
     /// Whether any connection between workloads of this node may have to be judged.
     any: bool,
 }
@@ -149,12 +149,29 @@ impl Snapshot {
 
     /// What is spoken at an address of an application, by the services that have it as an endpoint.
     pub fn inbound_protocol(&self, at: SocketAddr) -> Protocol {
-        let at = (at.ip().to_canonical(), at.port());
-        self.inbound
-            .protocols
-            .get(&at)
-            .copied()
-            .unwrap_or(Protocol::Auto)
+        let spoken = |(service, endpoint): (&Service, &Endpoint)| {
+            // Of two services that disagree the first counts.
+            let mut ports = service.ports.iter();
+            let port = ports.find(|port| {
+                *endpoint.ports.get(&port.name).unwrap_or(&port.target) == at.port()
+            });
+            port.map(|port| port.protocol)
+        };
+        let mut known = self.known_endpoints(at.ip());
+        known.find_map(spoken).unwrap_or(Protocol::Auto)
+    }
+
+    /// The endpoints at an address, in the order of the model.
+    fn known_endpoints(
+        &self,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = (&Service, &Endpoint)> + Clone {
+        let known = self.inbound.endpoints.get(&ip.to_canonical());
+        let known = known.into_iter().flat_map(|known| known.iter());
+        known.filter_map(|(service, endpoint)| {
+            let service = &*self.units.get(*service as usize)?.service;
+            Some((service, service.endpoints.get(*endpoint as usize)?))
+        })
     }
 
     /// Whether a connection between two workloads of this node may have to be judged before it is
@@ -188,13 +205,17 @@ impl Snapshot {
                 tags: Some(&source.tags),
             };
         }
-        let known = self.inbound.peers.get(&address);
+        // Nobody asks: then nobody is looked for.
+        let asked = self.inbound.asks.then(|| self.known_endpoints(address));
+        let known = || asked.clone().into_iter().flatten();
+        let first = known().next();
         Peer {
             address,
             workload: None,
-            namespace: known.map(|known| &*known.namespace),
-            identity: known.and_then(|known| known.identity.as_deref()),
-            tags: known.map(|known| &known.tags),
+            namespace: first.map(|(service, _)| &*service.namespace),
+            // Of an address that is an endpoint twice: the first known one.
+            identity: known().find_map(|(_, endpoint)| endpoint.identity.as_deref()),
+            tags: first.map(|(_, endpoint)| &endpoint.tags),
         }
     }
 
@@ -227,16 +248,32 @@ impl Snapshot {
     }
 }
 
-/// Adds the inbound ports behind those of the services.
-pub(super) fn add(snapshot: &mut Snapshot, carry: &Carry<'_>, now: MonoNanos) {
-    let model = Arc::clone(&snapshot.model);
-    let mut index = InboundIndex::default();
+/// Compiles the inbound ports of all workloads.
+pub(super) fn compile(next: &mut Snapshot, old: &Snapshot, now: MonoNanos) {
+    let model = Arc::clone(&next.model);
+    let mut index = InboundIndex {
+        endpoints: std::mem::take(&mut next.inbound.endpoints),
+        filled: next.inbound.filled,
+        asks: asks(&model),
+        ..InboundIndex::default()
+    };
+    let mut carry = HashMap::new();
+    for ix in old.inbound.ports.iter() {
+        if let Some(inbound) = &old.port(*ix).inbound {
+            let rule = inbound.rule.as_deref().map(str::to_owned);
+            carry.insert((inbound.workload.to_string(), rule), *ix);
+        }
+    }
+    let mut tables = HashMap::new();
+    let mut made = Made::default();
     for workload in model.workloads.iter().filter(|workload| workload.capture) {
         let key: Arc<str> = workload.key().into();
         let actions = InboundPorts::of(workload, &model.inbound);
         let mut compiler = Compiler {
-            snapshot,
-            carry,
+            snapshot: next,
+            old,
+            carry: &mut carry,
+            made: &mut made,
             now,
             workload,
             key: &key,
@@ -251,18 +288,94 @@ pub(super) fn add(snapshot: &mut Snapshot, carry: &Carry<'_>, now: MonoNanos) {
             compiler.rules(&model.inbound, &mut table);
         }
         index.any |= table.actions != InboundPorts::default();
-        index.tables.insert(key, table);
+        tables.insert(key, table);
     }
-    if index.any {
-        index.protocols = protocols(&model);
-        index.peers = peers(&model);
+    for ix in carry.into_values() {
+        next.versions.remove(old.port(ix).all.0);
+        next.ports.remove(ix.0);
     }
-    snapshot.inbound = index;
+    index.tables = Arc::new(tables);
+    index.ports = made.ports.into();
+    index.limiters = Arc::new(made.limiters);
+    next.inbound = index;
 }
+
+fn asks(model: &Model) -> bool {
+    let asks = |list: &[PeerMatch]| list.iter().any(|wanted| wanted.source.is_some());
+    let mut rules = model.inbound.iter();
+    rules.any(|rule| asks(&rule.allow) || asks(&rule.deny))
+}
+
+/// Brings the index of endpoints up to date. `compiled`: services that may have changed.
+pub(super) fn endpoints(next: &mut Snapshot, old: &Snapshot, compiled: &[usize]) {
+    let mut index = std::mem::take(&mut next.inbound);
+    let filled = index.filled;
+    if !index.any {
+        (index.endpoints, index.filled) = (Shards::default(), false);
+        next.inbound = index;
+        return;
+    }
+    index.filled = true;
+    let mut edit = |ip: IpAddr, place: (u32, u32), there: bool| {
+        index.endpoints.change(ip.to_canonical(), |known| {
+            let mut all = known.map(|known| known.to_vec()).unwrap_or_default();
+            all.retain(|other| *other != place);
+            if there {
+                all.push(place);
+                all.sort_unstable();
+            }
+            (!all.is_empty()).then(|| all.into())
+        });
+    };
+    let mut follow = |at: usize, old: &[Endpoint], new: &[Endpoint]| {
+        for endpoint in 0..old.len().max(new.len()) {
+            let (one, two) = (old.get(endpoint), new.get(endpoint));
+            let (one, two) = (one.map(|e| e.address), two.map(|e| e.address));
+            if one == two {
+                continue;
+            }
+            let place = (at as u32, endpoint as u32);
+            if let Some(ip) = one {
+                edit(ip, place, false);
+            }
+            if let Some(ip) = two {
+                edit(ip, place, true);
+            }
+        }
+    };
+    let of = |snapshot: &Snapshot, at: usize| {
+        snapshot.units.get(at).map(|unit| Arc::clone(&unit.service))
+    };
+    if filled {
+        for at in compiled.iter().copied() {
+            let (one, two) = (of(old, at), of(next, at));
+            let one = one.as_deref().map_or(&[][..], |service| &service.endpoints);
+            let two = two.as_deref().map_or(&[][..], |service| &service.endpoints);
+            follow(at, one, two);
+        }
+    } else {
+        for (at, unit) in next.units.iter().enumerate() {
+            follow(at, &[], &unit.service.endpoints);
+        }
+    }
+    next.inbound = index;
+}
+
+/// What is made beside the plans.
+#[derive(Default)]
+struct Made {
+    ports: Vec<PortIx>,
+    limiters: HashMap<LimiterKey, Vec<Arc<Limiter>>>,
+}
+
+/// Previous inbound ports, by workload and rule.
+type Carried = HashMap<(String, Option<String>), PortIx>;
 
 struct Compiler<'a> {
     snapshot: &'a mut Snapshot,
-    carry: &'a Carry<'a>,
+    old: &'a Snapshot,
+    carry: &'a mut Carried,
+    made: &'a mut Made,
     now: MonoNanos,
     workload: &'a Workload,
     key: &'a Arc<str>,
@@ -303,9 +416,11 @@ impl Compiler<'_> {
     }
 
     fn port(&mut self, rule: Option<&InboundRule>) -> PortIx {
-        let ix = PortIx(self.snapshot.ports.len() as u32);
-        let version = self.version(ix, rule);
-        self.snapshot.ports.push(PortPlan {
+        let name = rule.map(|rule| rule.name.clone());
+        let known = self.carry.remove(&(self.key.to_string(), name));
+        let ix = known.unwrap_or_else(|| PortIx(self.snapshot.ports.reserve()));
+        let version = self.version(ix, rule, known.map(|ix| self.old.port(ix).all));
+        let plan = PortPlan {
             service: self.workload.name.as_str().into(),
             namespace: self.workload.namespace.as_str().into(),
             name: "inbound".into(),
@@ -314,10 +429,12 @@ impl Compiler<'_> {
             dial_from_node: false,
             path: Path::Proxy,
             path_reason: String::new(),
-            routes: RouteTable::default(),
+            routes: no_routes(),
             all: version,
             versions: vec![version],
             service_index: usize::MAX,
+            service_id: 0,
+            selects: Box::default(),
             ejection_lock: Arc::new(Mutex::new(())),
             key: Arc::clone(self.key),
             inbound: Some(InboundPlan {
@@ -326,14 +443,21 @@ impl Compiler<'_> {
                 allow: rule.map(|rule| rule.allow.clone()).unwrap_or_default(),
                 deny: rule.map(|rule| rule.deny.clone()).unwrap_or_default(),
             }),
-        });
+        };
+        self.snapshot.ports.set(ix.0, Arc::new(plan));
+        self.made.ports.push(ix);
         ix
     }
 
-    fn version(&mut self, port: PortIx, rule: Option<&InboundRule>) -> VersionIx {
-        let ix = VersionIx(self.snapshot.versions.len() as u32);
+    fn version(
+        &mut self,
+        port: PortIx,
+        rule: Option<&InboundRule>,
+        known: Option<VersionIx>,
+    ) -> VersionIx {
+        let ix = known.unwrap_or_else(|| VersionIx(self.snapshot.versions.reserve()));
         let name = rule.map(|rule| rule.name.as_str());
-        let carried = self.carry.inbound.get(&(&**self.key, name)).copied();
+        let carried = known.map(|ix| self.old.version(ix));
         let caps = rule.map(|rule| rule.caps).unwrap_or_default();
         let effective = Effective::inbound(BreakerPolicy {
             max_connections: caps.max_connections,
@@ -345,7 +469,7 @@ impl Compiler<'_> {
             |carried| Arc::clone(&carried.breaker),
         );
         let limits = rule.map(|rule| self.limits(rule)).unwrap_or_default();
-        self.snapshot.versions.push(VersionPlan {
+        let plan = VersionPlan {
             port,
             name: name.unwrap_or("*").into(),
             tags: Tags::new(),
@@ -358,10 +482,14 @@ impl Compiler<'_> {
             request_timeout: effective.request.value,
             connect_timeout: effective.connect.value,
             idle_timeout: effective.idle.value,
-            retry: RetryPlan { policy: None },
-            table: balance::Table::new(&[]),
+            retry: RetryPlan::default(),
+            budget: None,
+            adaptive: None,
+            table: balance::Table::default(),
             effective,
-        });
+        };
+        self.snapshot.versions.set(ix.0, Arc::new(plan));
+        self.snapshot.fresh.push(ix);
         ix
     }
 
@@ -375,7 +503,7 @@ impl Compiler<'_> {
                 Some(rule.name.clone()),
                 limit.name.clone(),
             );
-            let known = self.carry.limiters.and_then(|limiters| limiters.get(&key));
+            let known = self.old.inbound.limiters.get(&key);
             let carried = known
                 .into_iter()
                 .flatten()
@@ -383,56 +511,12 @@ impl Compiler<'_> {
             let limiter = carried
                 .cloned()
                 .unwrap_or_else(|| Arc::new(Limiter::new(limit, self.now)));
-            let taken = self.snapshot.limiters.entry(key).or_default();
+            let taken = self.made.limiters.entry(key).or_default();
             taken.push(Arc::clone(&limiter));
             made.push(limiter);
         }
         made
     }
-}
-
-/// Of two services that disagree the first counts.
-fn protocols(model: &Model) -> HashMap<(IpAddr, u16), Protocol> {
-    let mut found = HashMap::new();
-    for service in &model.services {
-        for endpoint in &service.endpoints {
-            for port in &service.ports {
-                let number = endpoint.ports.get(&port.name).unwrap_or(&port.target);
-                let at = (endpoint.address.to_canonical(), *number);
-                found.entry(at).or_insert(port.protocol);
-            }
-        }
-    }
-    found
-}
-
-/// Of an address that is an endpoint twice the first counts; its identity is the first known one.
-fn peers(model: &Model) -> HashMap<IpAddr, KnownPeer> {
-    let mut found: HashMap<IpAddr, KnownPeer> = HashMap::new();
-    let asks = |list: &[PeerMatch]| list.iter().any(|wanted| wanted.source.is_some());
-    if !model
-        .inbound
-        .iter()
-        .any(|rule| asks(&rule.allow) || asks(&rule.deny))
-    {
-        return found;
-    }
-    for service in &model.services {
-        let namespace: Arc<str> = service.namespace.as_str().into();
-        for endpoint in &service.endpoints {
-            let known = found
-                .entry(endpoint.address.to_canonical())
-                .or_insert_with(|| KnownPeer {
-                    namespace: Arc::clone(&namespace),
-                    identity: None,
-                    tags: endpoint.tags.clone(),
-                });
-            if known.identity.is_none() {
-                known.identity = endpoint.identity.as_deref().map(Into::into);
-            }
-        }
-    }
-    found
 }
 
 #[cfg(test)]

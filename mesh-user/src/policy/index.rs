@@ -112,6 +112,10 @@ impl Index {
         let mut used_sets = vec![false; sets.len()];
         let (mut headers_used, mut query_used) = (false, false);
         for (at, keys) in (0_u32..).zip(&keys) {
+            // Never a request's; the index of names has it.
+            if entries[at as usize].sni.is_some() {
+                continue;
+            }
             // The first of equally rare ones: they stand in the order of their look-up's cost.
             let Some(key) = keys.iter().min_by_key(|key| uses[&key.hash()]) else {
                 index.rest.push(at);

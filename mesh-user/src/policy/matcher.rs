@@ -6,6 +6,7 @@ use regex::bytes::Regex;
 
 use super::{
     HeaderView, RequestView, SourceIx,
+    sni::SniCond,
     value::{ValueCond, host_of, whole},
 };
 use crate::model::{Match, PathMatch, SourceMatch, selects};
@@ -145,6 +146,8 @@ pub(super) struct Entry {
     pub(super) authority: Option<ValueCond>,
     /// Index into the table's source sets.
     pub(super) source: Option<u32>,
+    /// Of a TLS connection that is passed on as it is.
+    pub(super) sni: Option<Box<SniCond>>,
 }
 
 impl Entry {
@@ -162,12 +165,13 @@ impl Entry {
             query: conditions(&from.query, |a, b| a == b),
             authority: from.authority.as_ref().map(ValueCond::new),
             source,
+            sni: SniCond::new(&from.sni),
         }
     }
 
     /// Holds for everything, known source or not.
     pub(super) fn is_catch_all(&self) -> bool {
-        !self.needs_http() && self.source.is_none()
+        !self.needs_http() && self.source.is_none() && self.sni.is_none()
     }
 
     pub(super) fn needs_http(&self) -> bool {
@@ -178,14 +182,27 @@ impl Entry {
             || self.authority.is_some()
     }
 
-    /// Cheapest conditions first.
+    /// For a connection of which only the source and, of TLS, the server name is known.
+    pub(super) fn holds_tls(
+        &self,
+        sets: &[SourceSet],
+        source: Option<SourceIx>,
+        sni: Option<&str>,
+    ) -> bool {
+        !self.needs_http()
+            && self.source.is_none_or(|set| sets[set as usize].has(source))
+            && self.sni.as_ref().is_none_or(|cond| cond.holds(sni))
+    }
+
+    /// Cheapest conditions first. A request has no server name.
     pub(super) fn holds<H: HeaderView>(
         &self,
         sets: &[SourceSet],
         source: Option<SourceIx>,
         request: &RequestView<'_, H>,
     ) -> bool {
-        self.source.is_none_or(|set| sets[set as usize].has(source))
+        self.sni.is_none()
+            && self.source.is_none_or(|set| sets[set as usize].has(source))
             && self.method_holds(request.method)
             && self
                 .path
@@ -210,12 +227,13 @@ impl Entry {
     }
 
     /// The first condition that does not hold, and how many held before it. `request` is none for
-    /// an opaque connection, for which no HTTP condition holds.
+    /// an opaque connection, for which no HTTP condition holds; `sni` is none unless it is TLS.
     pub(super) fn first_failure<'a, H: HeaderView>(
         &'a self,
         sets: &'a [SourceSet],
         source: Option<SourceIx>,
         request: Option<&RequestView<'_, H>>,
+        sni: Option<&str>,
     ) -> Option<(usize, Condition<'a>)> {
         let path = self.path.iter().map(|path| {
             (
@@ -245,11 +263,16 @@ impl Entry {
             let set = &sets[*set as usize];
             (set.has(source), Condition::Source(set))
         });
+        let names = self
+            .sni
+            .iter()
+            .map(|cond| (cond.holds(sni), Condition::Sni(cond)));
         path.chain(methods)
             .chain(headers)
             .chain(query)
             .chain(authority)
             .chain(sources)
+            .chain(names)
             .enumerate()
             .find_map(|(at, (holds, condition))| (!holds).then_some((at, condition)))
     }
@@ -275,7 +298,8 @@ impl Entry {
             .chain(headers)
             .chain(query)
             .chain(authority)
-            .chain(source);
+            .chain(source)
+            .chain(self.sni.iter().map(|cond| Condition::Sni(cond)));
         let texts: Vec<String> = all.map(|condition| condition.to_string()).collect();
         if texts.is_empty() {
             "always".to_owned()
@@ -306,6 +330,7 @@ pub(super) enum Condition<'a> {
     Query(&'a str, &'a ValueCond),
     Authority(&'a ValueCond),
     Source(&'a SourceSet),
+    Sni(&'a SniCond),
 }
 
 impl fmt::Display for Condition<'_> {
@@ -317,6 +342,7 @@ impl fmt::Display for Condition<'_> {
             Self::Query(name, cond) => write!(f, "query {name}: {cond}"),
             Self::Authority(cond) => write!(f, "authority {cond}"),
             Self::Source(set) => write!(f, "source {}", set.text),
+            Self::Sni(cond) => write!(f, "sni {cond}"),
         }
     }
 }

@@ -8,9 +8,12 @@
 //! (last, so that a refused request never spends a permit) -> forward -> [`Snapshot::record`].
 
 pub mod action;
+pub mod adaptive;
+pub mod arena;
 mod attribute;
 pub mod balance;
 pub mod breaker;
+pub mod budget;
 mod choice;
 mod compile;
 pub mod describe;
@@ -18,6 +21,9 @@ pub mod effective;
 pub mod ejection;
 pub mod explain;
 mod hash;
+pub mod health;
+pub mod held;
+mod histogram;
 pub mod inbound;
 mod index;
 mod matcher;
@@ -30,9 +36,12 @@ pub mod rng;
 pub mod route;
 pub mod session;
 mod slots;
+mod sni;
 pub mod snapshot;
 pub mod split;
 mod sticky;
+pub mod terms;
+mod unit;
 mod value;
 
 #[cfg(test)]

@@ -30,6 +30,11 @@ pub enum Reject {
     ConnectFailed,
     /// The endpoint did not connect within the connect time-out.
     ConnectTimeout,
+    /// The handshake with the endpoint failed.
+    UpstreamTls,
+    /// The endpoint's certificate is not accepted: expired, of a CA that is not trusted, or for
+    /// another name.
+    UpstreamUntrusted,
     /// The request time-out, or the last per-try time-out.
     UpstreamTimeout,
     /// The endpoint closed before it answered.
@@ -56,6 +61,12 @@ pub enum Reject {
     ConnectRefused,
     /// The policy does not allow the protocol that the request would change to.
     UpgradeRefused,
+    /// What should be TLS does not begin with a ClientHello, or with one that is malformed.
+    NotTls,
+    /// The ClientHello, or the whole handshake where TLS ends here, did not come in time.
+    TlsTimeout,
+    /// The handshake with the client failed.
+    TlsHandshake,
     /// The original destination is not known: refused, never guessed.
     UnknownDestination,
     /// The connection goes to the proxy itself.
@@ -64,12 +75,16 @@ pub enum Reject {
     WorkloadConnections,
     /// The node-wide limit of upstream dials.
     DialPermits,
+    /// The certificates, keys or CAs that a port or a policy names can't be used.
+    NoCertificate,
     /// The agent is shutting down.
     Draining,
     /// The workload closed before an answer.
     DownstreamClosed,
     /// An inbound rule of the destination forbids it.
     InboundDenied,
+    /// Its endpoint left the version, or the rule no longer sends there, and `on-change` ends it.
+    RouteChanged,
 }
 
 impl Reject {
@@ -87,6 +102,8 @@ impl Reject {
         Self::RateLimited,
         Self::ConnectFailed,
         Self::ConnectTimeout,
+        Self::UpstreamTls,
+        Self::UpstreamUntrusted,
         Self::UpstreamTimeout,
         Self::UpstreamClosed,
         Self::UpstreamReset,
@@ -100,13 +117,18 @@ impl Reject {
         Self::UnknownVersion,
         Self::ConnectRefused,
         Self::UpgradeRefused,
+        Self::NotTls,
+        Self::TlsTimeout,
+        Self::TlsHandshake,
         Self::UnknownDestination,
         Self::Loop,
         Self::WorkloadConnections,
         Self::DialPermits,
+        Self::NoCertificate,
         Self::Draining,
         Self::DownstreamClosed,
         Self::InboundDenied,
+        Self::RouteChanged,
     ];
 
     /// Its name in metrics, logs, `x-mesh-reject` and the docs.
@@ -144,6 +166,13 @@ impl Reject {
             Self::Draining => "draining",
             Self::DownstreamClosed => "downstream_closed",
             Self::InboundDenied => "inbound_denied",
+            Self::NotTls => "not_tls",
+            Self::TlsTimeout => "tls_timeout",
+            Self::TlsHandshake => "tls_handshake",
+            Self::NoCertificate => "no_certificate",
+            Self::UpstreamTls => "upstream_tls",
+            Self::UpstreamUntrusted => "upstream_untrusted",
+            Self::RouteChanged => "route_changed",
         }
     }
 
@@ -162,13 +191,17 @@ impl Reject {
             | Self::UpstreamReset
             | Self::WorkloadConnections
             | Self::DialPermits
+            | Self::NoCertificate
+            | Self::UpstreamTls
+            | Self::UpstreamUntrusted
+            | Self::RouteChanged
             | Self::Draining => 503,
             Self::RateLimited => 429,
             Self::InboundDenied | Self::UpgradeRefused => 403,
             Self::ConnectTimeout | Self::UpstreamTimeout => 504,
             Self::UpstreamMalformed | Self::UnknownDestination => 502,
-            Self::BadRequest => 400,
-            Self::HeaderTimeout | Self::BodyTimeout => 408,
+            Self::BadRequest | Self::NotTls | Self::TlsHandshake => 400,
+            Self::HeaderTimeout | Self::BodyTimeout | Self::TlsTimeout => 408,
             Self::HeadTooLarge => 431,
             Self::TargetTooLong => 414,
             Self::UnknownCoding => 501,
@@ -196,7 +229,12 @@ impl Reject {
             | Self::NoWeight
             | Self::InvalidBackend
             | Self::FilterUnresolved => 13,
-            Self::HeaderTimeout | Self::BodyTimeout | Self::DownstreamClosed => 1,
+            Self::HeaderTimeout
+            | Self::BodyTimeout
+            | Self::NotTls
+            | Self::TlsTimeout
+            | Self::TlsHandshake
+            | Self::DownstreamClosed => 1,
             Self::NoEndpoint
             | Self::NoHealthyEndpoint
             | Self::OverflowConnections
@@ -208,6 +246,10 @@ impl Reject {
             | Self::UnknownDestination
             | Self::WorkloadConnections
             | Self::DialPermits
+            | Self::NoCertificate
+            | Self::UpstreamTls
+            | Self::UpstreamUntrusted
+            | Self::RouteChanged
             | Self::Draining => 14,
         }
     }
@@ -220,9 +262,12 @@ impl Reject {
             Self::OverflowConnections | Self::OverflowPending | Self::OverflowRequests => "UO",
             Self::RateLimited => "RL",
             Self::InboundDenied => "UAEX",
-            Self::ConnectFailed | Self::ConnectTimeout => "UF",
+            Self::ConnectFailed
+            | Self::ConnectTimeout
+            | Self::UpstreamTls
+            | Self::UpstreamUntrusted => "UF",
             Self::UpstreamTimeout => "UT",
-            Self::UpstreamClosed => "UC",
+            Self::UpstreamClosed | Self::RouteChanged => "UC",
             Self::UpstreamReset => "UR",
             Self::UpstreamMalformed => "UPE",
             Self::BadRequest
@@ -231,10 +276,16 @@ impl Reject {
             | Self::UnknownCoding
             | Self::UnknownVersion
             | Self::ConnectRefused
-            | Self::UpgradeRefused => "DPE",
-            Self::HeaderTimeout | Self::BodyTimeout => "SI",
+            | Self::UpgradeRefused
+            | Self::NotTls
+            | Self::TlsHandshake => "DPE",
+            Self::HeaderTimeout | Self::BodyTimeout | Self::TlsTimeout => "SI",
             Self::UnknownDestination => "NC",
-            Self::Loop | Self::WorkloadConnections | Self::DialPermits | Self::Draining => "LR",
+            Self::Loop
+            | Self::WorkloadConnections
+            | Self::DialPermits
+            | Self::NoCertificate
+            | Self::Draining => "LR",
             Self::DownstreamClosed => "DC",
         }
     }
@@ -287,6 +338,13 @@ impl Reject {
             Self::Draining => "the agent is shutting down",
             Self::DownstreamClosed => "the client closed before an answer",
             Self::InboundDenied => "an inbound rule of the workload does not let the client in",
+            Self::NotTls => "the connection does not begin with a TLS ClientHello",
+            Self::TlsTimeout => "the TLS handshake did not arrive in time",
+            Self::TlsHandshake => "the TLS handshake with the client failed",
+            Self::NoCertificate => "the certificates of the port or policy can't be used",
+            Self::UpstreamTls => "the TLS handshake with the endpoint failed",
+            Self::UpstreamUntrusted => "the endpoint's certificate is not accepted",
+            Self::RouteChanged => "the configuration no longer sends to the endpoint",
         }
     }
 }

@@ -16,7 +16,9 @@ use super::{
     matcher::{Entry, SourceSet},
     request::HeaderList,
     session::Resumed,
+    sni::SniIndex,
     split::{Cursors, Split},
+    terms::RuleTerms,
 };
 use crate::model::{Match, Rule, SourceMatch};
 
@@ -35,10 +37,14 @@ pub struct RouteTable {
     tcp: Vec<Option<u32>>,
     /// The same for an unknown source.
     tcp_unknown: Option<u32>,
+    /// The rank of the first rule that matches every request.
+    catch_all: Option<u32>,
+    /// What asks for a server name.
+    sni: SniIndex,
 }
 
 /// One rule, compiled.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RulePlan {
     /// Its name.
     pub name: Arc<str>,
@@ -51,7 +57,9 @@ pub struct RulePlan {
     /// What happens besides; none: nothing, at no target either.
     pub actions: Option<Arc<ActionPlan>>,
     /// How a target is chosen when not in turn.
-    pub(super) choice: Option<Box<Choice>>,
+    pub(super) choice: Option<Arc<Choice>>,
+    /// Its time-outs and retries, where it says something of them.
+    pub(super) terms: Option<Box<RuleTerms>>,
 }
 
 /// One target of a rule, compiled.
@@ -107,6 +115,9 @@ impl RouteTable {
         }
         table.index = Index::new(&table.entries, &table.sets, sources.len());
         table.index_tcp(sources.len() as u32);
+        let all = table.entries.iter().find(|entry| entry.is_catch_all());
+        table.catch_all = all.map(|entry| entry.rank);
+        table.sni = SniIndex::new(&table.entries);
         table
     }
 
@@ -120,10 +131,14 @@ impl RouteTable {
         self.rules.is_empty()
     }
 
+    /// Whether any rule asks for the server name of a TLS connection.
+    pub fn by_server_name(&self) -> bool {
+        !self.sni.is_empty()
+    }
+
     /// The first rule that matches every request, and so takes what no condition speaks of.
     pub(super) fn catch_all(&self) -> Option<RuleIx> {
-        let entry = self.entries.iter().find(|entry| entry.is_catch_all())?;
-        Some(self.rules[entry.rank as usize])
+        Some(self.rules[self.catch_all? as usize])
     }
 
     /// The alternatives of the rule at a place of the order, for people. None: matches always.
@@ -167,6 +182,7 @@ impl RouteTable {
         &self,
         source: Option<SourceIx>,
         request: Option<&RequestView<'_, H>>,
+        sni: Option<&str>,
         observer: &mut impl Observer,
     ) -> Option<u32> {
         for alternatives in self.entries.chunk_by(|a, b| a.rank == b.rank) {
@@ -174,7 +190,7 @@ impl RouteTable {
             let rule = self.rules[rank as usize];
             let failures = alternatives
                 .iter()
-                .map(|entry| entry.first_failure(&self.sets, source, request));
+                .map(|entry| entry.first_failure(&self.sets, source, request, sni));
             // The alternative that came furthest, the first of equals; none that fails: a match.
             let mut furthest = None;
             let mut matched = false;
@@ -199,9 +215,14 @@ impl RouteTable {
         None
     }
 
-    /// Only the source can decide for an opaque connection, so the answers are few: kept ready.
+    /// Only the source can decide for an opaque connection without a server name, so the answers
+    /// are few: kept ready.
     fn index_tcp(&mut self, sources: u32) {
-        let entries: Vec<&Entry> = self.entries.iter().filter(|e| !e.needs_http()).collect();
+        let entries: Vec<&Entry> = self
+            .entries
+            .iter()
+            .filter(|e| !e.needs_http() && e.sni.is_none())
+            .collect();
         let first = |source: Option<SourceIx>| {
             let holds = |entry: &&&Entry| {
                 entry
@@ -221,6 +242,16 @@ impl RouteTable {
         match source {
             Some(SourceIx(at)) => self.tcp.get(at as usize).copied().flatten(),
             None => self.tcp_unknown,
+        }
+    }
+
+    fn find_tls(&self, source: Option<SourceIx>, sni: Option<&str>) -> Option<u32> {
+        let other = self.find_tcp(source);
+        match sni {
+            Some(name) if !self.sni.is_empty() => {
+                self.sni.find(&self.entries, &self.sets, source, name, other)
+            }
+            _ => other,
         }
     }
 }
@@ -253,7 +284,7 @@ pub fn decide<H: HeaderView>(
     let source = client.source;
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
-        table.watch(source, Some(request), observer)
+        table.watch(source, Some(request), None, observer)
     } else {
         table.find(source, request)
     };
@@ -276,9 +307,33 @@ pub fn decide_tcp(
     let source = client.source;
     let table = &snapshot.port(port).routes;
     let rank = if observer.active() {
-        table.watch::<HeaderList>(source, None, observer)
+        table.watch::<HeaderList>(source, None, None, observer)
     } else {
         table.find_tcp(source)
+    };
+    choose::<HeaderList>(snapshot, port, rank, (client, None), cursors, observer)
+}
+
+/// Decides for a TLS connection that is passed on as it is. `sni`: the server name that the client
+/// means, lower-case, without trailing dot; without one only rules that ask for none match.
+///
+/// # Errors
+/// As [`decide`].
+pub fn decide_tls(
+    snapshot: &Snapshot,
+    port: PortIx,
+    client: impl Into<Client>,
+    sni: Option<&str>,
+    cursors: &mut Cursors,
+    observer: &mut impl Observer,
+) -> Result<Plan, Reject> {
+    let client = client.into();
+    let source = client.source;
+    let table = &snapshot.port(port).routes;
+    let rank = if observer.active() {
+        table.watch::<HeaderList>(source, None, sni, observer)
+    } else {
+        table.find_tls(source, sni)
     };
     choose::<HeaderList>(snapshot, port, rank, (client, None), cursors, observer)
 }

@@ -9,10 +9,7 @@
 //! Numbers in a table mean something inside it alone (`kernel::apply` gives each entry a place that
 //! stays), but for service ids, which stay from one snapshot to the next.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_common::{
     addr::Addr,
@@ -24,13 +21,15 @@ use mesh_common::{
 };
 
 use super::{
-    Snapshot, VersionIx,
+    Snapshot, VersionIx, balance,
     describe::Origin,
     snapshot::{EndpointState, PortPlan, VersionPlan},
 };
 use crate::model::{
     Model, OutboundAction, Transport, kernel_path,
-    kernel_table::{KernelTable, KernelVersion, Path, ServiceName},
+    kernel_table::{
+        KernelTable, KernelTables, KernelVersion, OutboundEntry, Path, PortTable, ServiceName,
+    },
 };
 
 /// Slots of one list at most, unless it has more than a quarter as many endpoints. Shares that fit
@@ -40,12 +39,29 @@ pub(super) const SLOTS_MAX: usize = 1_024;
 /// Slots for each endpoint of a very long list: nobody is rounded to nothing.
 const SLOTS_EACH: usize = 4;
 
-/// Names a service port: `namespace/name` and port number.
-type PortKey = (Arc<str>, u16);
-
-/// The service ids that were given out.
+/// The service ids that are given out: the lowest free one goes first, from 1.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Numbers(BTreeMap<PortKey, u32>);
+pub(super) struct Ids {
+    last: u32,
+    free: BTreeSet<u32>,
+}
+
+impl Ids {
+    pub(super) fn take(&mut self) -> u32 {
+        self.free.pop_first().unwrap_or_else(|| {
+            self.last += 1;
+            self.last
+        })
+    }
+
+    pub(super) fn give_back(&mut self, id: u32) {
+        self.free.insert(id);
+        // What is free at the end was never given.
+        while self.last > 0 && self.free.remove(&self.last) {
+            self.last -= 1;
+        }
+    }
+}
 
 /// Weighted, interleaved order: position `n` of the result says whose turn it is. Exact when the
 /// weights' ratios need at most `max` turns, else rounded to 1/`max` (largest remainder). The turns
@@ -107,55 +123,54 @@ fn gcd(a: u128, b: u128) -> u128 {
     a
 }
 
-/// The maps' content, and the numbers in it.
-pub(super) fn build(snapshot: &Snapshot, previous: Option<&Numbers>) -> (KernelTable, Numbers) {
-    let empty = Numbers::default();
-    let numbers = Numbers::next(previous.unwrap_or(&empty), snapshot.service_ports());
-    (table(snapshot, &numbers), numbers)
+/// `OUT_RULES`: for TCP, for datagrams.
+pub(super) fn outbounds(model: &Model) -> (Arc<[OutboundEntry]>, Arc<[OutboundEntry]>) {
+    let tcp = outbound(model, Transport::tcp).into();
+    (tcp, outbound(model, Transport::udp).into())
 }
 
-/// The maps' content as endpoints are ejected now.
-pub(super) fn table(snapshot: &Snapshot, numbers: &Numbers) -> KernelTable {
-    let versions = snapshot.versions.iter();
+/// All tables in one, for people and tests. Versions stand in it by their index.
+pub(super) fn flat(snapshot: &Snapshot, tables: &KernelTables) -> KernelTable {
+    let nobody = KernelVersion {
+        service: "".into(),
+        port: 0,
+        version: "".into(),
+        cap: None,
+    };
+    let versions = (0..snapshot.versions.len()).map(|at| {
+        let version = snapshot.versions.get(at);
+        version.map_or_else(|| nobody.clone(), |version| named(snapshot, version))
+    });
     let mut table = KernelTable {
-        versions: versions.map(|version| named(snapshot, version)).collect(),
-        outbound: outbound(&snapshot.model, Transport::tcp),
-        outbound_udp: outbound(&snapshot.model, Transport::udp),
+        versions: versions.collect(),
+        outbound: tables.outbound.to_vec(),
+        outbound_udp: tables.outbound_udp.to_vec(),
         ..KernelTable::default()
     };
     for port in snapshot.service_ports() {
-        let id = numbers.0.get(&key(port)).copied().unwrap_or_default();
-        add_port(&mut table, snapshot, port, id);
+        let name = ServiceName {
+            service: port.key.to_string(),
+            port: port.number,
+            path: port.path,
+            reason: port.path_reason.clone(),
+        };
+        table.names.insert(port.service_id, name);
+    }
+    for (_, port) in tables.ports.iter() {
+        let (slots, backends) = (table.slots.len() as u32, table.backends.len() as u32);
+        for (key, entry) in &port.services {
+            let mut entry = *entry;
+            entry.slots_off += slots * u32::from(entry.slots_len > 0);
+            table.services.entry(*key).or_insert(entry);
+        }
+        table.slots.extend(port.slots.iter().map(|at| at + backends));
+        table.endpoints.extend(&port.endpoints);
+        table.backends.extend(port.backends.iter().map(|backend| Backend {
+            version_id: port.version_of(backend).unwrap_or_default(),
+            ..*backend
+        }));
     }
     table
-}
-
-fn key(port: &PortPlan) -> PortKey {
-    (Arc::clone(&port.key), port.number)
-}
-
-impl Numbers {
-    /// The id of a port.
-    pub(super) fn of(&self, port: &PortPlan) -> Option<u32> {
-        self.0.get(&key(port)).copied()
-    }
-
-    /// Keeps the numbers, and gives the lowest free ones, from 1, to new ports.
-    fn next(previous: &Self, ports: &[PortPlan]) -> Self {
-        let wanted: BTreeSet<PortKey> = ports.iter().map(key).collect();
-        let mut given: BTreeMap<PortKey, u32> = wanted
-            .iter()
-            .filter_map(|key| previous.0.get(key).map(|number| (key.clone(), *number)))
-            .collect();
-        let taken: BTreeSet<u32> = given.values().copied().collect();
-        let mut free = (1..).filter(|n| !taken.contains(n));
-        for key in wanted {
-            given
-                .entry(key)
-                .or_insert_with(|| free.next().unwrap_or(u32::MAX));
-        }
-        Self(given)
-    }
 }
 
 fn named(snapshot: &Snapshot, version: &VersionPlan) -> KernelVersion {
@@ -194,32 +209,44 @@ fn targets(snapshot: &Snapshot, port: &PortPlan) -> Vec<(VersionIx, u32)> {
     }
 }
 
-fn add_port(table: &mut KernelTable, snapshot: &Snapshot, port: &PortPlan, service_id: u32) {
+/// What the maps must hold for a port, as endpoints are ejected now; whether there is no room for
+/// its split. `room`: entries of `SLOTS` that are left.
+pub(super) fn port(snapshot: &Snapshot, port: &PortPlan, room: usize) -> (PortTable, bool) {
+    let mut table = PortTable::default();
     let parts: Vec<Part> = targets(snapshot, port)
         .into_iter()
         .map(|(version, weight)| Part {
             weight,
-            ..part(table, snapshot, port, version)
+            ..part(&mut table, snapshot, port, version)
         })
         .collect();
-    let service = &snapshot.model.services[port.service_index];
+    let Some(service) = snapshot.service_of(port) else {
+        return (table, false);
+    };
     let mut lists: [Option<Result<(u32, u32), NoRoom>>; 2] = [None, None];
     for address in &service.addresses {
         let v4 = address.to_canonical().is_ipv4();
         let known = lists[usize::from(v4)];
         let list = known.unwrap_or_else(|| {
             let other = lists[usize::from(!v4)];
-            add_list(table, &order(&parts, v4), other.and_then(Result::ok))
+            add_list(&mut table, &order(&parts, v4), other.and_then(Result::ok), room)
         });
         lists[usize::from(v4)] = Some(list);
     }
     let full = lists.iter().flatten().any(Result::is_err);
-    let (path, reason) = settled(port, full);
+    let (path, _) = settled(port, full);
     for address in &service.addresses {
+        let claims = snapshot.by_address.get(&(address.to_canonical(), port.number));
+        // The first that claims an address has it; the configuration refuses a second.
+        if claims.is_none_or(|claims| {
+            snapshot.port(claims.first()).service_index != port.service_index
+        }) {
+            continue;
+        }
         let list = lists[usize::from(address.to_canonical().is_ipv4())];
         let (slots_off, slots_len) = list.and_then(Result::ok).unwrap_or_default();
         let entry = ServiceEntry {
-            service_id,
+            service_id: port.service_id,
             decision: match path {
                 Path::Pass => DECIDE_PASS,
                 Path::Kernel => DECIDE_KERNEL,
@@ -230,28 +257,24 @@ fn add_port(table: &mut KernelTable, snapshot: &Snapshot, port: &PortPlan, servi
             flags: if service.routable { FLAG_ROUTABLE } else { 0 },
             _pad: 0,
         };
-        // The first that claims an address has it; the configuration refuses a second.
-        table
-            .services
-            .entry((Addr::from_ip(*address), port.number))
-            .or_insert(entry);
+        let key = (Addr::from_ip(*address), port.number);
+        if !table.services.iter().any(|(known, _)| *known == key) {
+            table.services.push((key, entry));
+        }
     }
-    let name = ServiceName {
-        service: port.key.to_string(),
-        port: port.number,
-        path,
-        reason,
-    };
-    table.names.insert(service_id, name);
+    (table, full)
 }
 
+/// What is said of a port for whose split there is no room.
+pub(super) const NO_ROOM: &str = "; no split in the kernel: SLOTS is full";
+
 /// Without slots the kernel can't decide: the proxy does.
-fn settled(port: &PortPlan, full: bool) -> (Path, String) {
+pub(super) fn settled(port: &PortPlan, full: bool) -> (Path, String) {
     let mut reason = port.path_reason.clone();
     if !full {
         return (port.path, reason);
     }
-    reason.push_str("; no split in the kernel: SLOTS is full");
+    reason.push_str(NO_ROOM);
     match port.path {
         Path::Kernel => (Path::Proxy, reason),
         path => (path, reason),
@@ -264,16 +287,17 @@ struct NoRoom;
 
 /// Adds a list, or finds it equal to that of the other family.
 fn add_list(
-    table: &mut KernelTable,
+    table: &mut PortTable,
     order: &[u32],
     other: Option<(u32, u32)>,
+    room: usize,
 ) -> Result<(u32, u32), NoRoom> {
     let range = |(first, count): (u32, u32)| first as usize..(first + count) as usize;
     if let Some(other) = other.filter(|other| table.slots[range(*other)] == *order) {
         return Ok(other);
     }
     let first = table.slots.len();
-    if order.len() > (maps::get("SLOTS").capacity as usize).saturating_sub(first) {
+    if order.len() > room.saturating_sub(first) {
         return Err(NoRoom);
     }
     table.slots.extend_from_slice(order);
@@ -282,18 +306,28 @@ fn add_list(
 
 /// A version's endpoints, added to the table. On the kernel path also those that get nothing now:
 /// they keep their places, and with them their counters.
-fn part(table: &mut KernelTable, snapshot: &Snapshot, port: &PortPlan, version: VersionIx) -> Part {
+fn part(table: &mut PortTable, snapshot: &Snapshot, port: &PortPlan, version: VersionIx) -> Part {
     let kernel = port.path == Path::Kernel;
+    let known = table.version_ixs.iter().position(|ix| *ix == version.0);
+    let number = known.unwrap_or_else(|| {
+        table.versions.push(named(snapshot, snapshot.version(version)));
+        table.version_ixs.push(version.0);
+        table.versions.len() - 1
+    }) as u32;
     let mut usable = Vec::new();
-    for (index, endpoint) in (0..).zip(&snapshot.version(version).endpoints) {
-        let on = endpoint.is_usable() && (!kernel || endpoint.live.is_eligible());
+    let plan = snapshot.version(version);
+    for (index, endpoint) in (0..).zip(&plan.endpoints) {
+        let on = match kernel {
+            true => balance::is_on(plan, endpoint),
+            false => endpoint.is_usable(),
+        };
         if !on && !kernel {
             continue;
         }
-        let backend = backend(endpoint, version, on);
-        let number = push(table, backend, index);
+        let backend = backend(endpoint, number, on);
+        let place = push(table, backend, index);
         if on {
-            usable.push((number, backend.addr.is_v4(), endpoint.weight));
+            usable.push((place, backend.addr.is_v4(), endpoint.weight));
         }
     }
     let refuse = kernel.then(|| {
@@ -301,7 +335,7 @@ fn part(table: &mut KernelTable, snapshot: &Snapshot, port: &PortPlan, version: 
             addr: Addr::UNSPECIFIED,
             port: 0,
             state: BACKEND_REFUSE,
-            version_id: version.0,
+            version_id: number,
             cap: 0,
             _pad: 0,
         };
@@ -314,18 +348,18 @@ fn part(table: &mut KernelTable, snapshot: &Snapshot, port: &PortPlan, version: 
     }
 }
 
-fn backend(endpoint: &EndpointState, version: VersionIx, on: bool) -> Backend {
+fn backend(endpoint: &EndpointState, version: u32, on: bool) -> Backend {
     Backend {
         addr: Addr::from_ip(endpoint.address.ip()),
         port: endpoint.address.port(),
         state: if on { BACKEND_ON } else { BACKEND_OUT },
-        version_id: version.0,
+        version_id: version,
         cap: 0,
         _pad: 0,
     }
 }
 
-fn push(table: &mut KernelTable, backend: Backend, endpoint: u32) -> u32 {
+fn push(table: &mut PortTable, backend: Backend, endpoint: u32) -> u32 {
     table.backends.push(backend);
     table.endpoints.push(endpoint);
     table.backends.len() as u32 - 1
@@ -413,8 +447,6 @@ fn outbound(model: &Model, about: fn(Transport) -> bool) -> Vec<(Addr, u8, u16, 
     }
     with_narrower_ranges_under_each_port(rules)
 }
-
-type OutboundEntry = (Addr, u8, u16, u32);
 
 /// The hook looks the exact port up first, and any port (0) only when nothing covers the address
 /// there. So that the longest range wins whichever look-up finds it, a range for any port that lies

@@ -18,21 +18,26 @@ use mesh_common::service::{BACKEND_ON, BACKEND_REFUSE};
 use serde::Serialize;
 
 use super::{
+    adaptive::Adaptive,
+    arena::{Arena, Bits, IdShards, Shards},
     balance,
-    breaker::Breaker,
+    breaker::{Breaker, RetryPermit},
+    budget::Budget,
     effective::Effective,
     ejection::{self, Change, Ejection, What},
     inbound::{InboundIndex, InboundPlan},
     rate_limit::Limiter,
     retry::RetryPlan,
     route::{RouteTable, RulePlan},
-    slots::Numbers,
+    slots::Ids,
+    unit::{Claims, Unit, host_key},
 };
 use crate::{
     clock::MonoNanos,
     model::{
-        Balance, Model, Protocol, Tags,
-        kernel_table::{KernelTable, Path},
+        Balance, Model, Protocol, Select, Service, Tags,
+        kernel_table::{KernelTable, KernelTables, Path},
+        list::Chunks,
     },
 };
 
@@ -53,7 +58,7 @@ pub struct SourceIx(pub u32);
 pub struct EndpointIx(pub u32);
 
 /// One port of one service: what the proxy looks up for a connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PortPlan {
     /// Service name.
     pub service: Arc<str>,
@@ -72,7 +77,7 @@ pub struct PortPlan {
     /// The rule or policy that forced `path`, for people.
     pub path_reason: String,
     /// Its rules, indexed.
-    pub routes: RouteTable,
+    pub routes: Arc<RouteTable>,
     /// `namespace/name`.
     pub key: Arc<str>,
     /// The version of all endpoints: where requests go when the port has no rules.
@@ -83,6 +88,10 @@ pub struct PortPlan {
     pub inbound: Option<InboundPlan>,
     /// The service's index in the model.
     pub(super) service_index: usize,
+    /// Its number in the kernel's maps; 0: it has none.
+    pub(super) service_id: u32,
+    /// Where each selection of the rules that send to this port leads, in order.
+    pub(super) selects: Box<[(Select, VersionIx)]>,
     /// Held while an endpoint of the port is ejected or brought back.
     pub(super) ejection_lock: Arc<Mutex<()>>,
 }
@@ -116,6 +125,10 @@ pub struct VersionPlan {
     pub idle_timeout: Duration,
     /// Retries.
     pub retry: RetryPlan,
+    /// Which share of the requests may be retries, when a policy asks for it.
+    pub budget: Option<Arc<Budget>>,
+    /// A cap of requests that follows the latency, when a policy asks for it.
+    pub adaptive: Option<Arc<Adaptive>>,
     /// The same values with their origins, for people.
     pub effective: Effective,
     pub(super) table: balance::Table,
@@ -137,8 +150,25 @@ pub struct EndpointState {
     pub weight: u32,
     /// What the platform says of it.
     pub healthy: bool,
+    /// Failover group, 0 first.
+    pub priority: u32,
+    /// `region/zone/subzone`, as far as it is known.
+    pub locality: Option<Arc<str>>,
+    /// When it appeared, or became ready; 0: not known.
+    pub since: MonoNanos,
     /// Live counters and ejection state.
     pub live: Arc<ejection::Live>,
+}
+
+impl VersionPlan {
+    /// Admits one retry; none when the budget, or without one `max-retries`, is used up: the first
+    /// failure is then the answer.
+    pub fn admit_retry(&self, now: MonoNanos) -> Option<RetryPermit> {
+        match &self.budget {
+            Some(budget) => budget.retry(&self.breaker, now),
+            None => self.breaker.retry(),
+        }
+    }
 }
 
 impl EndpointState {
@@ -170,24 +200,31 @@ pub struct Snapshot {
     pub generation: u64,
     /// The model it was compiled from.
     pub model: Arc<Model>,
-    /// Service ports, then the inbound ports of workloads.
-    pub ports: Vec<PortPlan>,
+    /// Ports of services and inbound ports of workloads.
+    pub ports: Arena<Arc<PortPlan>>,
     /// Versions.
-    pub versions: Vec<VersionPlan>,
+    pub versions: Arena<Arc<VersionPlan>>,
     /// Rules, by [`RuleIx`].
-    pub rules: Vec<RulePlan>,
+    pub rules: Arena<RulePlan>,
     /// Workloads.
-    pub sources: Vec<Source>,
-    pub(super) by_address: HashMap<(IpAddr, u16), PortIx>,
-    pub(super) by_host: HashMap<(Box<str>, u16), PortIx>,
-    pub(super) by_workload: HashMap<Arc<str>, SourceIx>,
-    /// By the policy that states them, for the next snapshot.
-    pub(super) limiters: HashMap<super::compile::LimiterKey, Vec<Arc<Limiter>>>,
-    pub(super) kernel: KernelTable,
-    pub(super) numbers: Numbers,
-    /// How many of `ports` are services'.
-    pub(super) service_ports: usize,
+    pub sources: Arc<[Source]>,
+    /// What each service was compiled from, by its index in the model.
+    pub(super) units: Chunks<Arc<Unit>>,
+    pub(super) by_address: Shards<(IpAddr, u16), Claims>,
+    /// By [`host_key`]; what is found is to be compared.
+    pub(super) by_host: IdShards<Claims>,
+    pub(super) by_workload: Arc<HashMap<Arc<str>, SourceIx>>,
+    pub(super) kernel: KernelTables,
+    /// Ports that the kernel decides for.
+    pub(super) direct: Bits,
+    /// Ports for whose split the kernel has no room.
+    pub(super) crowded: Bits,
+    pub(super) ids: Ids,
     pub(super) inbound: InboundIndex,
+    /// Versions that this snapshot does not share with its predecessor.
+    pub(super) fresh: Vec<VersionIx>,
+    /// Whether all versions count as fresh: the predecessor was never in force.
+    pub(super) all_fresh: bool,
     /// Whether [`enforce`](Self::enforce) has been called.
     pub(super) enforced: AtomicBool,
 }
@@ -230,17 +267,29 @@ impl Snapshot {
     /// successor failed; [`sweep`](Self::sweep) does it for one that never was.
     pub fn enforce(&self) {
         let again = self.enforced.swap(true, Ordering::Relaxed);
-        for version in &self.versions {
-            version.breaker.set_caps(version.effective.breaker.value);
+        let put = |version: &VersionPlan| {
+            let mut caps = version.effective.breaker.value;
+            if let Some(adaptive) = &version.adaptive {
+                caps.max_requests = caps.max_requests.min(adaptive.limit());
+            }
+            version.breaker.set_caps(caps);
             if let Some(ejection) = version.ejection.as_ref().filter(|_| !again) {
                 ejection.enforce();
             }
+        };
+        if again || self.all_fresh {
+            self.versions.iter().for_each(|version| put(version));
+        } else {
+            // The others' are those of the predecessor, which was in force.
+            let fresh = self.fresh.iter().map(|ix| self.version(*ix));
+            fresh.for_each(put);
         }
     }
 
     /// The service port behind a destination that a workload dialled.
     pub fn port_at(&self, ip: IpAddr, port: u16) -> Option<PortIx> {
-        self.by_address.get(&(ip.to_canonical(), port)).copied()
+        let claims = self.by_address.get(&(ip.to_canonical(), port))?;
+        Some(claims.first())
     }
 
     /// The service port that a client means by `host` (hostname, `namespace/name`, or address,
@@ -253,8 +302,18 @@ impl Snapshot {
         if let Ok(ip) = bare.parse() {
             return self.port_at(ip, port);
         }
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        self.by_host.get(&(name.into_boxed_str(), port)).copied()
+        let name = host.strip_suffix('.').unwrap_or(host);
+        let claims = self.by_host.get(&host_key(name, port))?;
+        claims.iter().find(|ix| {
+            let plan = self.port(*ix);
+            let service = self.service_of(plan);
+            plan.number == port && service.is_some_and(|s| super::unit::is_named(s, name))
+        })
+    }
+
+    /// The service of a port; none for an inbound port.
+    pub fn service_of(&self, port: &PortPlan) -> Option<&Service> {
+        self.units.get(port.service_index).map(|unit| &*unit.service)
     }
 
     /// The workload with this `namespace/name`.
@@ -270,9 +329,10 @@ impl Snapshot {
         &self.ports[port.0 as usize]
     }
 
-    /// The ports of services.
-    pub fn service_ports(&self) -> &[PortPlan] {
-        &self.ports[..self.service_ports]
+    /// The ports of services, in the order of the model.
+    pub fn service_ports(&self) -> impl Iterator<Item = &PortPlan> {
+        let ports = self.units.iter().flat_map(|unit| &unit.ports);
+        ports.map(|ix| self.port(*ix))
     }
 
     /// The plan of a version.
@@ -292,21 +352,54 @@ impl Snapshot {
 
     /// Records how an attempt at an endpoint ended; ejects it at once when it must be.
     ///
+    /// `took`: until the answer's head came or the attempt ended, from when the endpoint had the
+    /// whole request; for an opaque connection until it was established. None where nobody measured
+    /// it (the kernel's connections) or nothing was asked of the endpoint.
+    ///
     /// Returns what changed, for the log and the event stream.
     pub fn record(
         &self,
         version: VersionIx,
         endpoint: &EndpointState,
         outcome: Outcome,
+        took: Option<Duration>,
         now: MonoNanos,
     ) -> Option<Change> {
         ejection::tally(&endpoint.live, outcome);
         let plan = self.version(version);
+        if let (Some(adaptive), Some(took), Outcome::Status(_)) = (&plan.adaptive, took, outcome) {
+            let cap = plan.effective.breaker.value.max_requests;
+            adaptive.record(took, &plan.breaker, cap, now);
+        }
         let Some(ejection) = &plan.ejection else {
             endpoint.live.answer_probe(outcome);
             return None;
         };
+        ejection.measure(&endpoint.live, outcome, took);
         ejection.record(endpoint, &plan.endpoints, outcome, now)
+    }
+
+    /// Tells the balancer how an attempt went: what [`Balance::PeakEwma`] learns from.
+    /// `retry_after`: how long the answer asks to stay away. `took` as in [`record`](Self::record).
+    pub fn observe(
+        &self,
+        version: VersionIx,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        retry_after: Option<Duration>,
+        now: MonoNanos,
+    ) {
+        if let Some(took) = took {
+            balance::observe(
+                self.version(version),
+                endpoint,
+                outcome,
+                took,
+                retry_after,
+                now,
+            );
+        }
     }
 
     /// Runs the ejection sweeps that are due. Called by the control runtime about once a second.
@@ -315,12 +408,12 @@ impl Snapshot {
             self.enforce();
         }
         let mut changes = Vec::new();
-        for version in &self.versions {
+        for version in self.versions.iter() {
             if let Some(ejection) = &version.ejection {
                 changes.extend(ejection.sweep(&version.endpoints, now));
             }
         }
-        for port in &self.ports {
+        for port in self.ports.iter() {
             for endpoint in &self.version(port.all).endpoints {
                 let Some(owner) = endpoint.live.held_by() else {
                     continue;
@@ -359,27 +452,50 @@ impl Snapshot {
     }
 
     /// What the kernel's maps must hold, as it was when this was compiled.
+    pub fn kernel_tables(&self) -> &KernelTables {
+        &self.kernel
+    }
+
+    /// The same in one table, whose versions are the snapshot's.
     pub fn kernel_table(&self) -> KernelTable {
-        self.kernel.clone()
+        super::slots::flat(self, &self.kernel)
     }
 
-    /// The same as endpoints are ejected now.
-    pub fn kernel_table_now(&self) -> KernelTable {
-        super::slots::table(self, &self.numbers)
+    /// What of the tables changes as endpoints are ejected now; none: nothing.
+    ///
+    /// `tables` are those of this snapshot, made with another set of ejected endpoints.
+    pub fn kernel_tables_now(&self, tables: &KernelTables) -> Option<KernelTables> {
+        let stale: Vec<PortIx> = self
+            .direct
+            .iter()
+            .map(PortIx)
+            .filter(|ix| self.is_stale(*ix, tables))
+            .collect();
+        if stale.is_empty() {
+            return None;
+        }
+        let mut now = tables.clone();
+        for ix in stale {
+            let table = super::slots::port(self, self.port(ix), usize::MAX);
+            now.ports.set(ix.0, Arc::new(table.0));
+        }
+        Some(now)
     }
 
-    /// Whether a table of this snapshot was made with another set of ejected endpoints than there
-    /// is now: then [`kernel_table_now`](Self::kernel_table_now) differs.
-    pub fn is_stale(&self, table: &KernelTable) -> bool {
+    /// Whether a port's table was made with another set of ejected endpoints than there is now.
+    fn is_stale(&self, ix: PortIx, tables: &KernelTables) -> bool {
+        let Some(table) = tables.ports.get(ix.0 as usize) else {
+            return false;
+        };
         let entries = table.backends.iter().zip(&table.endpoints);
         entries
             .filter(|(backend, _)| backend.state != BACKEND_REFUSE)
             .any(|(backend, endpoint)| {
-                let version = self.versions.get(backend.version_id as usize);
-                let kernel = |v: &&VersionPlan| self.port(v.port).path == Path::Kernel;
-                version.filter(kernel).is_some_and(|version| {
+                let version = table.version_of(backend);
+                let version = version.and_then(|ix| self.versions.get(ix as usize));
+                version.is_some_and(|version| {
                     let endpoint = version.endpoints.get(*endpoint as usize);
-                    let on = |e: &Arc<EndpointState>| e.is_usable() && e.live.is_eligible();
+                    let on = |e: &Arc<EndpointState>| balance::is_on(version, e);
                     endpoint.is_some_and(on) != (backend.state == BACKEND_ON)
                 })
             })
@@ -403,14 +519,14 @@ impl Snapshot {
         let endpoint = plan.endpoints.get(endpoint.0 as usize)?;
         if established > 0 {
             ejection::tally_many(&endpoint.live, established - 1, failed);
-            return self.record(version, endpoint, Outcome::Connected, now);
+            return self.record(version, endpoint, Outcome::Connected, None, now);
         }
         // Beyond the largest count that a policy may name there is nothing left to reach.
         let each = failed.min(KERNEL_FAILURES_MAX);
         ejection::tally_many(&endpoint.live, 0, failed - each);
         let mut change = None;
         for _ in 0..each {
-            let more = self.record(version, endpoint, Outcome::ConnectFailed, now);
+            let more = self.record(version, endpoint, Outcome::ConnectFailed, None, now);
             change = change.or(more);
         }
         change

@@ -51,7 +51,7 @@ impl ValueCond {
     }
 
     /// Against one value in one piece.
-    fn holds(&self, value: &[u8]) -> bool {
+    pub(super) fn holds(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(wanted) => **wanted == *value,
             Self::Prefix(prefix) => value.starts_with(prefix),

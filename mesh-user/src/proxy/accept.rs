@@ -1,7 +1,6 @@
 //! Accepting connections, and the bounds on them.
 
 use std::{
-    cell::Cell,
     collections::HashMap,
     future::poll_fn,
     io,
@@ -22,6 +21,7 @@ use tokio::{
 use super::{
     connection,
     core::{Conn, Core, Slot, canonical},
+    live::{Told, Watched},
     wire::WorkloadHandle,
 };
 use crate::{clock, policy::Reject, telemetry::Direction};
@@ -178,7 +178,7 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
     let workload = &from.workload;
     let peer = canonical(peer);
     let max = core.limits().workload_connections_max;
-    let idle = Rc::new(Cell::new(false));
+    let idle = Rc::new(Watched::default());
     let taken = workload
         .connections
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
@@ -195,6 +195,8 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
             direction: from.direction,
             inbound: None,
             idle,
+            told: Told::default(),
+            tls: std::cell::OnceCell::new(),
         };
         connection::refuse(Rc::new(conn), &stream, Reject::WorkloadConnections);
         return;
@@ -211,7 +213,11 @@ fn start(core: &Rc<Core>, from: &From, stream: TcpStream, peer: SocketAddr) {
         move || async move {
             // Dropped last: the socket is closed before the connection stops counting.
             let _open = open;
-            connection::serve(core, from, stream, peer, idle).await;
+            // Boxed, so that its room is given back before the engine runs.
+            let engine = Box::pin(connection::begin(core, from, stream, peer, idle)).await;
+            if let Some(engine) = engine {
+                engine.await;
+            }
         }
     };
     let task = tokio::task::spawn_local(guarded(Rc::clone(core), "connection", served));

@@ -1,6 +1,6 @@
 //! What every protocol does for an attempt: decide, and record how it ended.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use super::{
     core::{Conn, Core, Place, Snap},
@@ -10,8 +10,9 @@ use crate::{
     clock::MonoNanos,
     model::action::Fraction,
     policy::{
-        action::{Action, Asked, Edits},
         Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
+        action::{Action, Asked, Edits},
+        balance,
         rate_limit::{self, Verdict},
         route::{self, Plan},
         session,
@@ -23,6 +24,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Admitted {
     pub(super) plan: Plan,
+    /// By which its endpoint is found, where the version is balanced by a key.
+    pub(super) key: Option<u64>,
     pub(super) verdict: Verdict,
 }
 
@@ -52,6 +55,7 @@ pub(super) fn pick(
     conn: &Conn,
     snapshot: &Snapshot,
     plan: &Plan,
+    key: Option<u64>,
     tried: &[u64],
     now: MonoNanos,
 ) -> Result<Arc<EndpointState>, Reject> {
@@ -61,7 +65,7 @@ pub(super) fn pick(
     {
         return Ok(endpoint);
     }
-    inbound::pick(conn, snapshot, plan.version, tried, now)
+    inbound::pick(conn, snapshot, plan.version, key, tried, now)
 }
 
 /// Route, version, rate limit: once for each request.
@@ -118,7 +122,8 @@ pub(super) fn admit<H: HeaderView>(
             verdict,
         });
     }
-    Ok(Admitted { plan, verdict })
+    let key = balance::key(snapshot, &plan, client(conn, place), Some(request));
+    Ok(Admitted { plan, key, verdict })
 }
 
 /// What the rule does with the request besides; none for a rule without actions.
@@ -161,16 +166,56 @@ pub(super) fn answer_edits(
     Some(Arc::new(before.then(&session)))
 }
 
-/// Records how an attempt ended and logs what that changed.
+/// How long an endpoint took until then: from when it had the whole request, unless it answered
+/// before that. A client that sends slowly doesn't make the endpoint slow.
+pub(super) fn took(
+    started: MonoNanos,
+    complete: Option<MonoNanos>,
+    until: MonoNanos,
+) -> Option<Duration> {
+    let from = complete
+        .filter(|at| *at <= until)
+        .map_or(started, |at| at.max(started));
+    Some(until.since(from))
+}
+
+/// `Retry-After` in seconds (RFC 9110 §10.2.3); a date, which needs both clocks to agree, is not
+/// read.
+pub(super) fn retry_after(status: u16, value: Option<&[u8]>) -> Option<Duration> {
+    let asks = status == 429 || status >= 500;
+    let text = str::from_utf8(value.filter(|_| asks)?).ok()?;
+    let seconds: u32 = text.trim_ascii().parse().ok()?;
+    Some(Duration::from_secs(seconds.into()))
+}
+
+/// Records how an attempt ended and logs what that changed. `retry_after`: how long its answer asks
+/// to stay away.
+#[expect(clippy::too_many_arguments, reason = "what is known of an attempt")]
 pub(super) fn record(
     core: &Core,
     snapshot: &Snapshot,
     version: VersionIx,
     endpoint: &EndpointState,
     outcome: Outcome,
+    took: Option<Duration>,
+    retry_after: Option<Duration>,
     now: MonoNanos,
 ) {
-    if let Some(change) = snapshot.record(version, endpoint, outcome, now) {
+    snapshot.observe(version, endpoint, outcome, took, retry_after, now);
+    judge(core, snapshot, version, endpoint, outcome, took, now);
+}
+
+/// The same for an attempt that the balancer knows of already.
+pub(super) fn judge(
+    core: &Core,
+    snapshot: &Snapshot,
+    version: VersionIx,
+    endpoint: &EndpointState,
+    outcome: Outcome,
+    took: Option<Duration>,
+    now: MonoNanos,
+) {
+    if let Some(change) = snapshot.record(version, endpoint, outcome, took, now) {
         core.shared.telemetry.ejection(&change);
         tracing::info!(
             service = change.service,

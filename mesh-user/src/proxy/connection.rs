@@ -12,9 +12,12 @@ use super::{
     http1, http2,
     inbound::Inbound,
     io::{poll_fill, reset_on_close, set_nodelay, set_opaque},
+    live::{Told, Watched},
     record::ConnectionLog,
+    socket::Socket,
     tcp,
-    timer::Timer,
+    timer::{Timer, deadline},
+    tls,
     wire::WorkloadHandle,
 };
 use crate::{
@@ -58,18 +61,21 @@ fn destination(
     }
 }
 
-/// Serves one connection to its end.
-pub(super) async fn serve(
+/// What serves one connection from here to its end; none: it was refused.
+pub(super) type Engine = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Finds out who connects where and what is spoken. Its own state is gone when the engine runs.
+pub(super) async fn begin(
     core: Rc<Core>,
     from: From,
     stream: TcpStream,
     peer: SocketAddr,
-    idle: Rc<std::cell::Cell<bool>>,
-) {
+    idle: Rc<Watched>,
+) -> Option<Engine> {
     let opened = clock::now();
     // A socket without a local address was reset before it was accepted.
     let Ok(local) = stream.local_addr().map(canonical) else {
-        return;
+        return None;
     };
     let From {
         workload,
@@ -96,6 +102,8 @@ pub(super) async fn serve(
         direction,
         inbound,
         idle,
+        told: Told::default(),
+        tls: std::cell::OnceCell::new(),
     });
     let (place, protocol) = {
         let (snapshot, swaps) = conn.core.snapshot();
@@ -108,13 +116,19 @@ pub(super) async fn serve(
     };
     if let Err((reject, _)) = found {
         refuse(conn, &stream, reject);
-        return;
+        return None;
     }
     set_nodelay(&stream);
     let mut timer = Timer::new(opened);
-    let (mut stream, mut buf) = (stream, Buf::default());
-    let guess = detect(&conn, protocol, &mut stream, &mut buf, &mut timer).await;
-    engine(guess, conn, place, stream, buf, timer).await;
+    let (mut stream, mut buf) = (Socket::from(stream), Buf::default());
+    let guess = match detect(&conn, &place, protocol, &mut stream, &mut buf, &mut timer).await {
+        Ok(guess) => guess,
+        Err(reject) => {
+            refuse(conn, stream.tcp(), reject);
+            return None;
+        }
+    };
+    Some(engine(guess, conn, place, stream, buf, timer))
 }
 
 /// What serves the connection from here on. Boxed each, and made outside of any future: a connection
@@ -123,10 +137,10 @@ fn engine(
     guess: Guess,
     conn: Rc<Conn>,
     place: Place,
-    stream: TcpStream,
+    stream: Socket,
     buf: Buf,
     timer: Timer,
-) -> Pin<Box<dyn Future<Output = ()>>> {
+) -> Engine {
     match guess {
         Guess::Http1 => Box::pin(http1::serve(conn, place, stream, buf, timer)),
         Guess::Http2 => Box::pin(http2::serve(conn, place, stream, buf, timer)),
@@ -136,12 +150,13 @@ fn engine(
 
 async fn detect(
     conn: &Conn,
+    place: &Place,
     protocol: Option<Protocol>,
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     buf: &mut Buf,
     timer: &mut Timer,
-) -> Guess {
-    match protocol {
+) -> Result<Guess, Reject> {
+    Ok(match protocol {
         // The HTTP/1 engine waits for the first bytes anyway, and hands over when they are the
         // preface of HTTP/2.
         Some(Protocol::Http) => Guess::Http1,
@@ -149,10 +164,55 @@ async fn detect(
         Some(Protocol::Auto) => {
             // The first byte may be an urgent one.
             set_opaque(&*stream);
-            first_bytes(conn, stream, buf, timer).await
+            let guess = first_bytes(conn, stream, buf, timer).await;
+            if guess == Guess::Opaque && tls::may_be_hello(buf.bytes()) && by_name(conn, place) {
+                // Whoever begins so speaks TLS, or is passed on as what nobody knows.
+                let read = Box::pin(hello(conn, stream, buf, timer)).await;
+                if read == Err(Reject::DownstreamClosed) {
+                    return Err(Reject::DownstreamClosed);
+                }
+            }
+            guess
         }
-        Some(Protocol::Tcp) | None => Guess::Opaque,
-    }
+        Some(Protocol::Tls) if conn.direction == Direction::Outbound => {
+            set_opaque(&*stream);
+            Box::pin(hello(conn, stream, buf, timer)).await?;
+            Guess::Opaque
+        }
+        Some(Protocol::Tcp | Protocol::Tls) | None => Guess::Opaque,
+    })
+}
+
+/// Whether a rule of the port asks for a server name.
+fn by_name(conn: &Conn, place: &Place) -> bool {
+    let (snapshot, _) = conn.core.snapshot();
+    let rules = |port| snapshot.port(port).routes.by_server_name();
+    conn.direction == Direction::Outbound && place.port.is_some_and(rules)
+}
+
+/// Reads the ClientHello of TLS that is passed on: as long as a request head may take.
+async fn hello(
+    conn: &Conn,
+    stream: &mut Socket,
+    buf: &mut Buf,
+    timer: &mut Timer,
+) -> Result<(), Reject> {
+    let until = deadline(conn.opened, conn.core.limits().header_timeout);
+    let hello = tls::read_hello(stream, buf, timer, until).await?;
+    tracing::debug!(
+        workload = %conn.workload.key,
+        server_name = hello.server_name.as_deref(),
+        protocols = ?hello.alpn,
+        versions = ?hello.versions,
+        "ClientHello"
+    );
+    let seen = tls::Seen {
+        server_name: hello.server_name,
+        terminated: false,
+    };
+    // Said once for each connection.
+    let _first = conn.tls.set(Box::new(seen));
+    Ok(())
 }
 
 /// Ends a connection that can't be served, with a reset and its record.
@@ -164,12 +224,7 @@ pub(super) fn refuse(conn: Rc<Conn>, stream: &TcpStream, reject: Reject) {
 
 /// Reads until the protocol of an unknown port is told, at most for the detection time-out: the
 /// other side may be the one that speaks first.
-async fn first_bytes(
-    conn: &Conn,
-    stream: &mut TcpStream,
-    buf: &mut Buf,
-    timer: &mut Timer,
-) -> Guess {
+async fn first_bytes(conn: &Conn, stream: &mut Socket, buf: &mut Buf, timer: &mut Timer) -> Guess {
     let limits = conn.core.limits();
     let until = conn.opened.after(limits.detect_timeout);
     poll_fn(|cx| {

@@ -2,7 +2,7 @@
 //! `RefCell`, no locks. What all workers share is in [`Shared`].
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -21,7 +21,9 @@ use tokio::{
 
 use super::{
     inbound::{self, Inbound, Ports},
+    live::{Told, Watched},
     pool::Pool,
+    tls,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
     worker::Order,
 };
@@ -79,7 +81,7 @@ struct Current {
 pub(super) struct Slot {
     pub(super) pod_id: u32,
     pub(super) abort: AbortHandle,
-    pub(super) idle: Rc<Cell<bool>>,
+    pub(super) idle: Rc<Watched>,
 }
 
 /// What one worker's tasks share.
@@ -102,6 +104,8 @@ pub(super) struct Core {
     pub(super) pool: Pool,
     /// Shared HTTP/2 upstream connections.
     pub(super) h2: super::http2::client::Connections,
+    /// Long connections that follow changes.
+    pub(super) flows: super::flows::Flows,
     /// Copies of requests.
     pub(super) mirrors: super::mirror::Mirrors,
     /// Source ports of dials to applications.
@@ -144,6 +148,7 @@ impl Core {
             rng: RefCell::new(Rng::new(seed)),
             pool: Pool::default(),
             h2: super::http2::client::Connections::default(),
+            flows: super::flows::Flows::default(),
             mirrors: super::mirror::Mirrors::default(),
             app_ports: Ports::default(),
             slots: RefCell::default(),
@@ -265,13 +270,45 @@ pub(super) struct Conn {
     /// For a connection that came to the workload and can be passed on.
     pub(super) inbound: Option<Inbound>,
     /// Between requests: may be closed without harm.
-    pub(super) idle: Rc<Cell<bool>>,
+    pub(super) idle: Rc<Watched>,
+    pub(super) told: Told,
+    /// For a connection that speaks TLS, once that is known.
+    pub(super) tls: OnceCell<Box<tls::Seen>>,
+}
+
+impl Conn {
+    /// The host name that a client of TLS means, where it said one.
+    pub(super) fn server_name(&self) -> Option<&str> {
+        self.tls.get()?.server_name.as_deref()
+    }
 }
 
 impl Conn {
     /// What the client speaks to us: `http` or `https`.
     pub(super) const fn scheme(&self) -> &'static str {
         "http"
+    }
+}
+
+impl Conn {
+    /// When it is to be closed for its age, with jitter: connections that began together don't
+    /// end together.
+    pub(super) fn expires(&self, limits: &Limits) -> MonoNanos {
+        if limits.downstream_age_max.is_zero() {
+            return super::timer::NEVER;
+        }
+        let seed = self.opened.0 ^ (u64::from(self.peer.port()) << 48);
+        super::age::expiry(
+            self.opened,
+            limits.downstream_age_max,
+            limits.downstream_age_jitter,
+            Rng::new(seed).next_u64(),
+        )
+    }
+
+    /// Whether its time is over.
+    pub(super) fn is_aged(&self, limits: &Limits) -> bool {
+        !limits.downstream_age_max.is_zero() && clock::now() >= self.expires(limits)
     }
 }
 

@@ -2,7 +2,7 @@
 //! the socket says so, and a short read needs no second call to learn that nothing is left.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -11,13 +11,14 @@ use std::{
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, Interest, ReadBuf},
     net::TcpStream,
 };
 
 use super::{
     buffer::Buf,
     inq::{self, Received},
+    socket::Socket,
 };
 
 /// A peer that has been silent for so long is asked whether it lives.
@@ -28,7 +29,7 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// Reads once into `buf`. `Ok(0)` is the end of the stream. Takes a block only when there is
 /// something to read. The caller makes sure that `buf` has room.
 pub(super) fn poll_fill(
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     cx: &mut Context<'_>,
     buf: &mut Buf,
 ) -> Poll<io::Result<usize>> {
@@ -36,8 +37,10 @@ pub(super) fn poll_fill(
         buf.has_room(),
         "reading into no room looks like the end of the stream"
     );
-    if !buf.holds_block() {
-        ready!(stream.poll_read_ready(cx))?;
+    if !buf.holds_block()
+        && let Socket::Plain(tcp) = stream
+    {
+        ready!(tcp.poll_read_ready(cx))?;
     }
     let mut room = ReadBuf::new(buf.spare());
     let result = Pin::new(stream).poll_read(cx, &mut room);
@@ -52,19 +55,12 @@ pub(super) fn poll_fill(
 
 /// Writes once from `first` then `second`, in one call.
 pub(super) fn poll_write_two(
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     cx: &mut Context<'_>,
     first: &[u8],
     second: &[u8],
 ) -> Poll<io::Result<usize>> {
-    let stream = Pin::new(stream);
-    if second.is_empty() {
-        stream.poll_write(cx, first)
-    } else if first.is_empty() {
-        stream.poll_write(cx, second)
-    } else {
-        stream.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)])
-    }
+    stream.poll_write_two(cx, first, second)
 }
 
 /// Half-closes: no more bytes will be sent. An error means that the other side is gone, which the
@@ -75,8 +71,8 @@ pub(super) fn shut_write(stream: &TcpStream) {
 
 /// Closes so that the peer gets a RST instead of a FIN: what it received is not to be taken for
 /// the whole.
-pub(super) fn reset_on_close(stream: &TcpStream) {
-    let _closed = stream.set_zero_linger();
+pub(super) fn reset_on_close(socket: impl AsFd) {
+    let _closed = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Sends small writes at once: a proxy that holds bytes back adds latency to every exchange.

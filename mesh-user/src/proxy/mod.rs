@@ -7,24 +7,30 @@
 //! Knows nothing of eBPF: `app` introduces it to the kernel through [`wire`].
 
 mod accept;
+mod age;
 mod attempt;
 mod buffer;
 mod connection;
 mod core;
 mod detect;
+mod flows;
+mod hedge;
 mod http1;
 mod http2;
 mod id;
 mod inbound;
 mod inq;
 mod io;
+mod live;
 mod mirror;
 mod pool;
 mod record;
 mod retry;
 mod splice;
+mod socket;
 mod tcp;
 mod timer;
+mod tls;
 mod upstream;
 mod websocket;
 pub mod wire;

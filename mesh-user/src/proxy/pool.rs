@@ -17,7 +17,9 @@ use std::{
     time::Duration,
 };
 
-use super::{inbound::App, upstream::Upstream};
+use tokio::io::ReadBuf;
+
+use super::{inbound::App, socket::Socket, upstream::Upstream};
 use crate::clock::MonoNanos;
 
 /// What makes connections interchangeable.
@@ -93,13 +95,18 @@ pub(super) struct Pool {
 }
 
 /// Whether the peer closed it or sent something unasked. Registers `cx` for either.
-fn is_dead(upstream: &Upstream, cx: &mut Context<'_>) -> bool {
+fn is_dead(upstream: &mut Upstream, cx: &mut Context<'_>) -> bool {
+    let tcp = match &mut upstream.stream {
+        Socket::Plain(tcp) => tcp,
+        // What comes may be none of the peer's bytes: a ticket for later sessions.
+        Socket::Tls(tls) => return tls.poll_read(cx, &mut ReadBuf::new(&mut [0; 1])).is_ready(),
+    };
     loop {
-        match upstream.stream.poll_read_ready(cx) {
+        match tcp.poll_read_ready(cx) {
             Poll::Pending => return false,
             Poll::Ready(Err(_)) => return true,
             // Readiness may be left over from a read that filled its buffer exactly.
-            Poll::Ready(Ok(())) => match upstream.stream.try_read(&mut [0; 1]) {
+            Poll::Ready(Ok(())) => match tcp.try_read(&mut [0; 1]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 _ => return true,
             },
@@ -122,7 +129,9 @@ impl Pool {
         let mut cx = Context::from_waker(Waker::noop());
         while let Some(Idle { mut upstream, .. }) = list.pop() {
             self.count.set(self.count.get() - 1);
-            let dead = is_dead(&upstream, &mut cx) || (careful && is_readable(&upstream));
+            let dead = upstream.life.is_over()
+                || is_dead(&mut upstream, &mut cx)
+                || (careful && is_readable(&upstream));
             if !dead {
                 upstream.reused = true;
                 return Some(upstream);
@@ -132,10 +141,10 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request; closes it when it is dead or `max` are kept.
-    pub(super) fn put(&self, upstream: Upstream, max: usize, now: MonoNanos) {
+    pub(super) fn put(&self, mut upstream: Upstream, max: usize, now: MonoNanos) {
         let watcher = self.watcher.borrow();
         let waker = watcher.as_ref().unwrap_or(Waker::noop());
-        if is_dead(&upstream, &mut Context::from_waker(waker)) {
+        if is_dead(&mut upstream, &mut Context::from_waker(waker)) {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -149,11 +158,11 @@ impl Pool {
         }
     }
 
-    fn retain(&self, mut keep: impl FnMut(&Key, &Idle) -> bool) -> usize {
+    fn retain(&self, mut keep: impl FnMut(&Key, &mut Idle) -> bool) -> usize {
         let mut closed = 0;
         self.idle.borrow_mut().retain(|key, list| {
             let before = list.len();
-            list.retain(|idle| keep(key, idle));
+            list.retain_mut(|idle| keep(key, idle));
             closed += before - list.len();
             !list.is_empty()
         });
@@ -200,13 +209,15 @@ impl Pool {
     /// Closes what has been idle longer than `max`.
     pub(super) fn expire(&self, now: MonoNanos, max: Duration) {
         if self.count.get() > 0 {
-            self.retain(|_, idle| now.since(idle.since) < max);
+            self.retain(|_, idle| {
+                now.since(idle.since) < max && !idle.upstream.life.is_over()
+            });
         }
     }
 
     /// One turn of the watching task: drops what died, watches the rest.
     pub(super) fn poll_watch(&self, cx: &mut Context<'_>) {
         self.watcher.replace(Some(cx.waker().clone()));
-        self.retain(|_, idle| !is_dead(&idle.upstream, cx));
+        self.retain(|_, idle| !is_dead(&mut idle.upstream, cx));
     }
 }

@@ -38,6 +38,7 @@ impl ConnectionLog {
             .shared
             .telemetry
             .connection_opened(&conn.workload.key, spoken);
+        conn.told_protocol(spoken);
         Self {
             conn,
             snapshot: None,
@@ -80,6 +81,7 @@ impl ConnectionLog {
             destination: conn.destination,
             spoken: self.spoken,
             requests: self.requests,
+            server_name: conn.server_name(),
             reject: self.reject,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
@@ -89,6 +91,10 @@ impl ConnectionLog {
 
     /// Counts an opaque connection as opened, once it is known where it goes.
     pub(super) fn tcp_opened(&self) {
+        if let Some(snapshot) = &self.snapshot {
+            let decided = (self.source, self.rule, self.version);
+            self.conn.told.connection(snapshot, decided, self.endpoint, clock::now());
+        }
         self.with(|record| self.conn.core.shared.telemetry.tcp_opened(record));
     }
 }
@@ -147,6 +153,7 @@ impl RequestLog {
         head: HeadBuf,
         started: MonoNanos,
     ) -> Self {
+        conn.told.counted();
         Self {
             conn,
             snapshot,
@@ -171,6 +178,12 @@ impl RequestLog {
         }
     }
 
+    /// The request goes to this endpoint.
+    pub(super) fn going_to(&mut self, endpoint: SocketAddr, now: MonoNanos) {
+        self.endpoint = Some(endpoint);
+        self.conn.told.request(self, now);
+    }
+
     /// A string of the log line.
     fn text(&self, span: &Range<usize>) -> &[u8] {
         self.head.get(span.clone()).unwrap_or_default()
@@ -193,6 +206,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let ended = self.ended.unwrap_or_else(clock::now);
+        self.conn.told.request(self, ended);
         let (target, authority) = match &self.asked {
             Some(asked) => (&*asked.0, &*asked.1),
             None => (self.text(&self.spans.target), self.text(&self.spans.authority)),

@@ -1,30 +1,37 @@
 //! Opaque connections: decided once, then bytes in both directions.
 
 mod copy;
+mod follow;
 mod lane;
 #[cfg(test)]
 mod measure;
 
 use std::rc::Rc;
 
-use tokio::{io::Interest, net::TcpStream};
+use tokio::io::Interest;
 
-pub(super) use self::copy::{CopyEnd, Side, copy};
+pub(super) use self::{
+    copy::{CopyEnd, Side, copy},
+    follow::follow,
+};
 use super::{
-    attempt::client,
+    attempt::{self, client},
     buffer::Buf,
     core::{Conn, Place},
+    flows::Flows,
     inbound,
     io::reset_on_close,
     record::ConnectionLog,
     retry::Charged,
+    socket::Socket,
     timer::Timer,
     upstream::{Target, connect_now},
 };
 use crate::{
     clock,
     policy::{
-        NoObserver, Reject, breaker::RequestPermit, rate_limit, request, route, snapshot::Outcome,
+        NoObserver, Reject, balance, breaker::RequestPermit, rate_limit, request, route,
+        snapshot::Outcome,
     },
     telemetry::Spoken,
 };
@@ -33,7 +40,7 @@ use crate::{
 pub(super) async fn serve(
     conn: Rc<Conn>,
     mut place: Place,
-    stream: TcpStream,
+    stream: Socket,
     mut buf: Buf,
     mut timer: Timer,
 ) {
@@ -63,7 +70,7 @@ pub(super) async fn serve(
 /// The client's socket. Cut short (the workload is released, a drain is over) it closes with a
 /// reset: an end would say that all was well.
 struct Down {
-    stream: TcpStream,
+    stream: Socket,
     cut_short: bool,
 }
 
@@ -90,7 +97,7 @@ impl Drop for Counted<'_> {
 async fn forward(
     conn: &Rc<Conn>,
     place: &mut Place,
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     buf: &mut Buf,
     timer: &mut Timer,
     log: &mut ConnectionLog,
@@ -105,13 +112,17 @@ async fn forward(
         log.version = Some(snapshot.port(port).all);
         return Err(reject);
     }
-    let plan = route::decide_tcp(
-        &snapshot,
-        port,
-        client(conn, place),
-        &mut core.cursors.borrow_mut(),
-        &mut NoObserver,
-    )?;
+    let asks = client(conn, place);
+    let plan = {
+        let cursors = &mut core.cursors.borrow_mut();
+        match conn.tls.get() {
+            None => route::decide_tcp(&snapshot, port, asks, cursors, &mut NoObserver),
+            Some(tls) => {
+                let name = tls.server_name.as_deref();
+                route::decide_tls(&snapshot, port, asks, name, cursors, &mut NoObserver)
+            }
+        }?
+    };
     log.rule = plan.rule;
     log.version = Some(plan.version);
     let none: Option<&request::RequestView<'_, request::HeaderList>> = None;
@@ -127,37 +138,35 @@ async fn forward(
         return Err(Reject::RateLimited);
     }
     let version = &snapshot.versions[plan.version.0 as usize];
-    let record = |endpoint: &_, outcome| {
-        super::attempt::record(
-            core,
-            &snapshot,
-            plan.version,
-            endpoint,
-            outcome,
-            clock::now(),
-        );
+    let record = |endpoint: &_, outcome, took| {
+        let (version, now) = (plan.version, clock::now());
+        attempt::record(core, &snapshot, version, endpoint, outcome, took, None, now);
     };
+    let key = balance::key(&snapshot, &plan, client(conn, place), none);
     let mut tried = Vec::new();
     let mut charged = Charged::default();
+    let mut took;
     let (mut upstream, endpoint, mut permit, _judged): (_, _, RequestPermit, _) = loop {
-        let endpoint = inbound::pick(conn, &snapshot, plan.version, &tried, now)?;
+        let endpoint = attempt::pick(conn, &snapshot, &plan, key, &tried, now)?;
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
         let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, &mut charged, now)?;
         let target = Target::new(&snapshot, plan.version, &endpoint, conn, &judged);
+        let started = if tried.is_empty() { now } else { clock::now() };
         let connected = tokio::select! {
             biased;
             connected = connect_now(core, &conn.workload, &target) => connected,
             // The client's end is no reason to give up: it may still want to listen.
-            _reset = stream.ready(Interest::ERROR) => return Err(Reject::DownstreamClosed),
+            _reset = stream.tcp().ready(Interest::ERROR) => return Err(Reject::DownstreamClosed),
         };
+        took = attempt::took(started, None, clock::now());
         match connected {
             Ok(upstream) => break (upstream, endpoint, permit, judged),
             Err(failed) => {
                 let Some(outcome) = failed.outcome() else {
                     return Err(failed.reject());
                 };
-                record(&endpoint, outcome);
+                record(&endpoint, outcome, took);
                 tried.push(endpoint.id);
                 // Nothing was sent yet, so another endpoint may serve: as often as there are
                 // endpoints that were not tried, at most three times (Envoy's default for TCP
@@ -170,37 +179,45 @@ async fn forward(
     };
     // The connection may stay open for days.
     permit.answered();
+    let (version_ix, outcome) = (plan.version, Outcome::Connected);
+    snapshot.observe(version_ix, &endpoint, outcome, took, None, clock::now());
     log.tcp_opened();
     let mut counted = Counted {
         log: &mut *log,
         bytes: (0, 0),
     };
-    let end = copy(
-        Side { stream, buf },
-        Side {
-            stream: &mut upstream.stream,
-            buf: &mut upstream.buf,
-        },
-        timer,
-        version.idle_timeout,
-        &mut counted.bytes,
-    )
-    .await;
+    let down = Side { stream, buf };
+    let up = Side {
+        stream: &mut upstream.stream,
+        buf: &mut upstream.buf,
+    };
+    let (idle, bytes) = (version.idle_timeout, &mut counted.bytes);
+    let end = match Flows::watch(core, &snapshot, &plan, &endpoint) {
+        None => copy(down, up, timer, idle, bytes).await,
+        Some(mut watch) => Box::pin(follow(down, up, timer, idle, bytes, &mut watch)).await,
+    };
     let (_, answered) = counted.bytes;
     drop(counted);
-    record(
-        &endpoint,
-        if end == CopyEnd::UpstreamReset && answered == 0 {
-            Outcome::Reset
-        } else {
-            Outcome::Connected
-        },
-    );
+    if end == CopyEnd::UpstreamReset && answered == 0 {
+        record(&endpoint, Outcome::Reset, took);
+    } else {
+        let (version, now) = (plan.version, clock::now());
+        attempt::judge(
+            core,
+            &snapshot,
+            version,
+            &endpoint,
+            Outcome::Connected,
+            took,
+            now,
+        );
+    }
     log.reject = match end {
         CopyEnd::Closed => None,
         CopyEnd::DownstreamReset => Some(Reject::DownstreamClosed),
         CopyEnd::UpstreamReset => Some(Reject::UpstreamReset),
         CopyEnd::Idle => Some(Reject::UpstreamTimeout),
+        CopyEnd::Changed => Some(Reject::RouteChanged),
     };
     Ok(())
 }

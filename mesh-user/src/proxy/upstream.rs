@@ -5,15 +5,18 @@ use std::{future::poll_fn, io, rc::Rc, sync::Arc, task::Poll};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
+    age::Life,
     buffer::Buf,
     core::{Conn, Core, NodePermit},
     inbound::{Held, Judged, dial as app_dial},
     io::set_nodelay,
     pool::{Key, NODE, SECOND_PASS},
+    socket::Socket,
     wire::WorkloadHandle,
 };
 use crate::{
     clock::MonoNanos,
+    model::ConnectionPolicy,
     policy::{
         Reject, Snapshot, VersionIx,
         breaker::{Breaker, ConnectionPermit},
@@ -24,13 +27,14 @@ use crate::{
 /// A connection to an endpoint with the permits that it holds for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Socket,
     /// What was read and not yet used.
     pub(super) buf: Buf,
     /// Whether it carried a request before.
     pub(super) reused: bool,
     pub(super) key: Key,
     pub(super) permits: Permits,
+    pub(super) life: Life,
 }
 
 /// The rights that an upstream connection holds.
@@ -82,6 +86,7 @@ pub(super) struct Target<'a> {
     pub(super) inbound: Option<&'a Arc<Breaker>>,
     pub(super) key: Key,
     pub(super) connect_timeout: std::time::Duration,
+    pub(super) connection: ConnectionPolicy,
 }
 
 impl<'a> Target<'a> {
@@ -114,6 +119,7 @@ impl<'a> Target<'a> {
             inbound: judged.breaker,
             endpoint,
             connect_timeout: plan.connect_timeout,
+            connection: plan.effective.connection.value,
         }
     }
 }
@@ -225,7 +231,7 @@ pub(super) async fn dial(
     if let Some(app) = target.key.app {
         let (stream, port) = app_dial::connect(core, workload, app, target.connect_timeout).await?;
         permits.port = port;
-        return Ok(upstream(stream, target, permits));
+        return Ok(upstream(core, stream, target, permits));
     }
     let sockets = if target.key.source == NODE {
         &core.shared.node_sockets
@@ -251,17 +257,18 @@ pub(super) async fn dial(
         }
         Err(_elapsed) => return Err(NoConnection::TimedOut),
     };
-    Ok(upstream(stream, target, permits))
+    Ok(upstream(core, stream, target, permits))
 }
 
-fn upstream(stream: TcpStream, target: &Target<'_>, permits: Permits) -> Upstream {
+fn upstream(core: &Core, stream: TcpStream, target: &Target<'_>, permits: Permits) -> Upstream {
     set_nodelay(&stream);
     Upstream {
-        stream,
+        stream: stream.into(),
         buf: Buf::default(),
         reused: false,
         key: target.key,
         permits,
+        life: Life::new(target.connection, &mut core.rng.borrow_mut()),
     }
 }
 
@@ -309,7 +316,11 @@ pub(super) async fn connect_now(
 }
 
 /// Puts a connection aside for the next request, unless somebody waits for its permit.
-pub(super) fn put_back(core: &Core, target: &Target<'_>, upstream: Upstream, now: MonoNanos) {
+pub(super) fn put_back(core: &Core, target: &Target<'_>, mut upstream: Upstream, now: MonoNanos) {
+    upstream.life.spend();
+    if upstream.life.is_over() {
+        return;
+    }
     let waited = target.inbound.is_some_and(|breaker| breaker.has_waiters());
     if core.draining.get() || waited || target.breaker.has_waiters() {
         return;

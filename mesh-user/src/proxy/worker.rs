@@ -2,10 +2,12 @@
 
 use std::{
     io,
+    net::SocketAddr,
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
+        mpsc,
     },
     thread::JoinHandle,
     time::Duration,
@@ -20,6 +22,7 @@ use tokio::{
 use super::{
     accept::{self, Listeners},
     core::{Core, Shared},
+    live::{self, Describe},
     upstream,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
 };
@@ -27,7 +30,7 @@ use crate::{
     clock::{self, MonoNanos},
     config::Limits,
     policy::Snapshot,
-    telemetry::{Direction, Telemetry},
+    telemetry::{Direction, LiveConnection, Telemetry},
 };
 
 /// How often a worker shows that it turns. The kernel takes it for hung after 1 s.
@@ -73,6 +76,10 @@ pub(super) enum Order {
         /// Address of the shared breaker.
         breaker: usize,
     },
+    /// Tell of open connections.
+    Describe(Describe),
+    /// Another snapshot is in force: long connections that are to follow it do.
+    Swapped,
     /// End: requests in flight may finish for so long.
     Drain {
         /// Then the rest is cut.
@@ -180,6 +187,10 @@ impl Workers {
         snapshot.enforce();
         self.shared.snapshot.store(snapshot);
         self.shared.swaps.fetch_add(1, Ordering::Release);
+        for order in &self.orders {
+            // A worker that has ended has no connections.
+            let _ended = order.send(Order::Swapped);
+        }
     }
 
     /// Puts limits in force: the next connection uses them, and so does the next request where a
@@ -204,6 +215,24 @@ impl Workers {
     pub fn ticks(&self) -> impl Iterator<Item = MonoNanos> {
         let ticks = self.shared.ticks.iter();
         ticks.map(|tick| MonoNanos(tick.load(Ordering::Relaxed)))
+    }
+
+    /// Open connections with their last decisions: of one client, or all. Waits for the workers at
+    /// most half a second; one that is hung is left out.
+    pub fn connections(&self, peer: Option<SocketAddr>) -> Vec<LiveConnection> {
+        let (answer, answers) = mpsc::channel();
+        for order in &self.orders {
+            let answer = answer.clone();
+            let _ended = order.send(Order::Describe(Describe { peer, answer }));
+        }
+        drop(answer);
+        let until = std::time::Instant::now() + live::PATIENCE;
+        let mut all = Vec::new();
+        let left = || until.saturating_duration_since(std::time::Instant::now());
+        while let Ok(told) = answers.recv_timeout(left()) {
+            all.extend(told);
+        }
+        all
     }
 
     /// Stops accepting, lets requests in flight end (HTTP/1.1 answers get `connection: close`,
@@ -323,6 +352,8 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
                     core.h2.evict_of_breaker(breaker);
                 }
             }
+            Order::Describe(question) => question.reply(core),
+            Order::Swapped => core.flows.review(core),
             Order::Drain { limit } => {
                 drop(listeners);
                 return drain(core, limit, orders).await;
@@ -349,8 +380,10 @@ fn listen(
 async fn drain(core: &Rc<Core>, limit: Duration, orders: &mut UnboundedReceiver<Order>) -> usize {
     let releases = async {
         while let Some(order) = orders.recv().await {
-            if let Order::Command(Command::Release { pod_id }) = order {
-                release(core, pod_id);
+            match order {
+                Order::Command(Command::Release { pod_id }) => release(core, pod_id),
+                Order::Describe(question) => question.reply(core),
+                _ => {}
             }
         }
         // The control side is gone: nobody will tell us anything any more.

@@ -132,7 +132,7 @@ fn push_destination(snapshot: &Snapshot, destination: Destination, values: &mut 
         .and_then(|ix| snapshot.ports.get(ix.0 as usize));
     match port {
         Some(port) => {
-            values.push(host(snapshot, &port.namespace, &port.service).into());
+            values.push(host(snapshot.service_of(port), &port.service).into());
             values.push(port.service.clone());
             values.push(port.namespace.clone());
         }
@@ -141,15 +141,14 @@ fn push_destination(snapshot: &Snapshot, destination: Destination, values: &mut 
     values.push(version.map_or_else(|| UNKNOWN.into(), |version| version.name.clone()));
     values.push(
         version
-            .and_then(principal)
+            .and_then(|version| principal(version))
             .unwrap_or_else(|| UNKNOWN.into()),
     );
 }
 
 /// The service's full host name: its first with a dot, else its first, else its name.
-fn host<'a>(snapshot: &'a Snapshot, namespace: &str, name: &'a str) -> &'a str {
-    let same = |service: &&Service| service.name == name && service.namespace == namespace;
-    let Some(service) = snapshot.model.services.iter().find(same) else {
+fn host<'a>(service: Option<&'a Service>, name: &'a str) -> &'a str {
+    let Some(service) = service else {
         return name;
     };
     let full = service.hostnames.iter().find(|host| host.contains('.'));

@@ -9,6 +9,7 @@ mod docs;
 mod expose;
 mod kernel;
 mod labels;
+mod live;
 mod local;
 pub mod logging;
 pub mod metrics;
@@ -35,6 +36,7 @@ use std::{
 pub use docs::markdown;
 pub use expose::{BREAKERS_MAX, Breaker, Scrape};
 pub use kernel::KernelCounts;
+pub use live::{LiveConnection, LiveDecision};
 pub use refusals::Refused;
 pub use series::{GONE_KEPT, SERIES_MAX};
 pub use shield::ShieldSample;
@@ -189,6 +191,8 @@ pub struct ConnectionRecord<'a> {
     pub spoken: Spoken,
     /// Requests that it carried, for HTTP.
     pub requests: u64,
+    /// The server name of a TLS ClientHello.
+    pub server_name: Option<&'a str>,
     /// Why it was refused or failed.
     pub reject: Option<Reject>,
     /// Bytes from the client.

@@ -134,6 +134,7 @@ fn connection<'a>(snapshot: &'a Snapshot, workload: &'a Arc<str>) -> ConnectionR
         destination: ([10, 96, 0, 10], 80).into(),
         spoken: Spoken::Tcp,
         requests: 0,
+        server_name: None,
         reject: None,
         bytes_in: 100,
         bytes_out: 2_000,

@@ -20,7 +20,7 @@ use mesh_user::{
     config::{AccessLog, Limits, LogFilter, LogFormat},
     model::{
         BreakerPolicy, DialFrom, Endpoint, Match, Model, Policy, Port, Protocol, Rule, Select,
-        Service, Tags, Target, TimeoutPolicy, ValueMatch,
+        Service, Tags, Target, ValueMatch,
     },
     policy::Snapshot,
     proxy::{
@@ -87,6 +87,7 @@ impl Plan {
                 target: 1,
                 protocol,
                 path: mesh_user::model::PathChoice::Proxy,
+                tls: None,
             }],
             versions: [("v1", "v1"), ("v2", "v2")]
                 .into_iter()
@@ -98,7 +99,7 @@ impl Plan {
         };
         Self {
             model: Model {
-                services: vec![service],
+                services: vec![service].into(),
                 ..Model::default()
             },
             addresses: Vec::new(),
@@ -138,18 +139,7 @@ impl Plan {
     }
 
     pub(crate) fn policy(mut self, change: impl FnOnce(&mut Policy)) -> Self {
-        let mut policy = Policy {
-            service: 0,
-            version: None,
-            port: None,
-            breaker: None,
-            ejection: None,
-            rate_limits: Vec::new(),
-            balance: None,
-            timeouts: TimeoutPolicy::default(),
-            retries: None,
-            ..Policy::default()
-        };
+        let mut policy = Policy::default();
         change(&mut policy);
         self.model.policies.push(policy);
         self

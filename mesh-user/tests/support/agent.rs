@@ -663,7 +663,7 @@ impl State {
                 Ok(Value::Null)
             }
             Request::Table(services, rules) => kernel
-                .apply(&table(&services, &rules, &self.datagrams))
+                .apply(&table(&services, &rules, &self.datagrams).into())
                 .map(|()| Value::Null)
                 .map_err(text),
             Request::Paused(paused) => kernel

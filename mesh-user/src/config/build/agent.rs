@@ -115,5 +115,10 @@ fn limits(limits: Reader<'_>) -> Limits {
         replay_bytes_max: limits
             .int("replay-bytes-max")
             .unwrap_or(default.replay_bytes_max),
+        downstream_age_max: time("downstream-age-max", default.downstream_age_max),
+        downstream_age_jitter: limits
+            .int("downstream-age-jitter")
+            .unwrap_or(default.downstream_age_jitter),
+        overload_header: limits.text("overload-header").map(str::to_ascii_lowercase),
     }
 }

@@ -6,16 +6,20 @@
 //! caller, since the walk has refused it.
 
 use super::{Config, collect::Collector, fields::ROOT, tree::Node};
-use crate::model::Model;
+use crate::model::{List, Model};
 
 mod actions;
 mod agent;
+mod balance;
+mod health;
 mod inbound;
 mod policies;
 mod reader;
+mod resilience;
 mod rules;
 mod services;
 mod shield;
+mod tls;
 
 use reader::Reader;
 
@@ -25,14 +29,19 @@ pub(crate) fn config(root: &Node, out: &mut Collector) -> Config {
     let services: Vec<_> = root.items("services").map(services::service).collect();
     let index = rules::Index::new(&services);
     let mut model = Model {
-        rules: rules::rules(root, &index, &services, out),
-        policies: policies::policies(root, &index, &services, out),
+        rules: rules::rules(root, &index, &services, out).into(),
+        policies: policies::policies(root, &index, &services, out).into(),
         workloads: root.items("workloads").map(services::workload).collect(),
         outbound: root.items("outbound").map(services::outbound).collect(),
         inbound: inbound::rules(root),
-        services: Vec::new(),
+        services: List::new(),
+        locality: root
+            .object("agent")
+            .text("locality")
+            .unwrap_or_default()
+            .to_owned(),
     };
-    model.services = services;
+    model.services = services.into();
     let agent = agent::agent(root);
     Config { agent, model }
 }

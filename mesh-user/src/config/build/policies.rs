@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use super::{
-    Reader, reader,
+    Reader,
+    balance::{balance, locality},
+    health, reader, resilience,
     rules::{Index, port_name},
 };
 use crate::{
     config::{collect::Collector, path::FieldPath, units},
     model::{
-        Balance, BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy,
-        Service, TimeoutPolicy,
+        BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy, Service,
+        TimeoutPolicy,
     },
 };
 
@@ -38,7 +40,7 @@ pub(super) fn policies(
         .map(|(i, from)| {
             let service = index.resolve(from, &FieldPath::item("policies", i), out);
             let breaker = from.object("breaker");
-            Policy {
+            let policy = Policy {
                 service,
                 version: from.text("version").map(str::to_owned),
                 port: port_name(from, services.get(service)),
@@ -47,14 +49,19 @@ pub(super) fn policies(
                     .has("ejection")
                     .then(|| ejection(breaker.object("ejection"))),
                 rate_limits: rate_limits(from),
-                balance: from.text("balance").and_then(balance),
+                balance: balance(from),
+                locality: locality(from),
+                health_checks: health::checks(from),
                 timeouts: timeouts(from.object("timeout")),
                 retries: from.has("retries").then(|| retries(from.object("retries"))),
                 upgrades: from.has("upgrades").then(|| {
                     let names = from.nodes("upgrades").iter().filter_map(reader::text);
                     names.map(str::to_ascii_lowercase).collect()
                 }),
-            }
+                tls: super::tls::upstream(from, services.get(service)),
+                ..Policy::default()
+            };
+            resilience::policy(from, policy)
         })
         .collect()
 }
@@ -84,7 +91,7 @@ fn breaker(there: bool, from: Reader<'_>) -> Option<BreakerPolicy> {
 fn ejection(from: Reader<'_>) -> EjectionPolicy {
     let default = EjectionPolicy::default();
     let base = from.duration("base").unwrap_or(default.base);
-    EjectionPolicy {
+    let ejection = EjectionPolicy {
         consecutive_5xx: from
             .int("consecutive-5xx")
             .unwrap_or(default.consecutive_5xx),
@@ -99,7 +106,9 @@ fn ejection(from: Reader<'_>) -> EjectionPolicy {
         max: from.duration("max").unwrap_or(default.max.max(base)),
         max_percent: from.int("max-percent").unwrap_or(default.max_percent),
         probe: from.bool("probe").unwrap_or(default.probe),
-    }
+        ..default
+    };
+    resilience::ejection(from, ejection)
 }
 
 pub(super) fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
@@ -129,15 +138,6 @@ pub(super) fn rate_limits(from: Reader<'_>) -> Vec<RateLimitPolicy> {
         .collect()
 }
 
-fn balance(word: &str) -> Option<Balance> {
-    match word {
-        "least-request" => Some(Balance::LeastRequest),
-        "round-robin" => Some(Balance::RoundRobin),
-        "random" => Some(Balance::Random),
-        _ => None,
-    }
-}
-
 fn timeouts(from: Reader<'_>) -> TimeoutPolicy {
     TimeoutPolicy {
         request: from.duration("request"),
@@ -146,8 +146,8 @@ fn timeouts(from: Reader<'_>) -> TimeoutPolicy {
     }
 }
 
-fn retries(from: Reader<'_>) -> RetryPolicy {
-    RetryPolicy {
+pub(super) fn retries(from: Reader<'_>) -> RetryPolicy {
+    let retries = RetryPolicy {
         attempts: from.int("attempts").unwrap_or(RETRY_ATTEMPTS),
         per_try: from.duration("per-try"),
         on: if from.has("on") {
@@ -166,7 +166,9 @@ fn retries(from: Reader<'_>) -> RetryPolicy {
             .collect(),
         non_idempotent: from.bool("non-idempotent").unwrap_or(false),
         backoff: from.duration("backoff").unwrap_or(RETRY_BACKOFF),
-    }
+        ..RetryPolicy::default()
+    };
+    resilience::retries(from, retries)
 }
 
 fn retry_on(word: &str) -> Option<RetryOn> {
@@ -177,6 +179,14 @@ fn retry_on(word: &str) -> Option<RetryOn> {
         "gateway-error" => RetryOn::GatewayError,
         "server-error" => RetryOn::ServerError,
         "per-try-timeout" => RetryOn::PerTryTimeout,
+        "reset-before-request" => RetryOn::ResetBeforeRequest,
+        "retriable-4xx" => RetryOn::Retriable4xx,
+        "rate-limited" => RetryOn::RateLimited,
+        "cancelled" => RetryOn::Cancelled,
+        "deadline-exceeded" => RetryOn::DeadlineExceeded,
+        "internal" => RetryOn::Internal,
+        "resource-exhausted" => RetryOn::ResourceExhausted,
+        "unavailable" => RetryOn::Unavailable,
         _ => return None,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Reader, actions, reader};
+use super::{Reader, actions, policies, reader, resilience};
 use crate::{
     config::{
         collect::Collector,
@@ -161,7 +161,7 @@ pub(super) fn rules(
                 precedence: from.int("precedence").unwrap_or(0),
                 matches: from.items("match").map(condition).collect(),
                 route,
-                extra: known.rule(from, &item, out, RuleExtra::default()),
+                extra: known.rule(from, &item, out, extra(from)),
             }
         })
         .collect();
@@ -190,6 +190,17 @@ fn name_rules(rules: &mut [Rule]) {
     }
 }
 
+/// Time-outs and retries of a rule.
+fn extra(from: Reader<'_>) -> RuleExtra {
+    RuleExtra {
+        timeouts: resilience::rule_timeouts(from.object("timeout")),
+        retries: from
+            .has("retries")
+            .then(|| policies::retries(from.object("retries"))),
+        ..RuleExtra::default()
+    }
+}
+
 fn condition(from: Reader<'_>) -> Match {
     Match {
         path: path_match(from.object("path")),
@@ -209,7 +220,7 @@ fn condition(from: Reader<'_>) -> Match {
             .collect(),
         authority: from.get("authority").and_then(value_match).map(lower),
         source: from.has("source").then(|| source(from.object("source"))),
-        sni: Vec::new(),
+        sni: super::tls::names(from, "sni"),
     }
 }
 
@@ -231,7 +242,7 @@ fn path_match(from: Reader<'_>) -> Option<PathMatch> {
 }
 
 /// A value's matcher; text alone means `exact`.
-fn value_match(node: &Node) -> Option<ValueMatch> {
+pub(super) fn value_match(node: &Node) -> Option<ValueMatch> {
     if let Some(text) = reader::text(node) {
         return Some(ValueMatch::Exact(text.to_owned()));
     }

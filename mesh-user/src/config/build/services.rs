@@ -71,6 +71,7 @@ fn port(from: Reader<'_>) -> Port {
             "http2" => Protocol::Http2,
             "grpc" => Protocol::Grpc,
             "tcp" => Protocol::Tcp,
+            "tls" => Protocol::Tls,
             _ => Protocol::Auto,
         },
         path: match from.text("path") {
@@ -79,6 +80,7 @@ fn port(from: Reader<'_>) -> Port {
             Some("proxy") => PathChoice::Proxy,
             _ => PathChoice::Auto,
         },
+        tls: super::tls::terminate(from.object("tls")),
     }
 }
 
@@ -94,7 +96,7 @@ fn endpoint(from: Reader<'_>) -> Endpoint {
         identity: from.text("identity").map(str::to_owned),
         healthy: from.bool("healthy").unwrap_or(true),
         weight: from.int("weight").unwrap_or(1),
-        priority: 0,
+        priority: from.int("priority").unwrap_or(0),
     }
 }
 

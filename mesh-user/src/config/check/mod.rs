@@ -13,10 +13,14 @@ use super::{
 
 mod actions;
 mod agent;
+mod balance;
+mod health;
 mod inbound;
 mod policies;
+mod resilience;
 mod rules;
 mod services;
+mod tls;
 
 pub(crate) use agent::agent;
 
@@ -46,6 +50,8 @@ pub fn check(model: &Model) -> Vec<Finding> {
     rules::check(model, &mut out);
     policies::check(model, &mut out);
     inbound::check(model, &mut out);
+    tls::check(model, &mut out);
+    balance::localities(model, &mut out);
     out.sorted()
 }
 

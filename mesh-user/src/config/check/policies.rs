@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{Findings, port, version};
+use super::{Findings, balance, health, port, version};
 use crate::{
     config::{path::FieldPath, report::Code, units::show_duration},
     model::{Model, Policy, Protocol, TimeoutPolicy},
@@ -37,14 +37,17 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
             );
         }
         values(policy, &item, out);
+        super::resilience::policy(model, policy, &item, out);
         let ports = service
             .map(|(_, service)| service.ports.as_slice())
             .unwrap_or_default();
         let mut about = ports
             .iter()
             .filter(|p| policy.port.as_ref().is_none_or(|name| *name == p.name));
-        let opaque = !ports.is_empty() && about.all(|port| port.protocol == Protocol::Tcp);
+        let opaque = !ports.is_empty() && about.all(|port| matches!(port.protocol, Protocol::Tcp | Protocol::Tls));
         without_effect(policy, opaque, &item, out);
+        balance::policy(policy, model, opaque, &item, out);
+        health::policy(policy, &item, out);
     }
 }
 
@@ -88,7 +91,15 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
         || policy.ejection.is_some()
         || !policy.rate_limits.is_empty()
         || policy.balance.is_some()
+        || policy.locality.is_some()
+        || !policy.health_checks.is_empty()
         || policy.retries.is_some()
+        || policy.retry_budget.is_some()
+        || policy.hedge.is_some()
+        || policy.adaptive.is_some()
+        || policy.connection.is_some()
+        || policy.on_change.is_some()
+        || policy.tls.is_some()
         || policy.upgrades.is_some();
     if !any && !timeouts {
         let message = "this policy sets nothing".to_owned();
@@ -96,7 +107,7 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
             Code::NoEffect,
             item.clone(),
             message,
-            "breaker, rate-limit, balance, timeout, retries or upgrades",
+            "breaker, rate-limit, balance, locality, health-checks, timeout, retries, tls or upgrades",
         );
     }
     for (at, protocol) in policy.upgrades.iter().flatten().enumerate() {
@@ -112,6 +123,12 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
     if opaque {
         let http = [
             ("retries", policy.retries.is_some(), item.key("retries")),
+            ("hedge", policy.hedge.is_some(), item.key("hedge")),
+            (
+                "connection",
+                policy.connection.is_some(),
+                item.key("connection"),
+            ),
             ("upgrades", policy.upgrades.is_some(), item.key("upgrades")),
             (
                 "timeout.request",

@@ -9,7 +9,8 @@ use super::{Findings, one_of};
 use crate::{
     config::{path::FieldPath, report::Code, report::Severity},
     model::{
-        DialFrom, Model, Netns, OutboundRule, PathChoice, Policy, Port, Rule, Service, Workload,
+        DialFrom, List, Model, Netns, OutboundRule, PathChoice, Policy, Port, Rule, Service,
+        Workload,
         kernel_path::{self, Place},
         selects,
     },
@@ -68,7 +69,7 @@ fn unusable(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-fn addresses(services: &[Service], out: &mut Findings) {
+fn addresses(services: &List<Service>, out: &mut Findings) {
     let mut owners: HashMap<(IpAddr, u16), usize> = HashMap::new();
     for (i, service) in services.iter().enumerate() {
         let item = FieldPath::item("services", i);
@@ -161,6 +162,8 @@ fn kernel_ports(model: &Model, out: &mut Findings) {
                 Place::Rule(at) => FieldPath::item("rules", at),
                 Place::Policy(at) => FieldPath::item("policies", at),
                 Place::DialFrom => item.key("dial-from"),
+                Place::Tls => item.key("ports"),
+                Place::Priority => item.key("endpoints"),
             };
             let message = format!(
                 "{}, and port `{}` of `{}` has `path: kernel`",
@@ -180,7 +183,7 @@ fn kernel_ports(model: &Model, out: &mut Findings) {
     }
 }
 
-fn hostnames(services: &[Service], out: &mut Findings) {
+fn hostnames(services: &List<Service>, out: &mut Findings) {
     let mut owners: HashMap<(&str, u16), usize> = HashMap::new();
     for (i, service) in services.iter().enumerate() {
         for (k, hostname) in service.hostnames.iter().enumerate() {

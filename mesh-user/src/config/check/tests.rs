@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{
-    Match, Policy, RateLimitPolicy, Rule, Select, Target, TimeoutPolicy, ValueMatch,
-};
+use crate::model::{Match, Policy, RateLimitPolicy, Rule, Select, Target, ValueMatch};
 
 fn model(text: &str) -> Model {
     let head = "apiVersion: mesh/v1alpha1\nkind: MeshConfig\n";
@@ -44,17 +42,11 @@ fn check_references_beyond_the_services_are_survived() {
         service: 7,
         version: Some("v".to_owned()),
         port: Some("p".to_owned()),
-        breaker: None,
-        ejection: None,
-        rate_limits: Vec::new(),
-        balance: None,
-        timeouts: TimeoutPolicy::default(),
-        retries: None,
         ..Policy::default()
     };
     let model = Model {
-        rules: vec![rule(usize::MAX)],
-        policies: vec![policy],
+        rules: vec![rule(usize::MAX)].into(),
+        policies: vec![policy].into(),
         ..Model::default()
     };
     assert!(
@@ -86,7 +78,7 @@ fn check_values_that_no_file_can_hold_are_found() {
         route: Vec::new(),
         ..rule(0)
     };
-    model.rules = vec![wrong, empty];
+    model.rules = vec![wrong, empty].into();
     model.policies[0].rate_limits[0] = RateLimitPolicy {
         name: "x".to_owned(),
         key: Vec::new(),

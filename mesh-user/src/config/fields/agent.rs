@@ -59,6 +59,13 @@ pub(crate) static AGENT: Object = Object {
              open are probes, and go to the application whatever inbound rules say. Needs a restart.",
         ),
         field(
+            "locality",
+            Shape::Text(Text::TagValue),
+            Absent::Means("unknown: no endpoint is nearer than another"),
+            "Where this node is: `region/zone/subzone`, from the left as far as it is known. For \
+             `locality` in policies.",
+        ),
+        field(
             "drain",
             Shape::Text(Text::Duration(Duration::ZERO, secs(3600))),
             Absent::Default("30s", "the time that Kubernetes gives a pod to end"),
@@ -272,6 +279,9 @@ static LIMITS: Object = Object {
             Absent::Default("64KiB", "as Linkerd"),
             "Largest request body that is kept for a retry. 0: requests with a body are not retried.",
         ),
+        super::resilience::LIMITS_DOWNSTREAM_AGE_MAX,
+        super::resilience::LIMITS_DOWNSTREAM_AGE_JITTER,
+        super::resilience::OVERLOAD_HEADER_FIELD,
     ],
     groups: &[],
 };

@@ -13,11 +13,15 @@ use super::{
 
 mod actions;
 mod agent;
+mod balance;
+mod health;
 mod inbound;
 mod policy;
+mod resilience;
 mod rule;
 mod service;
 mod shield;
+mod tls;
 
 pub(crate) use agent::AGENT;
 pub(crate) use inbound::INBOUND;

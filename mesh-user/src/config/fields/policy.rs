@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Absent, DAY, MILLI, NAME, Object, PORT_REF, Shape, Text, field, needed};
+use super::{Absent, DAY, MILLI, NAME, Object, PORT_REF, Shape, Text, field, needed, resilience};
 
 pub(super) static RATE_LIMIT_ITEM: Shape = Shape::Object(&RATE_LIMIT);
 static RATE_KEY: Shape = Shape::Text(Text::RateKey);
@@ -17,6 +17,21 @@ static RETRY_ON: Shape = Shape::Choice(&[
     ("gateway-error", "502, 503, 504"),
     ("server-error", "any 5xx, or no answer"),
     ("per-try-timeout", "the per-try time-out"),
+    (
+        "reset-before-request",
+        "the connection broke before a byte of the request was sent",
+    ),
+    ("retriable-4xx", "409"),
+    (
+        "rate-limited",
+        "a rate limit's answer (`x-envoy-ratelimited`, `x-mesh-reject: rate_limited`), which is \
+         never retried otherwise",
+    ),
+    ("cancelled", "gRPC status 1 in the head of the answer"),
+    ("deadline-exceeded", "gRPC status 4 in the head of the answer"),
+    ("internal", "gRPC status 13 in the head of the answer"),
+    ("resource-exhausted", "gRPC status 8 in the head of the answer"),
+    ("unavailable", "gRPC status 14 in the head of the answer"),
 ]);
 
 /// Zero turns a time-out off.
@@ -73,18 +88,25 @@ pub(crate) static POLICY: Object = Object {
         ),
         field(
             "balance",
-            Shape::Choice(&[
-                (
-                    "least-request",
-                    "of two random endpoints the one with fewer requests in flight",
-                ),
-                ("round-robin", "in turn"),
-                ("random", "at random"),
-            ]),
+            super::balance::CHOICE,
             Absent::Means(
                 "the service's policy, else `least-request`: it keeps away from slow endpoints",
             ),
-            "How an endpoint is chosen inside a version.",
+            "How an endpoint is chosen inside a version: the name of an algorithm, or one with its \
+             parameters.",
+        ),
+        field(
+            "locality",
+            Shape::Object(&super::balance::LOCALITY),
+            Absent::Means("priorities alone decide"),
+            "Which endpoints are asked first.",
+        ),
+        field(
+            "health-checks",
+            super::health::CHECKS,
+            Absent::Means("nobody is asked"),
+            "Active health checks, all of which an endpoint must pass. A list, or the one without a \
+             list.",
         ),
         field(
             "timeout",
@@ -98,6 +120,10 @@ pub(crate) static POLICY: Object = Object {
             Absent::Means("no retries"),
             "Retries.",
         ),
+        resilience::HEDGE_FIELD,
+        resilience::CONNECTION_FIELD,
+        resilience::ON_CHANGE_FIELD,
+        super::tls::POLICY_TLS,
         field(
             "upgrades",
             Shape::list(&PROTOCOL, 16),
@@ -140,6 +166,8 @@ static BREAKER: Object = Object {
             Absent::Default("3", "as Envoy"),
             "Retries in flight.",
         ),
+        resilience::RETRY_BUDGET_FIELD,
+        resilience::ADAPTIVE_FIELD,
         field(
             "ejection",
             Shape::Object(&EJECTION),
@@ -203,6 +231,14 @@ static EJECTION: Object = Object {
             Absent::Default("false", "as Envoy"),
             "Return with one probing request instead of at full share.",
         ),
+        resilience::EJECTION_ENFORCING_5XX,
+        resilience::EJECTION_ENFORCING_GATEWAY,
+        resilience::EJECTION_ENFORCING_LOCAL_ORIGIN,
+        resilience::EJECTION_MAX_JITTER,
+        resilience::EJECTION_ALWAYS_ONE,
+        resilience::EJECTION_SUCCESS_RATE,
+        resilience::EJECTION_FAILURE_PERCENTAGE,
+        resilience::EJECTION_LATENCY,
     ],
     groups: &[],
 };
@@ -271,7 +307,7 @@ static TIMEOUT: Object = Object {
     groups: &[],
 };
 
-static RETRIES: Object = Object {
+pub(super) static RETRIES: Object = Object {
     name: "Retries",
     doc: "Retries. Safe by default: what was provably not processed may be retried for every method, \
           anything else for idempotent methods only (RFC 9110 §9.2.2).",
@@ -290,7 +326,7 @@ static RETRIES: Object = Object {
         ),
         field(
             "on",
-            Shape::list(&RETRY_ON, 6),
+            Shape::list(&RETRY_ON, 14),
             Absent::Default(
                 "[connect-failure, refused-stream, reset, per-try-timeout]",
                 "no answer came",
@@ -315,6 +351,10 @@ static RETRIES: Object = Object {
             Absent::Default("25ms", "as Envoy"),
             "Base of the pause: at random in [0, (2^N - 1) x base), at most 10 x base.",
         ),
+        resilience::RETRIES_HEADERS,
+        resilience::RETRIES_RESET_HEADERS,
+        resilience::RETRIES_RESET_MAX,
+        resilience::RETRIES_ATTEMPT_HEADER,
     ],
     groups: &[],
 };

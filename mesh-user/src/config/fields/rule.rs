@@ -7,7 +7,7 @@ static MATCH_ITEM: Shape = Shape::Object(&MATCH);
 static TARGET_ITEM: Shape = Shape::Object(&TARGET);
 static VALUE: Shape = Shape::Text(Text::Value);
 static VALUE_OBJECT: Shape = Shape::Object(&VALUE_MATCH);
-static VALUE_MATCHER: Shape = Shape::Either(&VALUE, &VALUE_OBJECT);
+pub(super) static VALUE_MATCHER: Shape = Shape::Either(&VALUE, &VALUE_OBJECT);
 static AUTHORITY: Shape = Shape::Text(Text::Authority);
 static AUTHORITY_OBJECT: Shape = Shape::Object(&AUTHORITY_MATCH);
 
@@ -72,6 +72,13 @@ pub(crate) static RULE: Object = Object {
         actions::MIRROR_FIELD,
         actions::STICKY_FIELD,
         actions::SESSION_FIELD,
+        super::resilience::RULE_TIMEOUT_FIELD,
+        field(
+            "retries",
+            Shape::Object(&super::policy::RETRIES),
+            Absent::Means("the version's policy"),
+            "Retries of what the rule matches, instead of the version's.",
+        ),
     ],
     groups: &[Group::ExactlyOne(&["route", "redirect", "respond"])],
 };
@@ -128,6 +135,7 @@ static MATCH: Object = Object {
             Absent::Means("any"),
             "The workload that asks.",
         ),
+        super::tls::SNI,
     ],
     groups: &[],
 };

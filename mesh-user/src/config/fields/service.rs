@@ -130,6 +130,11 @@ static PORT: Object = Object {
                 ("grpc", "gRPC: HTTP/2, refusals as gRPC statuses"),
                 ("tcp", "opaque bytes: never sniffed, never delayed"),
                 (
+                    "tls",
+                    "TLS that is passed on as it is: the server name of its ClientHello may choose \
+                     the route",
+                ),
+                (
                     "auto",
                     "sniffed for HTTP for at most `detect-timeout`, then opaque",
                 ),
@@ -162,6 +167,7 @@ static PORT: Object = Object {
             Absent::Default("auto", "nothing is lost that somebody may count on"),
             "Who chooses the endpoint of a connection.",
         ),
+        super::tls::PORT_TLS,
     ],
     groups: &[],
 };
@@ -195,7 +201,7 @@ static ENDPOINT: Object = Object {
             "locality",
             Shape::Text(Text::TagValue),
             Absent::Means("unknown"),
-            "Its zone or region.",
+            "Where it is: `region/zone/subzone`, from the left as far as it is known.",
         ),
         IDENTITY,
         field(
@@ -212,6 +218,13 @@ static ENDPOINT: Object = Object {
             },
             Absent::Default("1", "all are equal"),
             "Its share among the endpoints of a version. 0: nothing.",
+        ),
+        field(
+            "priority",
+            Shape::Int { min: 0, max: 127 },
+            Absent::Default("0", "all are equal"),
+            "Failover group: those with 0 are asked first, others get what these have no healthy \
+             endpoints for. The eighth and later groups of a version are one.",
         ),
     ],
     groups: &[],

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::kernel_table::KernelVersion;
+use crate::model::kernel_table::{KernelTable, KernelVersion};
 
 fn addr(last: u8) -> Addr {
     Addr::from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, last])
@@ -38,8 +38,24 @@ fn version(cap: Option<u32>) -> KernelVersion {
     }
 }
 
-fn plan(now: &Installed, table: &KernelTable) -> Result<Plan, KernelError> {
-    super::plan(now, table, &|_| false)
+/// What a table makes of what stands, and what is written for it.
+struct Planned {
+    next: Installed,
+    plan: Plan,
+}
+
+impl std::ops::Deref for Planned {
+    type Target = Plan;
+
+    fn deref(&self) -> &Plan {
+        &self.plan
+    }
+}
+
+fn plan(now: &Installed, table: &KernelTable) -> Result<Planned, KernelError> {
+    let mut next = now.clone();
+    let plan = next.plan(&table.clone().into(), &|_| false)?;
+    Ok(Planned { next, plan })
 }
 
 /// A table with one service for each list of endpoints.
@@ -64,7 +80,7 @@ fn table(services: &[Vec<u8>]) -> KernelTable {
 fn unchanged_service_keeps_its_slots_and_endpoints() {
     let first = plan(&Installed::default(), &table(&[vec![1, 2], vec![3]])).unwrap();
     let second = plan(&first.next, &table(&[vec![1, 2], vec![4]])).unwrap();
-    let of = |plan: &Plan, port| plan.next.services[&(addr(200), port)];
+    let of = |plan: &Planned, port| plan.next.services[&(addr(200), port)].entry;
     assert_eq!(of(&first, 1), of(&second, 1));
     assert_ne!(of(&first, 2).slots_off, of(&second, 2).slots_off);
     assert_eq!(second.backends.len(), 1, "only the new endpoint is written");
@@ -162,7 +178,7 @@ proptest! {
             let live: Vec<u32> = now
                 .services
                 .values()
-                .flat_map(|e| e.slots_off..e.slots_off + e.slots_len)
+                .flat_map(|s| s.entry.slots_off..s.entry.slots_off + s.entry.slots_len)
                 .collect();
             for (place, backend, new) in &plan.backends {
                 if *new {
@@ -171,13 +187,13 @@ proptest! {
                 ends.insert(*place, *backend);
             }
             for (start, content) in &plan.new_slots {
-                for (slot, place) in (*start..).zip(content) {
+                for (slot, place) in (*start..).zip(content.iter()) {
                     prop_assert!(!live.contains(&slot));
                     slots.insert(slot, *place);
                 }
             }
             for (index, endpoints) in services.iter().enumerate() {
-                let entry = plan.next.services[&(addr(200), index as u16 + 1)];
+                let entry = plan.next.services[&(addr(200), index as u16 + 1)].entry;
                 let found: Vec<Addr> = (entry.slots_off..entry.slots_off + entry.slots_len)
                     .map(|slot| ends[&slots[&slot]].addr)
                     .collect();

@@ -1,18 +1,30 @@
 use super::{
     super::{
         Snapshot,
-        fixture::{at_ms, balanced, compile, model, service},
+        fixture::{at_ms, balanced, compile, model, recompile, secs, service},
         snapshot::Outcome,
     },
     *,
 };
-use crate::model::{EjectionPolicy, Policy};
+use crate::model::{BalancePolicy, EjectionPolicy, Model, Policy};
+
+mod latency;
+mod priority;
+mod warm;
 
 const ALL: VersionIx = VersionIx(0);
 const NOW: MonoNanos = at_ms(1);
 
 /// Endpoints with these weights, ejected at the first failure.
 fn pool(balance: Balance, weights: &[u32]) -> Snapshot {
+    pool_of(balance.into(), weights)
+}
+
+fn pool_of(balance: BalancePolicy, weights: &[u32]) -> Snapshot {
+    compile(pool_model(balance, weights))
+}
+
+fn pool_model(balance: BalancePolicy, weights: &[u32]) -> Model {
     let mut web = service(weights.len(), 0);
     for (endpoint, weight) in web.endpoints.iter_mut().zip(weights) {
         endpoint.weight = *weight;
@@ -24,9 +36,10 @@ fn pool(balance: Balance, weights: &[u32]) -> Snapshot {
     };
     let policy = Policy {
         ejection: Some(ejection),
-        ..balanced(balance)
+        balance: Some(balance),
+        ..Policy::default()
     };
-    compile(model(web, Vec::new(), vec![policy]))
+    model(web, Vec::new(), vec![policy])
 }
 
 fn nth(snapshot: &Snapshot, at: usize) -> &Arc<EndpointState> {
@@ -35,7 +48,7 @@ fn nth(snapshot: &Snapshot, at: usize) -> &Arc<EndpointState> {
 
 fn eject(snapshot: &Snapshot, at: usize) {
     snapshot
-        .record(ALL, nth(snapshot, at), Outcome::Reset, NOW)
+        .record(ALL, nth(snapshot, at), Outcome::Reset, None, NOW)
         .expect("ejected");
 }
 
@@ -52,7 +65,15 @@ fn counts(snapshot: &Snapshot, picks: usize, tried: &[u64], rng: &mut Rng) -> Ve
     counts
 }
 
-const EVERY: [Balance; 3] = [Balance::LeastRequest, Balance::RoundRobin, Balance::Random];
+const EVERY: [Balance; 6] = [
+    Balance::LeastRequest,
+    Balance::RoundRobin,
+    Balance::Random,
+    Balance::PeakEwma,
+    // Without a key.
+    Balance::RingHash,
+    Balance::Maglev,
+];
 
 #[test]
 fn empty_unready_and_ejected_versions_are_told_apart() {
@@ -141,18 +162,82 @@ fn least_request_of_two_always_takes_the_idler_one() {
 }
 
 #[test]
-fn least_request_with_weights_compares_load_for_weight() {
-    let snapshot = pool(Balance::LeastRequest, &[3, 1]);
+fn least_request_with_weights_shares_by_effective_weight() {
+    assert!((effective_weight(2, 4, 100) - 0.4).abs() < 1e-9);
+    assert!((effective_weight(2, 3, 200) - 0.125).abs() < 1e-9);
+    assert!((effective_weight(2, 99, 0) - 2.0).abs() < 1e-9);
+    let seed = 3;
+    for bias_percent in [0, 50, 100, 200] {
+        for (weights, busy) in [
+            (&[2, 1][..], &[4, 0][..]),
+            (&[2, 1], &[0, 0]),
+            (&[2, 1], &[9, 9]),
+            (&[1, 2, 3, 4], &[3, 2, 1, 0]),
+        ] {
+            let policy = BalancePolicy {
+                bias_percent,
+                ..Balance::LeastRequest.into()
+            };
+            let snapshot = pool_of(policy, weights);
+            let breaker = &snapshot.version(ALL).breaker;
+            let held: Vec<_> = (0..)
+                .zip(busy)
+                .flat_map(|(at, busy)| (0..*busy).map(move |_| at))
+                .map(|at| breaker.request(nth(&snapshot, at)).unwrap())
+                .collect();
+            let each: Vec<f64> = weights
+                .iter()
+                .zip(busy)
+                .map(|(weight, busy)| effective_weight(u64::from(*weight), *busy, bias_percent))
+                .collect();
+            let sum: f64 = each.iter().sum();
+            let picks = 20_000;
+            let counts = counts(&snapshot, picks, &[], &mut Rng::new(seed));
+            for (count, exact) in counts.iter().zip(&each) {
+                let (share, exact) = (*count as f64 / picks as f64, exact / sum);
+                assert!(
+                    (share - exact).abs() < 0.015,
+                    "{weights:?} {busy:?} {bias_percent} %, seed {seed}: {share} for {exact}"
+                );
+            }
+            drop(held);
+        }
+    }
+}
+
+#[test]
+fn least_request_with_many_weights_comes_near_to_the_effective_ones() {
+    let weights: Vec<u32> = (1..=40).collect();
+    let snapshot = pool(Balance::LeastRequest, &weights);
     let breaker = &snapshot.version(ALL).breaker;
-    let mut held: Vec<_> = (0..2)
-        .map(|_| breaker.request(nth(&snapshot, 0)).unwrap())
+    // The heaviest ten are busy.
+    let held: Vec<_> = (30..40)
+        .flat_map(|at| (0..4).map(move |_| at))
+        .map(|at| breaker.request(nth(&snapshot, at)).unwrap())
         .collect();
-    held.push(breaker.request(nth(&snapshot, 1)).unwrap());
-    // 2/3 against 1/1.
-    assert_eq!(counts(&snapshot, 500, &[], &mut Rng::new(3)), [500, 0]);
-    held.extend((0..2).map(|_| breaker.request(nth(&snapshot, 0)).unwrap()));
-    // 4/3 against 1/1.
-    assert_eq!(counts(&snapshot, 500, &[], &mut Rng::new(3)), [0, 500]);
+    let share: f64 = counts(&snapshot, 20_000, &[], &mut Rng::new(8))[30..]
+        .iter()
+        .map(|count| *count as f64 / 20_000.0)
+        .sum();
+    let heavy = f64::from((31..=40).sum::<u32>()) / 5.0;
+    let light = f64::from((1..=30).sum::<u32>());
+    let exact = heavy / (heavy + light);
+    assert!((share - exact).abs() < 0.05, "{share} for {exact}");
+    drop(held);
+}
+
+#[test]
+fn least_request_never_picks_the_busier_of_two() {
+    for (busy, expected) in [([1, 0], [0, 500]), ([0, 7], [500, 0]), ([3, 2], [0, 500])] {
+        let snapshot = pool(Balance::LeastRequest, &[1, 1]);
+        let breaker = &snapshot.version(ALL).breaker;
+        let held: Vec<_> = (0..2)
+            .flat_map(|at| (0..busy[at]).map(move |_| at))
+            .map(|at| breaker.request(nth(&snapshot, at)).unwrap())
+            .collect();
+        assert_eq!(counts(&snapshot, 500, &[], &mut Rng::new(3)), expected);
+        drop(held);
+    }
 }
 
 #[test]
@@ -239,6 +324,6 @@ fn turn_goes_on_after_a_reload() {
     let first = compile(make());
     let mut rng = Rng::new(1);
     assert_eq!(counts(&first, 1, &[], &mut rng), [1, 0, 0]);
-    let second = super::super::fixture::recompile(make(), &first, NOW);
+    let second = recompile(make(), &first, NOW);
     assert_eq!(counts(&second, 2, &[], &mut rng), [0, 1, 1]);
 }

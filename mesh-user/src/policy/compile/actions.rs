@@ -73,7 +73,7 @@ pub(super) fn choice(
     snapshot: &Snapshot,
     port: PortIx,
     targets: &[TargetPlan],
-) -> Option<Box<Choice>> {
+) -> Option<Arc<Choice>> {
     let extra = rule.extra();
     if extra.sticky.is_none() && extra.persistence.is_none() {
         return None;
@@ -87,7 +87,7 @@ pub(super) fn choice(
     let scope = format!("{}/{}", snapshot.port(port).label(), rule.name);
     let session = extra.persistence.as_ref();
     let sticky = extra.sticky.as_ref();
-    Some(Box::new(Choice {
+    Some(Arc::new(Choice {
         session: session.map(|from| SessionPlan::new(from, &scope, snapshot, targets)),
         sticky: sticky.map(|from| StickyPlan::new(from, &names)),
     }))

@@ -1,67 +1,72 @@
-//! What of the previous snapshot still applies, by keys that stay.
+//! What of a service's previous plans still applies, by keys that stay.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
-use super::{LimiterKey, SplitName, split_name};
+use super::LimiterKey;
 use crate::{
+    clock::MonoNanos,
     model::Endpoint,
     policy::{
-        Snapshot, next_id,
+        PortIx, Snapshot, VersionIx, next_id,
         rate_limit::Limiter,
         snapshot::{EndpointState, PortPlan, VersionPlan},
+        unit::Unit,
     },
 };
 
-/// Names a port: `namespace/name` and number.
-type PortKey<'a> = (&'a str, u16);
-
-/// A rule's targets, with their weights, and the id of that split.
-type KnownSplit<'a> = (Vec<SplitName<'a>>, u64);
-
-/// What the previous snapshot has, by stable keys.
-#[derive(Default)]
-pub(in crate::policy) struct Carry<'a> {
-    pub(super) ports: HashMap<PortKey<'a>, &'a PortPlan>,
-    pub(super) versions: HashMap<(PortKey<'a>, &'a str), &'a VersionPlan>,
-    pub(super) endpoints: HashMap<(PortKey<'a>, SocketAddr), &'a Arc<EndpointState>>,
-    pub(super) splits: HashMap<(PortKey<'a>, &'a str), KnownSplit<'a>>,
-    /// By workload and rule.
-    pub(in crate::policy) inbound: HashMap<(&'a str, Option<&'a str>), &'a VersionPlan>,
-    pub(in crate::policy) limiters: Option<&'a HashMap<LimiterKey, Vec<Arc<Limiter>>>>,
+/// The previous plans of one service.
+#[derive(Clone, Copy)]
+pub(super) struct Carry<'a> {
+    old: &'a Snapshot,
+    pub(super) unit: Option<&'a Unit>,
 }
 
 impl<'a> Carry<'a> {
-    pub(super) fn new(previous: Option<&'a Snapshot>) -> Self {
-        let Some(previous) = previous else {
-            return Self::default();
-        };
-        let mut carry = Self {
-            limiters: Some(&previous.limiters),
-            ..Self::default()
-        };
-        for port in &previous.ports {
-            if let Some(inbound) = &port.inbound {
-                let key = (&*inbound.workload, inbound.rule.as_deref());
-                carry.inbound.insert(key, previous.version(port.all));
-                continue;
-            }
-            let key = (&*port.key, port.number);
-            carry.ports.insert(key, port);
-            for version in port.versions.iter().map(|ix| previous.version(*ix)) {
-                carry.versions.insert((key, &version.name), version);
-            }
-            for endpoint in &previous.version(port.all).endpoints {
-                carry.endpoints.insert((key, endpoint.address), endpoint);
-            }
-            for rule in port.routes.rules().iter().map(|ix| previous.rule(*ix)) {
-                let targets = rule.targets.iter();
-                let targets = targets.map(|target| split_name(previous, target));
-                carry
-                    .splits
-                    .insert((key, &rule.name), (targets.collect(), rule.split.id));
-            }
+    pub(super) fn new(old: &'a Snapshot, was: Option<usize>) -> Self {
+        let unit = was.and_then(|was| old.units.get(was));
+        Self {
+            old,
+            unit: unit.map(|unit| &**unit),
         }
-        carry
+    }
+
+    /// The port of that number.
+    pub(super) fn port(&self, number: u16) -> Option<(PortIx, CarriedPort<'a>)> {
+        let mut ports = self.unit?.ports.iter();
+        let ix = *ports.find(|ix| self.old.port(**ix).number == number)?;
+        let plan = self.old.port(ix);
+        let old = self.old;
+        Some((ix, CarriedPort { old, plan }))
+    }
+
+    /// The limiters of a policy's limit.
+    pub(super) fn limiters(&self, key: &LimiterKey) -> &'a [Arc<Limiter>] {
+        let known = self.unit.and_then(|unit| unit.limiters.get(key));
+        known.map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// A previous port.
+#[derive(Clone, Copy)]
+pub(super) struct CarriedPort<'a> {
+    old: &'a Snapshot,
+    pub(super) plan: &'a PortPlan,
+}
+
+impl<'a> CarriedPort<'a> {
+    /// The version of that name.
+    pub(super) fn version(&self, name: &str) -> Option<(VersionIx, &'a Arc<VersionPlan>)> {
+        let versions = self.plan.versions.iter();
+        let mut versions = versions.map(|ix| (*ix, &self.old.versions[ix.0 as usize]));
+        versions.find(|(_, version)| *version.name == *name)
+    }
+
+    /// Its endpoints, by address.
+    pub(super) fn endpoints(&self) -> HashMap<SocketAddr, &'a Arc<EndpointState>> {
+        let endpoints = self.old.version(self.plan.all).endpoints.iter();
+        endpoints
+            .map(|endpoint| (endpoint.address, endpoint))
+            .collect()
     }
 }
 
@@ -70,12 +75,15 @@ pub(super) fn state(
     endpoint: &Endpoint,
     address: SocketAddr,
     carried: Option<&Arc<EndpointState>>,
+    now: MonoNanos,
 ) -> Arc<EndpointState> {
     if let Some(carried) = carried
         && carried.tags == endpoint.tags
         && carried.identity.as_deref() == endpoint.identity.as_deref()
         && carried.weight == endpoint.weight
         && carried.healthy == endpoint.healthy
+        && carried.priority == endpoint.priority
+        && carried.locality.as_deref().unwrap_or_default() == endpoint.locality
     {
         return Arc::clone(carried);
     }
@@ -86,6 +94,12 @@ pub(super) fn state(
         identity: endpoint.identity.as_deref().map(Into::into),
         weight: endpoint.weight,
         healthy: endpoint.healthy,
+        priority: endpoint.priority,
+        locality: (!endpoint.locality.is_empty()).then(|| endpoint.locality.as_str().into()),
+        since: match carried {
+            Some(carried) if carried.healthy || !endpoint.healthy => carried.since,
+            _ => now,
+        },
         live: carried.map_or_else(Arc::default, |carried| Arc::clone(&carried.live)),
     })
 }

@@ -17,7 +17,12 @@ pub(super) fn path(
         PathChoice::PreferKernel => Some("path: prefer-kernel"),
         PathChoice::Auto => None,
     };
-    if wanted.is_none() && rules.is_empty() && policies.is_empty() && service.routable {
+    if wanted.is_none()
+        && rules.is_empty()
+        && policies.is_empty()
+        && service.routable
+        && port.tls.is_none()
+    {
         return (Path::Pass, "no rule, no policy".to_owned());
     }
     if let Some(obstacle) = kernel_path::first(
@@ -61,6 +66,8 @@ fn policy_parts(policy: &Policy) -> String {
         ("ejection", policy.ejection.is_some()),
         ("rate-limit", !policy.rate_limits.is_empty()),
         ("balance", policy.balance.is_some()),
+        ("locality", policy.locality.is_some()),
+        ("health-checks", !policy.health_checks.is_empty()),
         (
             "timeout",
             timeouts
@@ -70,6 +77,12 @@ fn policy_parts(policy: &Policy) -> String {
                 .is_some(),
         ),
         ("retries", policy.retries.is_some()),
+        ("retry-budget", policy.retry_budget.is_some()),
+        ("adaptive", policy.adaptive.is_some()),
+        ("hedge", policy.hedge.is_some()),
+        ("connection", policy.connection.is_some()),
+        ("on-change", policy.on_change.is_some()),
+        ("tls", policy.tls.is_some()),
     ];
     let named: Vec<&str> = parts
         .iter()

@@ -49,7 +49,7 @@ fn example() -> Snapshot {
         },
         Policy {
             version: Some("v1".into()),
-            balance: Some(Balance::Random),
+            balance: Some(Balance::Random.into()),
             ..policy()
         },
     ];
@@ -63,7 +63,7 @@ fn services_row_counts_rules_versions_and_usable_endpoints() {
     let snapshot = example();
     let ejected = &snapshot.version(VersionIx(0)).endpoints[0];
     snapshot
-        .record(VersionIx(0), ejected, Outcome::Reset, at_ms(1))
+        .record(VersionIx(0), ejected, Outcome::Reset, None, at_ms(1))
         .unwrap();
     let rows = snapshot.describe_services();
     assert_eq!(rows.len(), 1);
@@ -126,6 +126,7 @@ fn endpoints_rows_show_state_versions_and_counters() {
         VersionIx(0),
         &version.endpoints[1],
         Outcome::Status(200),
+        None,
         at_ms(1_000),
     );
     snapshot
@@ -133,6 +134,7 @@ fn endpoints_rows_show_state_versions_and_counters() {
             VersionIx(0),
             &version.endpoints[0],
             Outcome::Reset,
+            None,
             at_ms(1_000),
         )
         .unwrap();

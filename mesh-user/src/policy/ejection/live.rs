@@ -1,11 +1,19 @@
 //! What is counted at an endpoint, lock-free.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
-use crate::{clock::MonoNanos, policy::snapshot::Outcome};
+use crate::{
+    clock::MonoNanos,
+    policy::{
+        balance::{self, Latency},
+        health::{Checked, Finding},
+        histogram::Histogram,
+        snapshot::Outcome,
+    },
+};
 
 /// Live state of an endpoint: requests in flight, consecutive failures, ejection.
 #[derive(Debug, Default)]
@@ -26,6 +34,16 @@ pub struct Live {
     pub(super) owner: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
+    /// What peak EWMA knows.
+    pub(in crate::policy) latency: Latency,
+    /// What active checks found.
+    health: Checked,
+    /// When it came back, by an ejection's end or a check; 0: never.
+    healthy_since: AtomicU64,
+    /// Of the failures, those that never reached an answer.
+    local_failures: AtomicU64,
+    /// How long answers took; made by the first ejection that asks.
+    measured: OnceLock<Box<Histogram>>,
     pub(super) ejections: AtomicU64,
     pub(super) skipped: AtomicU64,
 }
@@ -64,6 +82,15 @@ impl Live {
         (self.requests.load(Relaxed), self.failures.load(Relaxed))
     }
 
+    /// Of the failures, those that never reached an answer.
+    pub(super) fn local_failures(&self) -> u64 {
+        self.local_failures.load(Relaxed)
+    }
+
+    pub(super) fn measured(&self) -> &Histogram {
+        self.measured.get_or_init(Box::default)
+    }
+
     /// How often it was ejected, and how often `max-percent` forbade it.
     pub fn ejections(&self) -> (u64, u64) {
         (self.ejections.load(Relaxed), self.skipped.load(Relaxed))
@@ -82,12 +109,59 @@ impl Live {
 
     /// Whether a request may be sent to it now: neither ejected nor busy with its probe.
     pub fn is_eligible(&self) -> bool {
-        self.ejected_until.load(Relaxed) == 0 && self.probe.load(Relaxed) <= PROBE_DUE
+        self.is_in_rotation() && self.probe.load(Relaxed) <= PROBE_DUE
+    }
+
+    /// Whether it is neither ejected nor found sick by an active check.
+    pub fn is_in_rotation(&self) -> bool {
+        self.ejected_until.load(Relaxed) == 0 && !self.health.is_sick()
+    }
+
+    /// What active checks found last; none when nobody checks it.
+    pub fn health(&self) -> Option<Finding> {
+        self.health.get()
+    }
+
+    /// Notes what an active check found; none: nobody checks it any more. Whether it left the
+    /// rotation or came back by that.
+    pub fn set_health(&self, finding: Option<Finding>, now: MonoNanos) -> bool {
+        let was_sick = self.health.set(finding);
+        let is_sick = self.health.is_sick();
+        if was_sick && !is_sick {
+            self.healthy_since.store(now.0, Relaxed);
+        }
+        if was_sick != is_sick {
+            balance::changed();
+        }
+        was_sick != is_sick
+    }
+
+    /// A successful check ends an ejection. How often it was ejected stays known, so that the next
+    /// one is longer. Whether it was ejected.
+    pub fn uneject(&self, now: MonoNanos) -> bool {
+        let was_out = self.ejected_until.swap(0, Relaxed) != 0;
+        if was_out {
+            self.probe.store(PROBE_NONE, Relaxed);
+            self.reset_counts();
+            self.returned(now);
+        }
+        was_out
+    }
+
+    /// It was ejected, and is back.
+    pub(super) fn returned(&self, now: MonoNanos) {
+        self.healthy_since.store(now.0, Relaxed);
+        balance::changed();
+    }
+
+    /// When it came back into the rotation last; 0: never.
+    pub(in crate::policy) fn healthy_since(&self) -> MonoNanos {
+        MonoNanos(self.healthy_since.load(Relaxed))
     }
 
     /// Takes the endpoint for a request. False when it is out, or another request is its probe.
     pub(in crate::policy) fn choose(&self, now: MonoNanos) -> bool {
-        if self.ejected_until.load(Relaxed) != 0 {
+        if !self.is_in_rotation() {
             return false;
         }
         match self.probe.load(Relaxed) {
@@ -147,6 +221,7 @@ impl Live {
     /// ejected, not only waiting for its probe.
     pub(in crate::policy) fn pardon(&self) -> bool {
         let was_out = self.ejected_until.swap(0, Relaxed) != 0;
+        balance::changed();
         self.probe.store(PROBE_NONE, Relaxed);
         self.times.store(0, Relaxed);
         self.reset_counts();
@@ -194,6 +269,7 @@ pub(in crate::policy) fn tally_many(live: &Live, good: u64, failed: u64) {
     live.requests
         .fetch_add(good.saturating_add(failed), Relaxed);
     live.failures.fetch_add(failed, Relaxed);
+    live.local_failures.fetch_add(failed, Relaxed);
 }
 
 /// Counts every attempt, with and without an ejection policy.
@@ -202,6 +278,9 @@ pub(in crate::policy) fn tally(live: &Live, outcome: Outcome) {
         live.requests.fetch_add(1, Relaxed);
         if outcome.is_failure() {
             live.failures.fetch_add(1, Relaxed);
+            if !matches!(outcome, Outcome::Status(_)) {
+                live.local_failures.fetch_add(1, Relaxed);
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ fn nth(snapshot: &Snapshot, at: usize) -> &Arc<EndpointState> {
 
 fn fail(snapshot: &Snapshot, at: usize, outcome: Outcome, times: u32, now: MonoNanos) -> Vec<What> {
     (0..times)
-        .filter_map(|_| snapshot.record(ALL, nth(snapshot, at), outcome, now))
+        .filter_map(|_| snapshot.record(ALL, nth(snapshot, at), outcome, None, now))
         .map(|change| change.what)
         .collect()
 }
@@ -84,7 +84,7 @@ fn ejection_acts_at_once_on_the_fifth_consecutive_5xx_and_not_on_the_fourth() {
 fn ejection_change_names_service_and_endpoint() {
     let snapshot = pool(2, |ejection| ejection.consecutive_5xx = 1);
     let change = snapshot
-        .record(ALL, nth(&snapshot, 1), Outcome::Timeout, at_ms(1))
+        .record(ALL, nth(&snapshot, 1), Outcome::Timeout, None, at_ms(1))
         .unwrap();
     assert_eq!(change.service, "default/web:80");
     assert_eq!(change.endpoint, "10.0.1.2:8080".parse().unwrap());
@@ -374,7 +374,7 @@ fn endpoint_shared_by_versions_is_out_of_all_and_returned_once() {
     let victim = Arc::clone(&snapshot.version(v1).endpoints[0]);
     assert!(
         snapshot
-            .record(v1, &victim, Outcome::Reset, at_ms(1))
+            .record(v1, &victim, Outcome::Reset, None, at_ms(1))
             .is_some()
     );
     assert!(is_out(&snapshot, 0), "also in *");
@@ -440,7 +440,9 @@ fn endpoint_that_left_the_version_that_ejected_it_returns_at_the_next_sweep() {
     let first = compile(only_v1(service(2, 0)));
     let v1 = first.port(super::super::fixture::PORT).versions[1];
     let victim = Arc::clone(&first.version(v1).endpoints[0]);
-    first.record(v1, &victim, Outcome::Reset, at_ms(1)).unwrap();
+    first
+        .record(v1, &victim, Outcome::Reset, None, at_ms(1))
+        .unwrap();
     let mut moved = service(2, 0);
     moved.endpoints[0]
         .tags
@@ -485,7 +487,7 @@ fn probe_is_one_request_and_its_success_restores_the_endpoint() {
     assert_eq!(picks(&snapshot, 200, now), 0);
     assert!(
         snapshot
-            .record(ALL, nth(&snapshot, 0), Outcome::Status(200), now)
+            .record(ALL, nth(&snapshot, 0), Outcome::Status(200), None, now)
             .is_none()
     );
     drop(permit);
@@ -539,7 +541,7 @@ fn probe_through_a_version_without_ejection_is_answered() {
     let v1 = snapshot.port(super::super::fixture::PORT).versions[1];
     let endpoint = Arc::clone(nth(&snapshot, 0));
     snapshot
-        .record(v1, &endpoint, Outcome::Reset, at_ms(1))
+        .record(v1, &endpoint, Outcome::Reset, None, at_ms(1))
         .unwrap();
     let now = until_back(&snapshot, 0, at_ms(1));
     for (outcome, standing) in [
@@ -549,7 +551,11 @@ fn probe_through_a_version_without_ejection_is_answered() {
     ] {
         assert_eq!(picks(&snapshot, 50, now), 1);
         let permit = snapshot.version(ALL).breaker.request(&endpoint).unwrap();
-        assert!(snapshot.record(ALL, &endpoint, outcome, now).is_none());
+        assert!(
+            snapshot
+                .record(ALL, &endpoint, outcome, None, now)
+                .is_none()
+        );
         drop(permit);
         assert_eq!(endpoint.live.standing(), standing);
     }
@@ -567,7 +573,7 @@ fn probe_without_verdict_is_due_again() {
         .unwrap();
     assert!(
         snapshot
-            .record(ALL, nth(&snapshot, 0), Outcome::Abandoned, now)
+            .record(ALL, nth(&snapshot, 0), Outcome::Abandoned, None, now)
             .is_none()
     );
     drop(permit);

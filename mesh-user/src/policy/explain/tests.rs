@@ -156,7 +156,7 @@ fn explanation_says_how_a_request_is_refused() {
     let empty = of(&no_route, &get("/").with("x-user", "beta"));
     assert_eq!(empty.outcome, fate(Reject::NoEndpoint));
 
-    one.rules = vec![rule("off", 0, Vec::new(), vec![to("v1", 0)])];
+    one.rules = vec![rule("off", 0, Vec::new(), vec![to("v1", 0)])].into();
     let off = of(&compile(one), &get("/"));
     assert_eq!(
         (off.outcome, off.rule.as_deref()),
@@ -191,6 +191,7 @@ fn explanation_says_how_a_request_is_refused() {
         VersionIx(0),
         &version.endpoints[0],
         Outcome::Reset,
+        None,
         at_ms(1),
     )
     .unwrap();

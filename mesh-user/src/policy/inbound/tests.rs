@@ -117,7 +117,7 @@ fn port_is_judged_by_the_first_rule_that_covers_it_else_by_none() {
         snapshot.inbound_ports("shop/db").default,
         InboundAction::Capture
     );
-    assert!(snapshot.service_ports().is_empty(), "no service's");
+    assert!(snapshot.service_ports().next().is_none(), "no service's");
 }
 
 #[test]
@@ -164,6 +164,7 @@ fn endpoints_of_the_model_are_known_by_address_and_strangers_are_no_source() {
         target,
         protocol,
         path: PathChoice::Auto,
+        tls: None,
     };
     model.services.push(Service {
         name: "far".into(),

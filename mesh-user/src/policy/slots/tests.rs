@@ -305,10 +305,11 @@ fn ejected_endpoint_leaves_the_slots_and_keeps_its_entry() {
             ..EjectionPolicy::default()
         }),
         ..super::super::fixture::policy()
-    }];
+    }]
+    .into();
     let snapshot = compile(model);
     let table = snapshot.kernel_table();
-    assert!(!snapshot.is_stale(&table));
+    assert!(snapshot.kernel_tables_now(snapshot.kernel_tables()).is_none());
     let place = table
         .backends
         .iter()
@@ -327,9 +328,10 @@ fn ejected_endpoint_leaves_the_slots_and_keeps_its_entry() {
             .record_kernel(version, endpoint, (0, 1), now)
             .is_some()
     );
-    assert!(snapshot.is_stale(&table));
-    let after = snapshot.kernel_table_now();
-    assert!(!snapshot.is_stale(&after));
+    let after = snapshot.kernel_tables_now(snapshot.kernel_tables());
+    let after = after.expect("another table");
+    assert!(snapshot.kernel_tables_now(&after).is_none());
+    let after = flat(&snapshot, &after);
     let expected = [(Some(at("10.0.1.1")), 7), (Some(at("10.0.2.1")), 3)];
     assert_eq!(states(&after, "10.96.0.1"), expected.into());
     assert_eq!(after.backends[place].state, BACKEND_OUT);

@@ -165,7 +165,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
         proxy("nobody else routes the address")
     );
     let with = |matches: Vec<Match>, route: Vec<Target>| {
-        decided(&|model| model.rules = vec![rule("r", 0, matches.clone(), route.clone())])
+        decided(&|model| model.rules = vec![rule("r", 0, matches.clone(), route.clone())].into())
     };
     let header = Match {
         methods: vec!["GET".into()],
@@ -217,7 +217,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
         (
             "balance",
             Policy {
-                balance: Some(Balance::Random),
+                balance: Some(Balance::Random.into()),
                 ..policy()
             },
         ),
@@ -245,7 +245,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
             ..one.clone()
         };
         for one in [one.clone(), of_version] {
-            let got = decided(&|model| model.policies = vec![one.clone()]);
+            let got = decided(&|model| model.policies = vec![one.clone()].into());
             assert_eq!(got, proxy(&format!("policy: {kind}")));
         }
         // Of another port: this one still passes.
@@ -257,7 +257,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
             model.services[0]
                 .ports
                 .push(port("admin", 81, Protocol::Tcp));
-            model.policies = vec![other.clone()];
+            model.policies = vec![other.clone()].into();
         });
         assert_eq!(got.0, Path::Pass, "{kind}");
     }
@@ -281,6 +281,7 @@ fn retries(attempts: u32) -> RetryPolicy {
         statuses: Vec::new(),
         non_idempotent: false,
         backoff: Duration::from_millis(25),
+        ..RetryPolicy::default()
     }
 }
 
@@ -300,7 +301,7 @@ fn effective_policy_is_put_together_field_by_field_most_specific_first() {
     let policies = vec![
         Policy {
             breaker: caps(1),
-            balance: Some(Balance::Random),
+            balance: Some(Balance::Random.into()),
             retries: Some(retries(1)),
             timeouts: TimeoutPolicy {
                 request: Some(secs(1)),
@@ -330,7 +331,7 @@ fn effective_policy_is_put_together_field_by_field_most_specific_first() {
         // Of equally specific ones the first counts.
         Policy {
             breaker: caps(5),
-            balance: Some(Balance::RoundRobin),
+            balance: Some(Balance::RoundRobin.into()),
             ..policy()
         },
     ];
@@ -582,11 +583,13 @@ fn policy_of_an_unknown_service_or_rule_index_is_left_out_without_panic() {
     odd.rules = vec![Rule {
         service: 9,
         ..rule("r", 0, Vec::new(), vec![to("v1", 1)])
-    }];
+    }]
+    .into();
     odd.policies = vec![Policy {
         service: 9,
         ..policy()
-    }];
+    }]
+    .into();
     odd.rules
         .push(rule("typo", 0, Vec::new(), vec![to("v9", 1)]));
     let snapshot = compile(odd);

@@ -203,7 +203,7 @@ fn position_survives_a_reload_that_leaves_the_weights() {
 #[test]
 fn position_starts_anew_when_weights_or_versions_change() {
     let before = compile(weighted(&[3, 1]));
-    let id = |snapshot: &Snapshot| snapshot.rules[0].split.id;
+    let id = |snapshot: &Snapshot| snapshot.rules.last().unwrap().split.id;
     let next = |model: Model| id(&recompile(model, &before, MonoNanos(1)));
     assert_eq!(next(weighted(&[3, 1])), id(&before));
     assert_ne!(next(weighted(&[3, 2])), id(&before));

@@ -64,6 +64,7 @@ pub(super) fn refusal(
     verdict: &Verdict,
     after: After,
     is_head: bool,
+    overload: Option<&str>,
 ) {
     start(out, reject.status());
     let body = format!("{}\n", reject.explain());
@@ -72,6 +73,9 @@ pub(super) fn refusal(
     push_field(out, "x-mesh-reject", reject.label().as_bytes());
     if reject.is_overload() {
         push_field(out, "x-mesh-overloaded", b"true");
+        if let Some(name) = overload {
+            push_field(out, name, b"true");
+        }
     }
     if reject == Reject::ConnectRefused {
         // RFC 9110, section 15.5.6: a 405 lists what is allowed.

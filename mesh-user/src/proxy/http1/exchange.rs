@@ -6,11 +6,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::TcpStream;
-
 use super::{
     body::Body,
     mirrored::Compared,
+    raw_head::RawHead,
     request::Request,
     response::{self, Response, Write},
     scan::Scan,
@@ -19,10 +18,11 @@ use super::{
 use crate::{
     clock::{self, MonoNanos},
     config::Limits,
-    policy::{Reject, action::Edits},
+    policy::{Reject, action::Edits, retry::AnswerHead},
     proxy::{
         buffer::{Buf, HeadBuf},
         io::{is_reset, poll_fill, poll_write_two},
+        socket::Socket,
         timer::{NEVER, Timer, deadline},
         upstream::Upstream,
     },
@@ -35,14 +35,17 @@ const COPIED_BYTES_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spans {
     pub(super) request: Duration,
+    /// Until the answer's head.
     pub(super) per_try: Duration,
+    /// Until the answer's end.
+    pub(super) backend: Duration,
     pub(super) idle: Duration,
 }
 
 /// The sockets and buffers of an exchange.
 #[derive(Debug)]
 pub(super) struct Wires<'a> {
-    pub(super) down: &'a mut TcpStream,
+    pub(super) down: &'a mut Socket,
     pub(super) down_buf: &'a mut Buf,
     pub(super) up: &'a mut Upstream,
     pub(super) timer: &'a mut Timer,
@@ -57,6 +60,8 @@ pub(super) enum End {
     Upgraded,
     /// An answer with this status came, and is to be tried again.
     Retry(u16),
+    /// Another endpoint answered first.
+    Hedged,
     /// The endpoint ended the connection: whether by a reset.
     UpstreamGone {
         /// RST rather than FIN.
@@ -68,6 +73,10 @@ pub(super) enum End {
     RequestTimeout,
     /// The try took too long.
     TryTimeout,
+    /// The try took longer than its rule allows.
+    BackendTimeout,
+    /// The configuration no longer sends there.
+    Changed,
     /// Nothing moved for the idle time-out.
     IdleTimeout,
     /// The client's body made no progress, or the client takes no more of the answer.
@@ -85,6 +94,8 @@ pub(super) struct Outlook {
     pub(super) status: Option<u16>,
     /// How long that took.
     pub(super) answered_after: Option<Duration>,
+    /// How long the endpoint wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
     /// Any byte of an answer came.
     pub(super) any_byte: bool,
     /// Any byte was sent to the client, or was on its way.
@@ -124,6 +135,8 @@ pub(super) struct Exchange<'a> {
     response: Option<Response>,
     /// When it came.
     answered_at: Option<MonoNanos>,
+    /// What it asks for, also when it is to be tried again.
+    retry_after: Option<Duration>,
     out: HeadBuf,
     out_sent: usize,
     ready: usize,
@@ -162,6 +175,7 @@ impl<'a> Exchange<'a> {
             answered: false,
             response: None,
             answered_at: None,
+            retry_after: None,
             out: HeadBuf::default(),
             out_sent: 0,
             ready: 0,
@@ -180,9 +194,26 @@ impl<'a> Exchange<'a> {
         self
     }
 
+    /// The request is at the endpoint already, and its answer has begun to come.
+    pub(super) fn resume(&mut self) {
+        self.sent = self.head.len() + self.kept;
+        self.request_done = true;
+        self.answered = true;
+    }
+
+    /// Whether the endpoint has the whole request and nothing of an answer was told.
+    pub(super) const fn is_waiting(&self) -> bool {
+        self.request_done && self.response.is_none() && !self.responding
+    }
+
     /// Whether a good answer is under way.
     pub(super) fn answers_well(&self) -> bool {
         self.response.is_some_and(|response| response.status < 500)
+    }
+
+    /// When the final head came.
+    pub(super) const fn answered_at(&self) -> Option<MonoNanos> {
+        self.answered_at
     }
 
     /// What is left to know at the end.
@@ -191,6 +222,7 @@ impl<'a> Exchange<'a> {
         Outlook {
             status: response.map(|response| response.status),
             answered_after: self.answered_at.map(|at| at.since(self.started)),
+            retry_after: self.retry_after,
             any_byte: self.answered,
             responding: self.responding,
             was_sent: self.sent > 0,
@@ -215,7 +247,7 @@ impl<'a> Exchange<'a> {
         sending: &mut Sending,
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Poll<End> {
         self.moved = false;
         if let Some(end) = self.poll_request(cx, wires, sending) {
@@ -329,7 +361,7 @@ impl<'a> Exchange<'a> {
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
         replayable: bool,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Option<End> {
         loop {
             if let Err(end) = self.take_answer(wires, keep_alive, extra, replayable, retry) {
@@ -400,7 +432,7 @@ impl<'a> Exchange<'a> {
         keep_alive: &dyn Fn() -> bool,
         extra: &[u8],
         replayable: bool,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Result<(), End> {
         while self.response.is_none() && !wires.up.buf.is_empty() {
             let bytes = wires.up.buf.bytes();
@@ -428,6 +460,15 @@ impl<'a> Exchange<'a> {
             };
             let response = response::rewrite(&bytes[..length], self.limits, &mut self.out, how)
                 .map_err(|_: Reject| End::UpstreamMalformed)?;
+            let status = response.status;
+            self.retry_after = response.retry_after;
+            if !response.is_interim()
+                && !self.responding
+                && retry(&RawHead::new(status, &bytes[..length]), replayable)
+            {
+                self.answered_at = Some(clock::now());
+                return Err(End::Retry(status));
+            }
             wires.up.buf.consume(length);
             self.scan = Scan::default();
             if response.is_interim() {
@@ -440,9 +481,6 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             self.answered_at = Some(clock::now());
-            if !self.responding && retry(response.status, replayable) {
-                return Err(End::Retry(response.status));
-            }
             self.responding = true;
             self.response = Some(response);
         }
@@ -494,14 +532,18 @@ impl<'a> Exchange<'a> {
         let request = sending
             .complete
             .map_or(NEVER, |complete| deadline(complete, self.spans.request));
-        let per_try = if self.response.is_none() && self.request_done {
-            // The endpoint's time begins when it has the whole request.
-            let from = sending
-                .complete
-                .map_or(self.started, |at| at.max(self.started));
-            deadline(from, self.spans.per_try)
-        } else {
-            NEVER
+        // The endpoint's time begins when it has the whole request.
+        let from = sending
+            .complete
+            .map_or(self.started, |at| at.max(self.started));
+        let until = |span| match self.request_done {
+            true => deadline(from, span),
+            false => NEVER,
+        };
+        let backend = until(self.spans.backend);
+        let per_try = match self.response {
+            None => until(self.spans.per_try),
+            Some(_) => NEVER,
         };
         let taking = self.out_sent < self.out.len() || self.ready > 0;
         let waits_for_client =
@@ -511,12 +553,14 @@ impl<'a> Exchange<'a> {
         } else {
             deadline(self.last, self.spans.idle)
         };
-        let first = request.min(per_try).min(still);
+        let first = request.min(per_try).min(backend).min(still);
         wires.timer.poll(cx, first).map(|()| {
             if self.response_done {
                 End::Complete
             } else if first == request {
                 End::RequestTimeout
+            } else if first == backend {
+                End::BackendTimeout
             } else if first == per_try {
                 End::TryTimeout
             } else if waits_for_client {

@@ -1,6 +1,7 @@
 //! A request on its way: attempts until an answer went out, or none will come.
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     rc::Rc,
     sync::Arc,
@@ -11,7 +12,9 @@ use std::{
 use super::{
     answer,
     exchange::{End, Exchange, Outlook, Spans, Wires},
+    hedge::{self, Won},
     mirrored,
+    raw_head::with_attempt,
     request::{self, Request},
     sending::Sending,
     serve::{Going, Next, Session},
@@ -22,30 +25,34 @@ use crate::{
         Reject, VersionIx,
         action::Edits,
         breaker::RequestPermit,
-        retry::Failure,
+        retry::{AnswerHead, Failure, is_idempotent},
         route::Plan,
         snapshot::{EndpointState, Outcome, VersionPlan},
+        terms::Terms,
     },
     proxy::{
         attempt,
         core::{Conn, Core, Snap},
+        flows::{Flows, LONG, Watch},
+        hedge::Hedges,
         inbound,
         io::poll_fill,
         record::RequestLog,
-        retry::{Attempts, retry_after},
-        tcp::{CopyEnd, Side, copy},
-        timer::deadline,
+        retry::{Attempts, On, retry_after},
+        tcp::{CopyEnd, Side, copy, follow},
+        timer::{NEVER, deadline},
         upstream::{NoConnection, Target, Upstream, connect_queued, put_back},
     },
 };
 
 /// What stays the same over the attempts of a request.
-struct Course<'a> {
+pub(super) struct Course<'a> {
     core: &'a Rc<Core>,
-    snapshot: &'a Snap,
-    at: VersionIx,
-    plan: Plan,
-    version: &'a VersionPlan,
+    pub(super) snapshot: &'a Snap,
+    pub(super) at: VersionIx,
+    pub(super) version: &'a VersionPlan,
+    terms: Terms<'a>,
+    plan: &'a Plan,
     request: &'a Request,
     /// When the request's head was complete.
     complete: MonoNanos,
@@ -59,6 +66,47 @@ struct Course<'a> {
 struct Chosen {
     endpoint: Arc<EndpointState>,
     permit: RequestPermit,
+}
+
+/// How the hedges ended that were left alone.
+enum Rest<'a> {
+    Won(Box<Won<'a>>),
+    /// None of them answered.
+    Lost,
+    /// The client went away.
+    Gone,
+    /// The request's time is over.
+    Late,
+}
+
+/// An attempt with hedges, at its end.
+struct Race<'a> {
+    end: End,
+    outlook: Outlook,
+    took: Option<Duration>,
+    ended: MonoNanos,
+    endpoint: &'a EndpointState,
+    /// Its answer is to be tried again by the policy.
+    is_repeated: bool,
+}
+
+/// What follows for an attempt with hedges.
+enum Raced<'a> {
+    /// The same as without them.
+    Alone,
+    Turn(Turn),
+    /// Its answer counts.
+    Won(Box<Won<'a>>),
+}
+
+/// The request of a hedge: it says its own number, where it says one.
+fn whole(course: &Course<'_>, head: &[u8], body: &[u8], number: u32) -> Vec<u8> {
+    let mut request = match course.terms.retry.attempt_header() {
+        Some(name) => with_attempt(head, name, number),
+        None => head.to_vec(),
+    };
+    request.extend_from_slice(body);
+    request
 }
 
 /// What follows an attempt.
@@ -85,22 +133,45 @@ impl Turn {
     }
 }
 
-/// RFC 9110, section 9.2.2.
-fn is_idempotent(method: &str) -> bool {
-    matches!(
-        method,
-        "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
-    )
-}
-
 impl Course<'_> {
-    fn record(&self, endpoint: &EndpointState, outcome: Outcome, at: MonoNanos) {
-        attempt::record(self.core, self.snapshot, self.at, endpoint, outcome, at);
+    pub(super) fn record(
+        &self,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        retry_after: Option<Duration>,
+        at: MonoNanos,
+    ) {
+        let (core, snapshot, version) = (self.core, self.snapshot, self.at);
+        attempt::record(
+            core,
+            snapshot,
+            version,
+            endpoint,
+            outcome,
+            took,
+            retry_after,
+            at,
+        );
+    }
+
+    const fn on(&self) -> On<'_> {
+        On {
+            version: self.version,
+            terms: self.terms,
+        }
     }
 
     /// Chooses an endpoint; the breaker's word comes last.
     fn choose(&self, conn: &Conn, attempts: &Attempts, now: MonoNanos) -> Result<Chosen, Reject> {
-        let endpoint = attempt::pick(conn, self.snapshot, &self.plan, &attempts.tried, now)?;
+        let endpoint = attempt::pick(
+            conn,
+            self.snapshot,
+            self.plan,
+            attempts.key,
+            &attempts.tried,
+            now,
+        )?;
         let permit = self.version.breaker.request(&endpoint)?;
         Ok(Chosen { endpoint, permit })
     }
@@ -114,15 +185,7 @@ impl Course<'_> {
         sending: &Sending,
     ) -> Option<Turn> {
         let (method, replayable) = (log.method(), sending.replayable);
-        retry_after(
-            self.version,
-            attempts,
-            method,
-            failure,
-            replayable,
-            self.core,
-        )
-        .map(Turn::Again)
+        retry_after(self.on(), attempts, method, failure, replayable, self.core).map(Turn::Again)
     }
 }
 
@@ -141,6 +204,7 @@ impl Session {
             request,
             complete,
             plan,
+            key,
             verdict,
             action,
         } = going;
@@ -151,18 +215,22 @@ impl Session {
         let snapshot = Rc::clone(&log.snapshot);
         let core = Rc::clone(&self.conn.core);
         let version = &snapshot.versions[plan.version.0 as usize];
-        let keep_max = version
-            .retry
-            .policy
-            .as_ref()
-            .map_or(0, |_| core.limits().replay_bytes_max);
+        let terms = snapshot.terms(&plan);
+        let keep_max = match terms.keeps() {
+            true => core.limits().replay_bytes_max,
+            false => 0,
+        };
+        if let Some(budget) = &version.budget {
+            budget.offered(complete);
+        }
         let extra = answer::limit_lines(&verdict);
         let course = Course {
             core: &core,
             snapshot: &snapshot,
             at: plan.version,
-            plan,
             version,
+            terms,
+            plan: &plan,
             request: &request,
             complete,
             extra: &extra,
@@ -179,7 +247,7 @@ impl Session {
         if !mirrors.is_empty() {
             mirrored::begin(&self.conn, &log, &mirrors, &request, &mut sending);
         }
-        let mut attempts = Attempts::default();
+        let mut attempts = Attempts::by(key);
         loop {
             let turn = self
                 .attempt(&course, &mut sending, &mut attempts, &mut log)
@@ -187,7 +255,7 @@ impl Session {
             log.bytes_in = log.bytes_in.max(sending.bytes);
             match turn {
                 Turn::Next(next) => return next,
-                Turn::Again(pause) if self.pause(pause, &sending, version).await => {}
+                Turn::Again(pause) if self.pause(pause, &sending, terms.request).await => {}
                 Turn::Again(_) => {
                     log.reject = Some(Reject::DownstreamClosed);
                     return Next::Gone;
@@ -206,12 +274,12 @@ impl Session {
     }
 
     /// Waits before another attempt. Whether the client is still there.
-    async fn pause(&mut self, pause: Duration, sending: &Sending, version: &VersionPlan) -> bool {
+    async fn pause(&mut self, pause: Duration, sending: &Sending, request: Duration) -> bool {
         if pause.is_zero() {
             return true;
         }
         // The request time-out covers the pause; the next attempt finds that it has passed.
-        let limit = |complete| deadline(complete, version.request_timeout);
+        let limit = |complete| deadline(complete, request);
         let end = clock::now().after(pause);
         let end = sending
             .complete
@@ -269,7 +337,6 @@ impl Session {
         attempts: &mut Attempts,
         log: &mut RequestLog,
     ) -> Turn {
-        let version = course.version;
         let now = if attempts.count == 0 {
             course.complete
         } else {
@@ -278,7 +345,7 @@ impl Session {
         attempts.count += 1;
         // The time of a request whose body is still to come has not begun: the span then bounds
         // only the wait for a connection.
-        let until = deadline(sending.complete.unwrap_or(now), version.request_timeout);
+        let until = deadline(sending.complete.unwrap_or(now), course.terms.request);
         if now >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
@@ -286,7 +353,7 @@ impl Session {
             Ok(chosen) => chosen,
             Err(reject) => return Turn::Refuse(reject),
         };
-        log.endpoint = Some(chosen.endpoint.address);
+        log.going_to(chosen.endpoint.address, now);
         // Held until the attempt has ended.
         let judged = inbound::judge(
             &self.conn,
@@ -317,7 +384,9 @@ impl Session {
                 let Some(outcome) = failed.outcome() else {
                     return refuse;
                 };
-                course.record(&chosen.endpoint, outcome, clock::now());
+                let ended = clock::now();
+                let took = attempt::took(now, None, ended);
+                course.record(&chosen.endpoint, outcome, took, None, ended);
                 attempts.tried.push(chosen.endpoint.id);
                 return course
                     .again(log, attempts, Failure::Connect, sending)
@@ -338,7 +407,127 @@ impl Session {
             sending,
             attempts,
             log,
+            false,
         )
+        .await
+    }
+
+    /// Goes on with the endpoint that won.
+    async fn resume(
+        &mut self,
+        course: &Course<'_>,
+        won: Won<'_>,
+        sending: &mut Sending,
+        attempts: &mut Attempts,
+        log: &mut RequestLog,
+    ) -> Turn {
+        let Won {
+            endpoint,
+            permit,
+            judged,
+            upstream,
+            started,
+            ..
+        } = won;
+        log.endpoint = Some(endpoint.address);
+        let target = Target::new(course.snapshot, course.at, &endpoint, &self.conn, &judged);
+        Box::pin(self.exchange(
+            course, &target, upstream, permit, started, sending, attempts, log, true,
+        ))
+        .await
+    }
+
+    /// What follows for an attempt that had hedges. Those that lost are cancelled.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the end of a race, each for its own use"
+    )]
+    async fn raced<'c>(
+        &mut self,
+        course: &Course<'_>,
+        race: Race<'_>,
+        mut left: Box<Hedges<'c, Won<'c>>>,
+        won: Option<Won<'c>>,
+        sending: &Sending,
+        attempts: &mut Attempts,
+        log: &mut RequestLog,
+    ) -> Raced<'c> {
+        let Race { end, outlook, .. } = race;
+        let fails = match end {
+            End::Retry(_) => !race.is_repeated,
+            End::UpstreamGone { .. }
+            | End::UpstreamMalformed
+            | End::TryTimeout
+            | End::BackendTimeout => !outlook.responding,
+            _ => false,
+        };
+        let rest = match won {
+            Some(won) => Rest::Won(Box::new(won)),
+            None if fails && left.in_flight() > 0 => {
+                self.rest(&mut left, sending, course.terms.request).await
+            }
+            None if fails && matches!(end, End::Retry(_)) => Rest::Lost,
+            None => return Raced::Alone,
+        };
+        attempts.tried.clone_from(&left.tried);
+        if matches!(rest, Rest::Lost) && !matches!(end, End::Retry(_)) {
+            return Raced::Alone;
+        }
+        // An endpoint that was too slow for the per-try time-out has met it, as with Envoy.
+        let by_time_out = course
+            .terms
+            .hedge
+            .is_some_and(|hedge| hedge.after.is_none());
+        let outcome = match end {
+            End::Hedged if by_time_out => Outcome::Timeout,
+            End::TryTimeout | End::BackendTimeout => Outcome::Timeout,
+            End::Retry(status) => Outcome::Status(status),
+            End::UpstreamGone { .. } | End::UpstreamMalformed => Outcome::Reset,
+            _ => Outcome::Abandoned,
+        };
+        course.record(
+            race.endpoint,
+            outcome,
+            race.took,
+            outlook.retry_after,
+            race.ended,
+        );
+        match rest {
+            Rest::Won(won) => Raced::Won(won),
+            Rest::Gone => Raced::Turn(Turn::gone(log)),
+            Rest::Late => Raced::Turn(Turn::fail(log, Reject::UpstreamTimeout, outlook)),
+            Rest::Lost => {
+                let failure = match end {
+                    End::Retry(status) => Failure::status(status),
+                    _ => Failure::Reset,
+                };
+                let again = course.again(log, attempts, failure, sending);
+                Raced::Turn(
+                    again.unwrap_or_else(|| Turn::fail(log, Reject::UpstreamReset, outlook)),
+                )
+            }
+        }
+    }
+
+    /// Waits for the hedges that are left when the first endpoint is out of the race.
+    async fn rest<'c>(
+        &mut self,
+        hedges: &mut Hedges<'c, Won<'c>>,
+        sending: &Sending,
+        request: Duration,
+    ) -> Rest<'c> {
+        let until = sending
+            .complete
+            .map_or(NEVER, |complete| deadline(complete, request));
+        poll_fn(|cx| {
+            if let Poll::Ready(won) = hedges.poll_rest(cx) {
+                return Poll::Ready(won.map_or(Rest::Lost, |won| Rest::Won(Box::new(won))));
+            }
+            if self.client_is_gone(cx) {
+                return Poll::Ready(Rest::Gone);
+            }
+            self.timer.poll(cx, until).map(|()| Rest::Late)
+        })
         .await
     }
 
@@ -356,34 +545,62 @@ impl Session {
         sending: &mut Sending,
         attempts: &mut Attempts,
         log: &mut RequestLog,
+        resumed: bool,
     ) -> Turn {
         let (core, version) = (course.core, course.version);
         let spans = Spans {
-            request: version.request_timeout,
-            per_try: version.retry.per_try().unwrap_or_default(),
+            request: course.terms.request,
+            per_try: course.terms.per_try(),
+            backend: course.terms.backend,
             idle: version.idle_timeout,
         };
         let limits = core.limits();
         let edits = attempt::answer_edits(
             &self.conn,
             course.snapshot,
-            &course.plan,
+            course.plan,
             target.endpoint,
             course.edits.as_ref(),
             started,
         );
-        let mut exchange =
-            Exchange::new(course.request, &log.head, sending, &limits, spans, started)
-                .with_edits(edits.as_deref());
+        let counted = course
+            .terms
+            .retry
+            .attempt_header()
+            .map(|name| with_attempt(&log.head, name, attempts.count));
+        let head = counted.as_deref().unwrap_or(&log.head);
+        let mut exchange = Exchange::new(course.request, head, sending, &limits, spans, started)
+            .with_edits(edits.as_deref());
         mirrored::watch(&mut exchange, sending);
-        let keep_alive = || course.request.keep_alive && !core.draining.get();
-        let method = log.method();
+        let conn = Rc::clone(&self.conn);
+        let keep_alive =
+            || course.request.keep_alive && !core.draining.get() && !conn.is_aged(&limits);
+        let asked: &RequestLog = log;
+        let method = asked.method();
+        let number = attempts.count;
+        let mut hedges = match resumed {
+            true => None,
+            false => Hedges::new(course.on(), method, &attempts.tried, target.endpoint.id),
+        };
+        if resumed {
+            exchange.resume();
+        }
+        let mut won = None;
+        // Legs that may still answer better than a bad answer.
+        let others = Cell::new(0);
         let mut pause = None;
-        let mut retry = |status: u16, replayable: bool| {
-            let failure = Failure::Status(status);
-            pause = retry_after(version, attempts, method, failure, replayable, core);
+        let mut retry = |answer: &dyn AnswerHead, replayable: bool| {
+            if others.get() > 0 && answer.status() >= 500 {
+                return true;
+            }
+            if course.terms.retry.policy.is_none() {
+                return false;
+            }
+            let failure = Failure::Answer(course.terms.retry.read(answer));
+            pause = retry_after(course.on(), attempts, method, failure, replayable, core);
             pause.is_some()
         };
+        let mut watch = Flows::watch(core, course.snapshot, course.plan, target.endpoint);
         let mut wires = Wires {
             down: &mut self.stream,
             down_buf: &mut self.buf,
@@ -402,24 +619,80 @@ impl Session {
             if turn.is_pending() && exchange.answers_well() {
                 permit.answered();
             }
+            if turn.is_pending()
+                && let Some(watch) = &mut watch
+                && let Some(answered) = exchange.answered_at()
+                && watch.poll_after(cx, answered.after(LONG)).is_ready()
+            {
+                return Poll::Ready(End::Changed);
+            }
+            if turn.is_pending()
+                && let Some(hedges) = &mut hedges
+                && exchange.is_waiting()
+                && sending.replayable
+            {
+                let number = number + hedges.begun + 1;
+                let mut begin = |tried: &[u64]| {
+                    let request = whole(course, &asked.head, &sending.kept, number);
+                    hedge::start(course, &conn, asked, request, tried)
+                };
+                if let Poll::Ready(answer) = hedges.poll(cx, false, &mut begin) {
+                    won = Some(answer);
+                    return Poll::Ready(End::Hedged);
+                }
+                others.set(hedges.in_flight());
+            }
             turn
         })
         .await;
         let outlook = exchange.outlook(&upstream);
         drop(exchange);
         let ended = clock::now();
+        if let Some(hedges) = &hedges {
+            attempts.count += hedges.begun;
+            // The one that wins counts when it has gone on.
+            log.attempts += hedges.begun - u32::from(won.is_some());
+        }
         log.ended = Some(ended);
         log.attempts += u32::from(outlook.was_sent);
         log.upstream = outlook.answered_after.or(log.upstream);
         log.bytes_out += outlook.bytes;
         log.status = outlook.status.unwrap_or(log.status);
         let endpoint = target.endpoint;
+        let head_at = outlook
+            .answered_after
+            .map_or(ended, |span| started.after(span));
+        let took = attempt::took(started, sending.complete, head_at);
+        if let Some(left) = hedges.take() {
+            let race = Race {
+                end,
+                outlook,
+                took,
+                ended,
+                endpoint,
+                // Without a pause nobody wanted to repeat a bad answer but those who wait for a
+                // better one.
+                is_repeated: pause.is_some(),
+            };
+            let raced = Box::pin(self.raced(course, race, left, won, sending, attempts, log));
+            match raced.await {
+                Raced::Alone => {}
+                Raced::Turn(turn) => return turn,
+                Raced::Won(won) => {
+                    drop(upstream);
+                    drop(permit);
+                    return Box::pin(self.resume(course, *won, sending, attempts, log)).await;
+                }
+            }
+        }
         match end {
             End::Complete => {
                 mirrored::answered(sending, outlook.status);
                 course.record(
                     endpoint,
                     Outcome::Status(outlook.status.unwrap_or(0)),
+                    took,
+                    outlook.retry_after,
                     ended,
                 );
                 drop(permit);
@@ -430,13 +703,17 @@ impl Session {
                 Turn::Next(if stays { Next::Open } else { Next::Close })
             }
             End::Upgraded => {
-                course.record(endpoint, Outcome::Status(101), ended);
-                let next = self.upgraded(upstream, version.idle_timeout, log).await;
+                course.record(endpoint, Outcome::Status(101), took, None, ended);
+                let watch = watch.take();
+                let next = self
+                    .upgraded(upstream, version.idle_timeout, watch, log)
+                    .await;
                 drop(permit);
                 Turn::Next(next)
             }
             End::Retry(status) => {
-                course.record(endpoint, Outcome::Status(status), ended);
+                let outcome = Outcome::Status(status);
+                course.record(endpoint, outcome, took, outlook.retry_after, ended);
                 attempts.tried.push(endpoint.id);
                 Turn::Again(pause.unwrap_or_default())
             }
@@ -444,7 +721,7 @@ impl Session {
                 let reused = upstream.reused;
                 drop(upstream);
                 let turn = settle(
-                    course, endpoint, failed, outlook, reused, sending, attempts, log,
+                    course, endpoint, failed, outlook, took, reused, sending, attempts, log,
                 );
                 // After the record: a probe without a verdict is due again.
                 drop(permit);
@@ -454,7 +731,13 @@ impl Session {
     }
 
     /// After 101: opaque bytes, no HTTP time-outs but the idle one.
-    async fn upgraded(&mut self, mut up: Upstream, idle: Duration, log: &mut RequestLog) -> Next {
+    async fn upgraded(
+        &mut self,
+        mut up: Upstream,
+        idle: Duration,
+        watch: Option<Box<Watch>>,
+        log: &mut RequestLog,
+    ) -> Next {
         let mut bytes = (0, 0);
         let down = Side {
             stream: &mut self.stream,
@@ -464,7 +747,13 @@ impl Session {
             stream: &mut up.stream,
             buf: &mut up.buf,
         };
-        let end = copy(down, up, &mut self.timer, idle, &mut bytes).await;
+        let timer = &mut self.timer;
+        let end = match watch {
+            None => copy(down, up, timer, idle, &mut bytes).await,
+            Some(mut watch) => {
+                Box::pin(follow(down, up, timer, idle, &mut bytes, &mut watch)).await
+            }
+        };
         log.bytes_in += bytes.0;
         log.bytes_out += bytes.1;
         log.ended = Some(clock::now());
@@ -473,6 +762,7 @@ impl Session {
             CopyEnd::DownstreamReset => Some(Reject::DownstreamClosed),
             CopyEnd::UpstreamReset => Some(Reject::UpstreamReset),
             CopyEnd::Idle => Some(Reject::UpstreamTimeout),
+            CopyEnd::Changed => Some(Reject::RouteChanged),
         };
         Next::Gone
     }
@@ -488,6 +778,7 @@ fn settle(
     endpoint: &EndpointState,
     end: End,
     outlook: Outlook,
+    took: Option<Duration>,
     reused: bool,
     sending: &Sending,
     attempts: &mut Attempts,
@@ -500,7 +791,7 @@ fn settle(
     let (outcome, failure, reject) = match end {
         End::UpstreamGone { .. } if stale && (!outlook.was_sent || is_idempotent(log.method())) => {
             // Closed while it lay idle, which says nothing about the endpoint.
-            course.record(endpoint, Outcome::Abandoned, ended);
+            course.record(endpoint, Outcome::Abandoned, None, None, ended);
             attempts.stale = true;
             attempts.count -= 1;
             return Turn::Again(Duration::ZERO);
@@ -509,7 +800,7 @@ fn settle(
             let failure = if outlook.was_sent {
                 Failure::Reset
             } else {
-                Failure::Connect
+                Failure::Unsent
             };
             let reject = if reset {
                 Reject::UpstreamReset
@@ -524,17 +815,24 @@ fn settle(
             Some(Failure::PerTry),
             Reject::UpstreamTimeout,
         ),
+        End::BackendTimeout => (
+            seen(Outcome::Timeout),
+            Some(Failure::Backend),
+            Reject::UpstreamTimeout,
+        ),
         End::RequestTimeout | End::IdleTimeout => {
             (seen(Outcome::Timeout), None, Reject::UpstreamTimeout)
         }
+        End::Changed => (seen(Outcome::Abandoned), None, Reject::RouteChanged),
         End::BadBody => (seen(Outcome::Abandoned), None, Reject::BadRequest),
         End::BodyTimeout => (seen(Outcome::Abandoned), None, Reject::BodyTimeout),
-        End::DownstreamGone | End::Complete | End::Upgraded | End::Retry(_) => {
-            course.record(endpoint, seen(Outcome::Abandoned), ended);
+        End::DownstreamGone | End::Complete | End::Upgraded | End::Hedged | End::Retry(_) => {
+            let outcome = seen(Outcome::Abandoned);
+            course.record(endpoint, outcome, took, outlook.retry_after, ended);
             return Turn::gone(log);
         }
     };
-    course.record(endpoint, outcome, ended);
+    course.record(endpoint, outcome, took, outlook.retry_after, ended);
     attempts.tried.push(endpoint.id);
     failure
         .filter(|_| !outlook.responding)

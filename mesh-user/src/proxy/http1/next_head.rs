@@ -2,8 +2,6 @@
 
 use std::task::{Context, Poll};
 
-use tokio::net::TcpStream;
-
 use super::scan::Scan;
 use crate::{
     clock::{self, MonoNanos},
@@ -13,6 +11,7 @@ use crate::{
         core::Conn,
         detect::{self, Guess},
         io::poll_fill,
+        socket::Socket,
         timer::{Timer, deadline},
     },
 };
@@ -70,7 +69,7 @@ impl NextHead {
         &mut self,
         cx: &mut Context<'_>,
         conn: &Conn,
-        stream: &mut TcpStream,
+        stream: &mut Socket,
         buf: &mut Buf,
         timer: &mut Timer,
     ) -> Poll<Result<Head, NoHead>> {
@@ -138,7 +137,11 @@ impl NextHead {
                             limits.keep_alive_timeout,
                         ),
                     };
-                    return timer.poll(cx, deadline(from, span)).map(|()| {
+                    let until = match self.began {
+                        Some(_) => deadline(from, span),
+                        None => deadline(from, span).min(conn.expires(&limits)),
+                    };
+                    return timer.poll(cx, until).map(|()| {
                         Err(match self.began {
                             Some(began) => NoHead::Refused(Reject::HeaderTimeout, began),
                             None => NoHead::Closed,

@@ -1,6 +1,6 @@
 //! An answer's head: parsed strictly, checked, and written the way it is forwarded.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, time::Duration};
 
 use httparse::Header;
 
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config::Limits,
     policy::{Reject, action::Edits},
+    proxy::attempt,
 };
 
 /// What the engine needs to know of an answer once its head is written.
@@ -26,6 +27,8 @@ pub(super) struct Response {
     pub(super) keeps_upstream: bool,
     /// The answer's end can be told without closing the client's connection.
     pub(super) is_delimited: bool,
+    /// How long the endpoint wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Response {
@@ -124,6 +127,11 @@ fn check(
         Length::Chunked => Body::Chunked(Chunked::new(request.http10)),
         Length::Unstated => Body::UntilClose,
     };
+    let asks = |field: &&Header<'_>| field.name.eq_ignore_ascii_case("retry-after");
+    let retry_after = match status {
+        429 | 500.. => fields.iter().find(asks).map(|field| field.value),
+        _ => None,
+    };
     let keeps = !connection.close && (!http10 || connection.keep_alive);
     let response = Response {
         status,
@@ -135,6 +143,7 @@ fn check(
             Body::Chunked(_) => !request.http10,
             Body::Length(_) => true,
         },
+        retry_after: attempt::retry_after(status, retry_after),
     };
     Ok((response, connection, length))
 }

@@ -2,8 +2,6 @@
 
 use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
-use tokio::net::TcpStream;
-
 use super::{
     answer::{self, After},
     body::Body,
@@ -19,8 +17,9 @@ use crate::{
         buffer::{Buf, HeadBuf},
         core::{Conn, Place},
         http2,
-        io::{poll_fill, poll_write_two, reset_on_close, shut_write},
+        io::{poll_fill, poll_write_two, reset_on_close},
         record::{ConnectionLog, RequestLog},
+        socket::Socket,
         timer::Timer,
     },
     telemetry::Spoken,
@@ -50,7 +49,7 @@ pub(super) enum Next {
 pub(super) struct Session {
     pub(super) conn: Rc<Conn>,
     place: Place,
-    pub(super) stream: TcpStream,
+    pub(super) stream: Socket,
     pub(super) buf: Buf,
     pub(super) timer: Timer,
     log: ConnectionLog,
@@ -60,7 +59,7 @@ pub(super) struct Session {
 pub(in crate::proxy) async fn serve(
     conn: Rc<Conn>,
     place: Place,
-    stream: TcpStream,
+    stream: Socket,
     buf: Buf,
     timer: Timer,
 ) {
@@ -91,6 +90,7 @@ pub(super) struct Going {
     /// When its head was complete.
     pub(super) complete: MonoNanos,
     pub(super) plan: Plan,
+    pub(super) key: Option<u64>,
     pub(super) verdict: Verdict,
     /// What its rule does besides; none for most.
     pub(super) action: Option<Box<Action>>,
@@ -141,7 +141,7 @@ impl Session {
 
     /// Sends the end, then reads what the client is still sending, for a while.
     async fn linger(&mut self) {
-        shut_write(&self.stream);
+        self.stream.shut_write();
         let until = clock::now().after(LINGER);
         let mut left = LINGER_BYTES_MAX;
         poll_fn(|cx| {
@@ -197,6 +197,7 @@ impl Session {
         }
         let open = !close
             && !self.conn.core.draining.get()
+            && !self.conn.is_aged(&self.conn.core.limits())
             && request.is_some_and(|request| request.keep_alive);
         let http10 = request.is_some_and(|request| request.http10);
         let is_head = request.is_some_and(|request| request.is_head);
@@ -206,7 +207,9 @@ impl Session {
             After::Close
         };
         let mut out = HeadBuf::take();
-        answer::refusal(&mut out, reject, verdict, after, is_head);
+        let limits = self.conn.core.limits();
+        let overload = limits.overload_header.as_deref();
+        answer::refusal(&mut out, reject, verdict, after, is_head, overload);
         log.status = reject.status();
         self.send(log, &out, open).await
     }
@@ -263,7 +266,7 @@ impl Session {
             let view = parsed.view(&fields, &destination);
             let admitted = attempt::admit(conn, &log.snapshot, &self.place, &view, complete);
             Ok(match admitted {
-                Ok(Admitted { plan, verdict }) => {
+                Ok(Admitted { plan, key, verdict }) => {
                     let action = attempt::act(conn, &log.snapshot, &self.place, &plan, &view, false);
                     if let Some(action) = action.as_ref().filter(|action| action.edits_head()) {
                         log.keep_asked();
@@ -276,6 +279,7 @@ impl Session {
                         request,
                         complete,
                         plan,
+                        key,
                         verdict,
                         action,
                     })

@@ -21,6 +21,7 @@ use crate::{
     policy::{Reject, breaker::Breaker},
     proxy::{
         accept::guarded,
+        age::Life,
         buffer::Buf,
         core::Core,
         pool::{Key, KeyState},
@@ -40,6 +41,7 @@ struct Shared {
     /// It takes no new streams: the peer said so, or it broke.
     closing: Cell<bool>,
     idle_since: Cell<MonoNanos>,
+    life: Cell<Life>,
     /// Counts it.
     breaker: Arc<Breaker>,
     /// Counts it too.
@@ -55,6 +57,22 @@ impl Shared {
     fn has_room(&self, streams_max: usize) -> bool {
         !self.closing.get()
             && self.streams.get() < self.sender.current_max_send_streams().min(streams_max)
+    }
+
+    /// Takes no new streams once its life is over.
+    fn age(&self) {
+        if !self.closing.get() && self.life.get().is_over() {
+            self.closing.set(true);
+            if self.streams.get() == 0 {
+                self.cut();
+            }
+        }
+    }
+
+    fn spend(&self) {
+        let mut life = self.life.get();
+        life.spend();
+        self.life.set(life);
     }
 
     fn cut(&self) {
@@ -127,6 +145,7 @@ impl Drop for Lease {
             // As with HTTP/1: nothing is kept idle while somebody waits for its permit.
             let inbound = self.shared.inbound.as_ref();
             let waited = inbound.is_some_and(|breaker| breaker.has_waiters());
+            self.shared.age();
             if self.shared.closing.get() || waited || self.shared.breaker.has_waiters() {
                 self.shared.cut();
             }
@@ -202,7 +221,8 @@ impl Connections {
     /// Closes what has carried no stream for longer than `max`, forgets groups without use.
     pub(in crate::proxy) fn expire(&self, now: MonoNanos, max: Duration) {
         self.cut_where(|_, shared| {
-            shared.streams.get() == 0 && now.since(shared.idle_since.get()) >= max
+            shared.streams.get() == 0
+                && (now.since(shared.idle_since.get()) >= max || shared.life.get().is_over())
         });
         self.groups
             .borrow_mut()
@@ -212,6 +232,7 @@ impl Connections {
 
 fn lease(group: &Rc<Group>, streams_max: usize) -> Option<Lease> {
     let mut open = group.open.borrow_mut();
+    open.iter().for_each(|shared| shared.age());
     open.retain(|shared| !shared.closing.get());
     // The busiest one with room: the others can run empty and be closed.
     let shared = open
@@ -219,6 +240,7 @@ fn lease(group: &Rc<Group>, streams_max: usize) -> Option<Lease> {
         .filter(|shared| shared.has_room(streams_max))
         .max_by_key(|shared| shared.streams.get())?;
     shared.streams.set(shared.streams.get() + 1);
+    shared.spend();
     Some(Lease {
         shared: Rc::clone(shared),
         group: Rc::clone(group),
@@ -348,7 +370,10 @@ async fn connect(
     permits: Permits,
 ) -> Result<Rc<Shared>, NoConnection> {
     let Upstream {
-        stream, permits, ..
+        stream,
+        permits,
+        life,
+        ..
     } = dial(core, workload, target, permits).await?;
     let wire = Wire::new(stream, Buf::default(), 0);
     let watch = wire.watch();
@@ -361,6 +386,7 @@ async fn connect(
         streams: Cell::new(0),
         closing: Cell::new(false),
         idle_since: Cell::new(clock::now()),
+        life: Cell::new(life),
         breaker: Arc::clone(target.breaker),
         inbound: target.inbound.cloned(),
         driver: RefCell::new(None),
@@ -407,6 +433,10 @@ mod tests {
             streams: Cell::new(0),
             closing: Cell::new(false),
             idle_since: Cell::new(clock::now()),
+            life: Cell::new(Life::new(
+                crate::model::ConnectionPolicy::default(),
+                &mut crate::policy::rng::Rng::new(1),
+            )),
             breaker: Arc::default(),
             inbound: None,
             driver: RefCell::default(),

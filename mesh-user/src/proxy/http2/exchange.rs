@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response, header::RETRY_AFTER};
 
 use super::{
     flow::{Broken, Flow, Kept, reason},
@@ -17,8 +17,11 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::rate_limit::Verdict,
-    proxy::timer::{NEVER, deadline},
+    policy::{Reject, rate_limit::Verdict, retry::AnswerHead},
+    proxy::{
+        attempt,
+        timer::{NEVER, deadline},
+    },
 };
 
 /// How an attempt ended.
@@ -35,8 +38,14 @@ pub(super) enum End {
     },
     RequestTimeout,
     TryTimeout,
+    /// The try took longer than its rule allows.
+    BackendTimeout,
+    /// Another endpoint answered first.
+    Hedged,
     /// Nothing moved, and it is the client's turn: to send, or to take the answer.
     BodyTimeout,
+    /// The configuration no longer sends there.
+    Changed,
     /// Nothing moved, and it is the endpoint's turn.
     Still,
 }
@@ -45,7 +54,10 @@ pub(super) enum End {
 #[derive(Clone, Copy)]
 pub(super) struct Spans {
     pub(super) request: Duration,
+    /// Until the answer's head.
     pub(super) per_try: Duration,
+    /// Until the answer's end.
+    pub(super) backend: Duration,
     pub(super) idle: Duration,
     pub(super) started: MonoNanos,
 }
@@ -58,15 +70,39 @@ pub(super) struct Answer {
     pub(super) flow: Flow,
 }
 
+impl Answer {
+    /// Ends an answer that is under way: of gRPC with a status, else with a reset.
+    pub(super) fn end(&mut self, reject: Reject, grpc: bool) {
+        if grpc {
+            let mut trailers = HeaderMap::new();
+            trailers.insert(
+                "grpc-status",
+                HeaderValue::from(u16::from(reject.grpc_status())),
+            );
+            trailers.insert("grpc-message", HeaderValue::from_static(reject.explain()));
+            if self.sink.send_trailers(trailers).is_ok() {
+                return;
+            }
+        }
+        self.sink.send_reset(Reason::CANCEL);
+    }
+}
+
 /// One attempt.
 pub(super) struct Exchange {
     pub(super) request: Flow,
     pub(super) sink: SendStream<Bytes>,
-    response: ResponseFuture,
+    response: Coming,
     pub(super) answer: Option<Answer>,
+    /// When its head came.
+    pub(super) answered_at: Option<MonoNanos>,
+    /// How long the endpoint wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
     pub(super) answer_kept: Kept,
     /// The endpoint takes no more of the request; it may answer all the same.
     request_broken: Option<Reason>,
+    /// An interim head went out.
+    told: bool,
     last: MonoNanos,
 }
 
@@ -80,12 +116,40 @@ impl Exchange {
         Self {
             request,
             sink,
-            response,
+            response: Coming::Awaited(response),
             answer: None,
+            answered_at: None,
+            retry_after: None,
             answer_kept: Kept::new(0),
             request_broken: None,
+            told: false,
             last: started,
         }
+    }
+
+    /// Of a stream whose whole request is at the endpoint, and whose answer has come.
+    pub(super) fn resumed(
+        sink: SendStream<Bytes>,
+        response: Response<RecvStream>,
+        started: MonoNanos,
+    ) -> Self {
+        Self {
+            request: Flow::new(&Kept::default(), true),
+            sink,
+            response: Coming::Here(Some(Box::new(response))),
+            answer: None,
+            answered_at: None,
+            retry_after: None,
+            answer_kept: Kept::new(0),
+            request_broken: None,
+            told: false,
+            last: started,
+        }
+    }
+
+    /// Whether the endpoint has the whole request and nothing of an answer was told.
+    pub(super) const fn is_waiting(&self) -> bool {
+        self.request.done && self.answer.is_none() && !self.told
     }
 
     /// Goes on until the exchange ends. `retry` is asked once, for the final status, whether to
@@ -96,7 +160,7 @@ impl Exchange {
         stream: &mut Stream,
         spans: Spans,
         verdict: &Verdict,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Poll<End> {
         if self.answer.is_none()
             && let Poll::Ready(why) = stream.respond.poll_reset(cx)
@@ -144,14 +208,15 @@ impl Exchange {
         cx: &mut Context<'_>,
         stream: &mut Stream,
         verdict: &Verdict,
-        retry: &mut dyn FnMut(u16, bool) -> bool,
+        retry: &mut dyn FnMut(&dyn AnswerHead, bool) -> bool,
     ) -> Option<End> {
         while let Poll::Ready(Some(interim)) = self.response.poll_informational(cx) {
             let Ok(interim) = interim else { break };
+            self.told = true;
             // An error means that the client has gone, which its stream tells.
             let _gone = stream.respond.send_informational(interim);
         }
-        let response = match Pin::new(&mut self.response).poll(cx) {
+        let response = match self.response.poll(cx) {
             Poll::Pending => return None,
             Poll::Ready(Ok(response)) => response,
             Poll::Ready(Err(error)) => {
@@ -163,10 +228,14 @@ impl Exchange {
                 });
             }
         };
-        stream.log.upstream = Some(clock::now().since(self.last));
-        let status = seen_status(&response, stream.grpc);
-        if retry(status, stream.kept.whole) {
-            return Some(End::Retry(status));
+        let now = clock::now();
+        self.answered_at = Some(now);
+        stream.log.upstream = Some(now.since(self.last));
+        let seen = Seen::of(&response, stream.grpc);
+        let wait = response.headers().get(RETRY_AFTER);
+        self.retry_after = attempt::retry_after(seen.status, wait.map(HeaderValue::as_bytes));
+        if retry(&seen, stream.kept.whole) {
+            return Some(End::Retry(seen.status));
         }
         match stream.answer(response, verdict) {
             Ok(answer) => self.answer = Some(answer),
@@ -213,14 +282,18 @@ impl Exchange {
         } else {
             stream.until(spans.request)
         };
-        let per_try = if self.answer.is_none() && self.request.done {
-            // The endpoint's time begins when it has the whole request.
-            let from = stream
-                .complete
-                .map_or(spans.started, |at| at.max(spans.started));
-            deadline(from, spans.per_try)
-        } else {
-            NEVER
+        // The endpoint's time begins when it has the whole request.
+        let from = stream
+            .complete
+            .map_or(spans.started, |at| at.max(spans.started));
+        let until = |span| match self.request.done {
+            true if !stream.is_tunnel => deadline(from, span),
+            _ => NEVER,
+        };
+        let backend = until(spans.backend);
+        let per_try = match self.answer {
+            None => until(spans.per_try),
+            Some(_) => NEVER,
         };
         // What the endpoint no longer takes, the client no longer owes.
         let sends = self.request_broken.is_none() && self.request.waits_for_source;
@@ -237,10 +310,12 @@ impl Exchange {
             spans.idle
         };
         let still = deadline(self.last, span);
-        let first = request.min(per_try).min(still);
+        let first = request.min(per_try).min(backend).min(still);
         stream.timer.poll(cx, first).map(|()| {
             if first == request {
                 End::RequestTimeout
+            } else if first == backend {
+                End::BackendTimeout
             } else if first == per_try {
                 End::TryTimeout
             } else if owed && !stream.asks_tunnel {
@@ -284,12 +359,64 @@ impl Stream {
     }
 }
 
-/// The status as a retry policy sees it: of gRPC only one that stands in the head counts.
-fn seen_status(response: &Response<RecvStream>, grpc: bool) -> u16 {
-    let in_head = |headers: &HeaderMap| grpc::status(headers).map(grpc::as_http);
-    let ends = response.body().is_end_stream();
-    (grpc && ends && response.status().is_success())
-        .then(|| in_head(response.headers()))
-        .flatten()
-        .unwrap_or(response.status().as_u16())
+/// An answer's head, on its way or here.
+enum Coming {
+    Awaited(ResponseFuture),
+    Here(Option<Box<Response<RecvStream>>>),
+}
+
+impl Coming {
+    fn poll_informational(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Response<()>, h2::Error>>> {
+        match self {
+            Self::Awaited(response) => response.poll_informational(cx),
+            Self::Here(_) => Poll::Ready(None),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<RecvStream>, h2::Error>> {
+        match self {
+            Self::Awaited(response) => Pin::new(response).poll(cx),
+            Self::Here(response) => match response.take() {
+                Some(response) => Poll::Ready(Ok(*response)),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+/// An answer's head as a retry policy sees it: of gRPC only a status that stands in it counts.
+pub(super) struct Seen<'a> {
+    status: u16,
+    grpc: Option<u8>,
+    headers: &'a HeaderMap,
+}
+
+impl<'a> Seen<'a> {
+    pub(super) fn of(response: &'a Response<RecvStream>, grpc: bool) -> Self {
+        let headers = response.headers();
+        let alone = grpc && response.body().is_end_stream() && response.status().is_success();
+        let grpc = alone.then(|| grpc::status(headers)).flatten();
+        Self {
+            status: grpc.map_or(response.status().as_u16(), grpc::as_http),
+            grpc,
+            headers,
+        }
+    }
+}
+
+impl AnswerHead for Seen<'_> {
+    fn status(&self) -> u16 {
+        self.status
+    }
+
+    fn grpc(&self) -> Option<u8> {
+        self.grpc
+    }
+
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name).map(HeaderValue::as_bytes)
+    }
 }

@@ -60,6 +60,23 @@ pub(super) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
+/// The same the other way round: in the finest unit whose number has eight digits at most.
+pub(super) fn timeout(span: Duration) -> HeaderValue {
+    const MOST: u128 = 99_999_999;
+    let (count, unit) = [
+        (span.as_nanos(), 'n'),
+        (span.as_micros(), 'u'),
+        (span.as_millis(), 'm'),
+        (u128::from(span.as_secs()), 'S'),
+    ]
+    .into_iter()
+    .find(|(count, _)| *count <= MOST)
+    .unwrap_or((MOST, 'S'));
+    // Digits and a letter are always a field value.
+    HeaderValue::try_from(format!("{count}{unit}"))
+        .unwrap_or(HeaderValue::from_static("99999999S"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +114,25 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(deadline(&with("grpc-timeout", value)), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn timeout_is_written_as_fine_as_eight_digits_allow() {
+        for (span, want) in [
+            (Duration::ZERO, "0n"),
+            (Duration::from_nanos(99_999_999), "99999999n"),
+            (Duration::from_millis(100), "100000u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_secs(100_000), "100000S"),
+            (Duration::MAX, "99999999S"),
+        ] {
+            assert_eq!(timeout(span), want);
+            let back = deadline(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-timeout"),
+                timeout(span),
+            )]));
+            assert!(back.unwrap() <= span);
         }
     }
 

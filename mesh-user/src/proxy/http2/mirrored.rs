@@ -4,7 +4,6 @@ use std::{future::Future, rc::Rc};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use tokio::net::TcpStream;
 
 use super::{head::Head, settings, stream::Stream, wire::Wire};
 use crate::{
@@ -13,6 +12,7 @@ use crate::{
     proxy::{
         buffer::Buf,
         mirror::{self, Begun, Comparison, Original, Spoken, Tee},
+        socket::Socket,
     },
 };
 
@@ -67,7 +67,7 @@ impl Stream {
 /// drives it ends when the connection does.
 pub(in crate::proxy) async fn shake(
     limits: &Limits,
-    stream: TcpStream,
+    stream: Socket,
 ) -> Result<(SendRequest<Bytes>, impl Future<Output = ()> + use<>), h2::Error> {
     let wire = Wire::new(stream, Buf::default(), 0);
     let (sender, connection) = settings::client(limits).handshake(wire).await?;

@@ -14,6 +14,7 @@ mod flow;
 mod grpc;
 mod guard;
 mod head;
+mod hedge;
 mod mirrored;
 mod refuse;
 mod serve;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::policy::{Reject, rate_limit::Verdict};
 
@@ -27,12 +27,17 @@ pub(super) fn response(
     reject: Reject,
     verdict: &Verdict,
     grpc: bool,
+    overload: Option<&str>,
 ) -> (Response<()>, Option<String>) {
     let mut response = Response::new(());
     let headers = response.headers_mut();
     put(headers, "x-mesh-reject", reject.label());
     if reject.is_overload() {
         put(headers, "x-mesh-overloaded", "true");
+        let name = overload.and_then(|name| HeaderName::try_from(name).ok());
+        if let Some(name) = name {
+            headers.insert(name, HeaderValue::from_static("true"));
+        }
     }
     if let Some(seconds) = verdict.retry_after_s() {
         put(headers, "retry-after", &seconds.to_string());
@@ -60,8 +65,9 @@ pub(super) fn send(
     verdict: &Verdict,
     grpc: bool,
     is_head: bool,
+    overload: Option<&str>,
 ) {
-    let (response, body) = response(reject, verdict, grpc);
+    let (response, body) = response(reject, verdict, grpc, overload);
     let body = body.filter(|_| !is_head);
     answer(respond, response, body.map(Bytes::from).unwrap_or_default());
 }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, server::Connection};
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::{
     settings, stream,
@@ -24,6 +24,7 @@ use crate::{
         core::{Conn, Place},
         detect::PREFACE,
         record::ConnectionLog,
+        socket::Socket,
         timer::{NEVER, Timer, deadline},
     },
     telemetry::Spoken,
@@ -36,7 +37,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(in crate::proxy) async fn serve(
     conn: Rc<Conn>,
     place: Place,
-    stream: TcpStream,
+    stream: Socket,
     buf: Buf,
     mut timer: Timer,
 ) {
@@ -146,7 +147,18 @@ impl Server {
         } else {
             NEVER
         };
-        match self.timer.poll(cx, head.min(idle)) {
+        let age = match self.closing {
+            true => NEVER,
+            false => self.conn.expires(&limits),
+        };
+        match self.timer.poll(cx, head.min(idle).min(age)) {
+            Poll::Ready(()) if age < head.min(idle) => {
+                // Streams that are open go on; the client makes the next ones elsewhere.
+                self.close();
+                self.idle_since = clock::now();
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             Poll::Ready(()) if head <= idle => {
                 self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 Poll::Ready(Some(Reject::HeaderTimeout))

@@ -1,10 +1,10 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{future::poll_fn, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{cell::Cell, future::poll_fn, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
-use http::{Method, Request};
+use http::{HeaderName, HeaderValue, Method, Request};
 
 use super::{
     actions::Acted,
@@ -13,6 +13,7 @@ use super::{
     flow::{Flow, Kept},
     grpc,
     head::{self, Head},
+    hedge::{self, Right, Whole, Won},
     mirrored::Listener,
     refuse,
     tunnel::{Tunnel, Way},
@@ -23,18 +24,21 @@ use crate::{
         Reject,
         action::{Edits, MirrorPlan},
         rate_limit::Verdict,
-        retry::Failure,
+        retry::{AnswerHead, Failure},
         route::Plan,
-        snapshot::Outcome,
+        snapshot::{EndpointState, Outcome},
+        terms::Terms,
     },
     proxy::{
         attempt::{self, Admitted},
         buffer::HeadBuf,
-        core::{Conn, Place, Snap},
+        core::{Conn, Core, Place, Snap},
+        flows::{Flows, LONG},
+        hedge::Hedges,
         inbound,
         mirror::Comparison,
         record::RequestLog,
-        retry::{Attempts, retry_after},
+        retry::{Attempts, On, retry_after},
         timer::{NEVER, Timer, deadline},
         upstream::{NoConnection, Target},
     },
@@ -113,7 +117,7 @@ pub(super) async fn serve(
         begun: started,
     };
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
-        Ok((mut head, Admitted { plan, verdict })) => {
+        Ok((mut head, Admitted { plan, key, verdict })) => {
             let (conn, snapshot) = (&stream.conn, &stream.snapshot);
             let action = attempt::act(conn, snapshot, &place, &plan, &head.view(), stream.grpc);
             let mut mirrors = Vec::new();
@@ -126,7 +130,11 @@ pub(super) async fn serve(
                 }
             };
             let refused = match acted {
-                Acted::Forward => stream.forward(&head, plan, &verdict, &mirrors).await,
+                Acted::Forward => {
+                    stream
+                        .forward(&head, plan, key, &verdict, &mirrors)
+                        .await
+                },
                 Acted::Answered => None,
                 Acted::Refuse(reject) => Some(reject),
             };
@@ -136,6 +144,40 @@ pub(super) async fn serve(
     };
     if let Some(reject) = reject {
         stream.refuse(reject, &verdict);
+    }
+}
+
+/// What stays the same over the attempts of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Course<'a> {
+    head: &'a Head,
+    pub(super) plan: Plan,
+    verdict: &'a Verdict,
+    pub(super) on: On<'a>,
+    core: &'a Rc<Core>,
+    pub(super) snapshot: &'a Snap,
+}
+
+impl Course<'_> {
+    pub(super) fn record(
+        &self,
+        endpoint: &EndpointState,
+        outcome: Outcome,
+        took: Option<Duration>,
+        retry_after: Option<Duration>,
+        at: MonoNanos,
+    ) {
+        let (core, snapshot) = (self.core, self.snapshot);
+        attempt::record(
+            core,
+            snapshot,
+            self.plan.version,
+            endpoint,
+            outcome,
+            took,
+            retry_after,
+            at,
+        );
     }
 }
 
@@ -179,7 +221,10 @@ impl Stream {
         }
         self.log.status = if self.grpc { 200 } else { reject.status() };
         self.log.grpc_status = self.grpc.then(|| reject.grpc_status());
-        refuse::send(&mut self.respond, reject, verdict, self.grpc, self.is_head);
+        let limits = self.conn.core.limits();
+        let overload = limits.overload_header.as_deref();
+        let (grpc, is_head) = (self.grpc, self.is_head);
+        refuse::send(&mut self.respond, reject, verdict, grpc, is_head, overload);
     }
 
     /// Attempts until an answer went out; the refusal to send otherwise.
@@ -187,38 +232,41 @@ impl Stream {
         &mut self,
         head: &Head,
         plan: Plan,
+        key: Option<u64>,
         verdict: &Verdict,
         mirrors: &[MirrorPlan],
     ) -> Option<Reject> {
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
+        let terms = snapshot.terms(&plan);
         if let Some(protocol) = head.protocol() {
             if !version.admits_upgrade([protocol.as_bytes()]) {
                 return Some(Reject::UpgradeRefused);
             }
             // Its end is not the end of a request: there has to be an answer in time.
-            let open = deadline(self.begun, version.request_timeout);
+            let open = deadline(self.begun, terms.request);
             self.deadline = self.deadline.min(open);
             self.asks_tunnel = true;
         }
-        self.kept = Kept::new(match &version.retry.policy {
-            Some(_) => self.conn.core.limits().replay_bytes_max,
-            None => 0,
+        self.kept = Kept::new(match terms.keeps() {
+            true => self.conn.core.limits().replay_bytes_max,
+            false => 0,
         });
+        if let Some(budget) = &version.budget {
+            budget.offered(self.log.started);
+        }
         if self.body.is_end_stream() {
             self.kept.ended = true;
             self.complete = Some(self.begun);
         }
         self.compare = self.mirror(head, mirrors);
-        let mut attempts = Attempts::default();
+        let mut attempts = Attempts::by(key);
         loop {
             match self.attempt(head, plan, verdict, &mut attempts).await {
                 Turn::Done => return None,
                 Turn::Refuse(reject) => return Some(reject),
                 Turn::Again(pause) => {
-                    let end = clock::now()
-                        .after(pause)
-                        .min(self.until(version.request_timeout));
+                    let end = clock::now().after(pause).min(self.until(terms.request));
                     if !pause.is_zero() && !self.wait(end).await {
                         return Some(Reject::DownstreamClosed);
                     }
@@ -237,6 +285,31 @@ impl Stream {
     /// Whether an answer has no body.
     pub(super) const fn is_head(&self) -> bool {
         self.is_head
+    }
+
+    /// The request of an attempt. A client's `grpc-timeout` is shortened to what the endpoint has
+    /// of it: what is left, and no more than the attempt is given.
+    fn request(&self, head: &Head, terms: Terms<'_>, attempt: u32) -> Request<()> {
+        let mut request = head.request();
+        if let Some(name) = terms.retry.attempt_header()
+            && let Ok(name) = HeaderName::try_from(name)
+        {
+            request
+                .headers_mut()
+                .insert(name, HeaderValue::from(attempt));
+        }
+        if self.grpc && self.deadline != NEVER {
+            let now = clock::now();
+            let until = self
+                .until(terms.request)
+                .min(deadline(now, terms.per_try()))
+                .min(deadline(now, terms.backend));
+            if attempt > 1 || until < self.deadline {
+                let left = grpc::timeout(until.since(now));
+                request.headers_mut().insert("grpc-timeout", left);
+            }
+        }
+        request
     }
 
     /// Waits. Whether the client is still there.
@@ -282,18 +355,20 @@ impl Stream {
         let core = &conn.core;
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
+        let terms = snapshot.terms(&plan);
+        let on = On { version, terms };
         let started = clock::now();
         attempts.count += 1;
-        let until = self.until(version.request_timeout);
+        let until = self.until(terms.request);
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let picked = attempt::pick(&conn, &snapshot, &plan, &attempts.tried, started);
+        let picked = attempt::pick(&conn, &snapshot, &plan, attempts.key, &attempts.tried, started);
         let endpoint = match picked {
             Ok(endpoint) => endpoint,
             Err(reject) => return Turn::Refuse(reject),
         };
-        self.log.endpoint = Some(endpoint.address);
+        self.log.going_to(endpoint.address, started);
         let edits = self.edits.as_ref();
         self.answer_edits =
             attempt::answer_edits(&conn, &snapshot, &plan, &endpoint, edits, started);
@@ -315,8 +390,15 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         let target = Target::new(&snapshot, plan.version, &endpoint, &conn, &judged);
-        let record =
-            |outcome, at| attempt::record(core, &snapshot, plan.version, &endpoint, outcome, at);
+        let course = Course {
+            head,
+            plan,
+            verdict,
+            on,
+            core,
+            snapshot: &snapshot,
+        };
+        let record = |outcome, took, wait, at| course.record(&endpoint, outcome, took, wait, at);
         let method = head.method.as_str();
         let opened = if head.is_tunnel() {
             let way = Way {
@@ -326,7 +408,7 @@ impl Stream {
                 idle: version.idle_timeout,
                 verdict,
                 permit: &mut permit,
-                record: &record,
+                record: &|outcome, at| record(outcome, None, None, at),
             };
             match Box::pin(self.tunnel(head, way)).await {
                 Tunnel::Http2 => self.connect(&target, until).await,
@@ -344,58 +426,177 @@ impl Stream {
                 let Some(outcome) = failed.outcome() else {
                     return Turn::Refuse(failed.reject());
                 };
-                record(outcome, clock::now());
+                let ended = clock::now();
+                record(outcome, attempt::took(started, None, ended), None, ended);
                 attempts.tried.push(endpoint.id);
                 let whole = self.kept.whole;
-                return retry_after(version, attempts, method, Failure::Connect, whole, core)
+                return retry_after(on, attempts, method, Failure::Connect, whole, core)
                     .map_or(Turn::Refuse(failed.reject()), Turn::Again);
             }
         };
         self.kept.seal();
         let ends = self.kept.ended && self.kept.data.is_empty() && self.kept.trailers.is_none();
-        let (response, sink) = match sender.send_request(head.request(), ends) {
-            Ok(sent) => sent,
-            Err(error) => {
-                // Nothing was sent: the connection closed while the stream was on its way to it.
-                tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
-                lease.retire();
-                record(Outcome::Abandoned, clock::now());
-                if attempts.stale {
-                    return Turn::Refuse(Reject::UpstreamClosed);
+        let (response, sink) =
+            match sender.send_request(self.request(head, terms, attempts.count), ends) {
+                Ok(sent) => sent,
+                Err(error) => {
+                    // Nothing was sent: the connection closed while the stream was on its way to it.
+                    tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
+                    lease.retire();
+                    record(Outcome::Abandoned, None, None, clock::now());
+                    if attempts.stale {
+                        return Turn::Refuse(Reject::UpstreamClosed);
+                    }
+                    attempts.stale = true;
+                    attempts.count -= 1;
+                    return Turn::Again(Duration::ZERO);
                 }
-                attempts.stale = true;
-                attempts.count -= 1;
-                return Turn::Again(Duration::ZERO);
-            }
-        };
+            };
         self.log.attempts += 1;
         let flow = Flow::new(&self.kept, ends);
-        let mut exchange = Exchange::new(flow, sink, response, started);
+        let exchange = Exchange::new(flow, sink, response, started);
+        let right = Right {
+            permit,
+            _lease: lease,
+            _judged: judged,
+        };
+        let hedges = Hedges::new(on, method, &attempts.tried, endpoint.id);
+        self.converse(
+            &course, &endpoint, right, exchange, started, hedges, attempts,
+        )
+        .await
+    }
+
+    /// Goes on with the endpoint that won.
+    async fn resume(&mut self, course: &Course<'_>, won: Won<'_>, attempts: &mut Attempts) -> Turn {
+        let Won {
+            endpoint,
+            right,
+            sink,
+            response,
+            started,
+            ..
+        } = won;
+        self.log.endpoint = Some(endpoint.address);
+        let (snapshot, edits) = (course.snapshot, self.edits.as_ref());
+        self.answer_edits =
+            attempt::answer_edits(&self.conn, snapshot, &course.plan, &endpoint, edits, started);
+        let exchange = Exchange::resumed(sink, response, started);
+        Box::pin(self.converse(course, &endpoint, right, exchange, started, None, attempts)).await
+    }
+
+    /// Waits for the hedges that are left when the first endpoint is out of the race. None: none
+    /// of them answered. The error: why the request is given up.
+    async fn rest<'c>(
+        &mut self,
+        hedges: &mut Hedges<'c, Won<'c>>,
+        request: Duration,
+    ) -> Result<Option<Box<Won<'c>>>, Reject> {
+        let until = self.until(request);
+        poll_fn(|cx| {
+            if let Poll::Ready(won) = hedges.poll_rest(cx) {
+                return Poll::Ready(Ok(won.map(Box::new)));
+            }
+            if self.respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Reject::DownstreamClosed));
+            }
+            let late = self.timer.poll(cx, until);
+            late.map(|()| Err(Reject::UpstreamTimeout))
+        })
+        .await
+    }
+
+    /// One attempt from when its request is on its way.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of an attempt, each for its own use"
+    )]
+    async fn converse<'c>(
+        &mut self,
+        course: &'c Course<'c>,
+        endpoint: &EndpointState,
+        mut right: Right<'_>,
+        mut exchange: Exchange,
+        started: MonoNanos,
+        mut hedges: Option<Box<Hedges<'c, Won<'c>>>>,
+        attempts: &mut Attempts,
+    ) -> Turn {
+        let Course {
+            head,
+            plan,
+            verdict,
+            on,
+            core,
+            snapshot,
+        } = *course;
+        let (terms, version) = (on.terms, on.version);
+        let method = head.method.as_str();
+        let record = |outcome, took, wait, at| course.record(endpoint, outcome, took, wait, at);
+        let number = attempts.count;
         let compare = self.compare.clone().map(Listener::Comparison);
         exchange.answer_kept.listener = compare.map(Box::new);
+        // Legs that may still answer better than a bad answer.
+        let others = Cell::new(0);
+        let mut won = None;
         let spans = Spans {
-            request: version.request_timeout,
-            per_try: version.retry.per_try().unwrap_or_default(),
+            request: terms.request,
+            per_try: terms.per_try(),
+            backend: terms.backend,
             idle: version.idle_timeout,
             started,
         };
         let mut pause = None;
-        let mut retry = |status: u16, whole: bool| {
-            let failure = Failure::Status(status);
-            pause = retry_after(version, attempts, method, failure, whole, core);
+        let mut retry = |answer: &dyn AnswerHead, whole: bool| {
+            if others.get() > 0 && answer.status() >= 500 {
+                return true;
+            }
+            if terms.retry.policy.is_none() {
+                return false;
+            }
+            let failure = Failure::Answer(terms.retry.read(answer));
+            pause = retry_after(on, attempts, method, failure, whole, core);
             pause.is_some()
         };
+        let mut watch = Flows::watch(core, snapshot, &plan, endpoint);
         let end = poll_fn(|cx| {
             let turn = exchange.poll(cx, self, spans, verdict, &mut retry);
             let answer = exchange.answer.as_ref();
             if turn.is_pending() && answer.is_some_and(|answer| answer.status < 500) {
-                permit.answered();
+                right.permit.answered();
+            }
+            if turn.is_pending()
+                && let Some(watch) = &mut watch
+                && let Some(answered) = exchange.answered_at
+                && watch.poll_after(cx, answered.after(LONG)).is_ready()
+            {
+                return Poll::Ready(End::Changed);
+            }
+            if turn.is_pending()
+                && let Some(hedges) = &mut hedges
+                && exchange.is_waiting()
+                && self.kept.whole
+            {
+                let number = number + hedges.begun + 1;
+                let mut begin = |tried: &[u64]| {
+                    let request = self.request(head, terms, number);
+                    let whole = Whole::new(request, &mut self.kept);
+                    let (source, grpc) = (self.log.source, self.grpc);
+                    hedge::start(course, &self.conn, source, grpc, whole, tried)
+                };
+                if let Poll::Ready(answer) = hedges.poll(cx, false, &mut begin) {
+                    won = Some(Box::new(answer));
+                    return Poll::Ready(End::Hedged);
+                }
+                others.set(hedges.in_flight());
             }
             turn
         })
         .await;
         let ended = clock::now();
         self.log.ended = Some(ended);
+        let head_at = exchange.answered_at.unwrap_or(ended);
+        let took = attempt::took(started, self.complete, head_at);
+        let wait = exchange.retry_after;
         self.log.bytes_in = exchange.request.bytes;
         let answered = exchange.answer.as_ref().map(|answer| answer.status);
         if let Some(answer) = &exchange.answer {
@@ -408,22 +609,68 @@ impl Stream {
             let code = self.log.grpc_status.filter(|_| self.grpc && status == 200);
             Outcome::Status(code.map_or(status, grpc::as_http))
         });
+        if let Some(mut left) = hedges {
+            attempts.count += left.begun;
+            self.log.attempts += left.begun;
+            let fails = match end {
+                // Without a pause nobody wanted to repeat it but those who wait for a better one.
+                End::Retry(_) => pause.is_none(),
+                End::Upstream { .. } | End::TryTimeout | End::BackendTimeout => {
+                    exchange.answer.is_none()
+                }
+                _ => false,
+            };
+            let waits = won.is_none() && fails && left.in_flight() > 0;
+            if won.is_some() || waits || (fails && matches!(end, End::Retry(_))) {
+                let rest = match won {
+                    Some(won) => Ok(Some(won)),
+                    None => Box::pin(self.rest(&mut left, terms.request)).await,
+                };
+                // An endpoint that was too slow for the per-try time-out has met it, as with Envoy.
+                let by_time_out = terms.hedge.is_some_and(|hedge| hedge.after.is_none());
+                let (outcome, failure) = match end {
+                    End::Hedged if by_time_out => (Outcome::Timeout, Failure::PerTry),
+                    End::Hedged => (Outcome::Abandoned, Failure::PerTry),
+                    End::Retry(status) => (Outcome::Status(status), Failure::status(status)),
+                    End::TryTimeout => (Outcome::Timeout, Failure::PerTry),
+                    End::BackendTimeout => (Outcome::Timeout, Failure::Backend),
+                    _ => (Outcome::Reset, Failure::Reset),
+                };
+                record(outcome, took, wait, ended);
+                attempts.tried.clone_from(&left.tried);
+                exchange.sink.send_reset(Reason::CANCEL);
+                drop((left, exchange, right));
+                return match rest {
+                    Ok(Some(won)) => Box::pin(self.resume(course, *won, attempts)).await,
+                    Err(reject) => Turn::Refuse(reject),
+                    Ok(None) => {
+                        let whole = self.kept.whole;
+                        let reject = match failure {
+                            Failure::PerTry | Failure::Backend => Reject::UpstreamTimeout,
+                            _ => Reject::UpstreamReset,
+                        };
+                        retry_after(on, attempts, method, failure, whole, core)
+                            .map_or(Turn::Refuse(reject), Turn::Again)
+                    }
+                };
+            }
+        }
         match end {
             End::Complete => {
                 if let (Some(compare), Some(status)) = (&self.compare, answered) {
                     compare.end(status, self.log.grpc_status);
                 }
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
                 Turn::Done
             }
             End::Retry(status) => {
-                record(Outcome::Status(status), ended);
+                record(Outcome::Status(status), took, wait, ended);
                 attempts.tried.push(endpoint.id);
                 exchange.sink.send_reset(Reason::CANCEL);
                 Turn::Again(pause.unwrap_or_default())
             }
             End::Downstream(reason) => {
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
                 exchange.sink.send_reset(reason);
                 Turn::Refuse(Reject::DownstreamClosed)
             }
@@ -431,7 +678,7 @@ impl Stream {
                 reason,
                 unprocessed,
             } => {
-                record(Outcome::Reset, ended);
+                record(Outcome::Reset, took, wait, ended);
                 attempts.tried.push(endpoint.id);
                 if let Some(answer) = &mut exchange.answer {
                     answer.sink.send_reset(reason);
@@ -444,11 +691,22 @@ impl Stream {
                     Failure::Reset
                 };
                 let whole = self.kept.whole;
-                retry_after(version, attempts, method, failure, whole, core)
+                retry_after(on, attempts, method, failure, whole, core)
                     .map_or(Turn::Refuse(Reject::UpstreamReset), Turn::Again)
             }
+            // Gone on with above.
+            End::Hedged => Turn::Refuse(Reject::UpstreamReset),
+            End::Changed => {
+                record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
+                exchange.sink.send_reset(Reason::CANCEL);
+                if let Some(answer) = &mut exchange.answer {
+                    answer.end(Reject::RouteChanged, self.grpc);
+                }
+                self.log.reject = Some(Reject::RouteChanged);
+                Turn::Done
+            }
             End::BodyTimeout => {
-                record(outcome.unwrap_or(Outcome::Abandoned), ended);
+                record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
                 exchange.sink.send_reset(Reason::CANCEL);
                 if let Some(answer) = &mut exchange.answer {
                     answer.sink.send_reset(Reason::CANCEL);
@@ -457,8 +715,8 @@ impl Stream {
                 }
                 Turn::Refuse(Reject::BodyTimeout)
             }
-            End::RequestTimeout | End::TryTimeout | End::Still => {
-                record(outcome.unwrap_or(Outcome::Timeout), ended);
+            End::RequestTimeout | End::TryTimeout | End::BackendTimeout | End::Still => {
+                record(outcome.unwrap_or(Outcome::Timeout), took, wait, ended);
                 attempts.tried.push(endpoint.id);
                 exchange.sink.send_reset(Reason::CANCEL);
                 if let Some(answer) = &mut exchange.answer {
@@ -467,9 +725,13 @@ impl Stream {
                     return Turn::Done;
                 }
                 let whole = self.kept.whole;
-                (end == End::TryTimeout)
-                    .then(|| retry_after(version, attempts, method, Failure::PerTry, whole, core))
-                    .flatten()
+                let failure = match end {
+                    End::TryTimeout => Some(Failure::PerTry),
+                    End::BackendTimeout => Some(Failure::Backend),
+                    _ => None,
+                };
+                failure
+                    .and_then(|failure| retry_after(on, attempts, method, failure, whole, core))
                     .map_or(Turn::Refuse(Reject::UpstreamTimeout), Turn::Again)
             }
         }

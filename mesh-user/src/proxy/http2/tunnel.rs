@@ -27,7 +27,7 @@ use crate::{
     policy::{Reject, breaker::RequestPermit, rate_limit::Verdict, snapshot::Outcome},
     proxy::{
         http1::{Answered, Handshake, NoAnswer, Offer, Rest},
-        io::{poll_fill, poll_write_two, reset_on_close, shut_write},
+        io::{poll_fill, poll_write_two, reset_on_close},
         timer::{Timer, deadline},
         upstream::{NoConnection, Target, Upstream, connect_queued},
     },
@@ -284,7 +284,7 @@ impl Pipe {
                 }
                 Poll::Ready(None) => {
                     self.forth_ended = true;
-                    shut_write(&self.up.stream);
+                    self.up.stream.shut_write();
                 }
             }
         }

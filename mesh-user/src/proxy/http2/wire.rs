@@ -8,21 +8,18 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::guard::Guard;
 use crate::{
     clock::{self, MonoNanos},
-    proxy::buffer::Buf,
+    proxy::{buffer::Buf, socket::Socket},
 };
 
 /// A socket with its counter.
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Socket,
     read: Buf,
     guard: Guard,
     watch: Rc<Watch>,
@@ -41,7 +38,7 @@ pub(super) struct Watch {
 
 impl Wire {
     /// `preface`: how many bytes come before the first frame.
-    pub(super) fn new(stream: TcpStream, read: Buf, preface: usize) -> Self {
+    pub(super) fn new(stream: Socket, read: Buf, preface: usize) -> Self {
         let guard = Guard::new(preface, clock::now());
         Self {
             stream,

@@ -73,6 +73,9 @@ impl Inbound {
             identity: None,
             weight: 1,
             healthy: true,
+            priority: 0,
+            locality: None,
+            since: MonoNanos(0),
             live: Arc::default(),
         });
         Ok(Self {
@@ -113,11 +116,12 @@ pub(super) fn authorise(
 /// The endpoint of an attempt: the application itself, or the balancer's choice.
 ///
 /// # Errors
-/// As [`balance::pick`].
+/// As [`balance::pick_by`].
 pub(super) fn pick(
     conn: &Conn,
     snapshot: &Snapshot,
     version: VersionIx,
+    key: Option<u64>,
     tried: &[u64],
     now: MonoNanos,
 ) -> Result<Arc<EndpointState>, Reject> {
@@ -125,7 +129,7 @@ pub(super) fn pick(
         Some(inbound) => Ok(Arc::clone(&inbound.endpoint)),
         None => {
             let mut rng = conn.core.rng.borrow_mut();
-            balance::pick(snapshot, version, tried, &mut rng, now)
+            balance::pick_by(snapshot, version, key, tried, &mut rng, now)
         }
     }
 }

@@ -89,7 +89,7 @@ impl Sent {
         let core = &conn.core;
         let version = snapshot.version(self.version);
         let now = clock::now();
-        let endpoint = inbound::pick(conn, snapshot, self.version, &[], now)
+        let endpoint = inbound::pick(conn, snapshot, self.version, None, &[], now)
             .map_err(|_| MirrorResult::SkippedNoEndpoint)?;
         let _permit = version
             .breaker

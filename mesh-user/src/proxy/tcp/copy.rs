@@ -20,15 +20,27 @@ use crate::{
     proxy::{
         buffer::Buf,
         io::{reset_on_close, set_opaque},
+        socket::Socket,
         timer::{Timer, deadline},
+        tls,
     },
 };
 
 /// One side of a copy: its socket and what was read from it.
 #[derive(Debug)]
 pub(in crate::proxy) struct Side<'a> {
-    pub(in crate::proxy) stream: &'a mut TcpStream,
+    pub(in crate::proxy) stream: &'a mut Socket,
     pub(in crate::proxy) buf: &'a mut Buf,
+}
+
+impl Side<'_> {
+    /// The same for a shorter time.
+    pub(in crate::proxy) fn again(&mut self) -> Side<'_> {
+        Side {
+            stream: self.stream,
+            buf: self.buf,
+        }
+    }
 }
 
 /// How a copy ended.
@@ -42,6 +54,8 @@ pub(in crate::proxy) enum CopyEnd {
     UpstreamReset,
     /// Nothing moved for the idle time-out.
     Idle,
+    /// The configuration no longer sends there.
+    Changed,
 }
 
 /// Copies in both directions until both have ended, one side breaks, or nothing moves for `idle`
@@ -58,9 +72,13 @@ pub(in crate::proxy) async fn copy(
 ) -> CopyEnd {
     set_opaque(&*down.stream);
     set_opaque(&*up.stream);
+    let (Socket::Plain(down_stream), Socket::Plain(up_stream)) = (&*down.stream, &*up.stream)
+    else {
+        return Box::pin(tls::copy(down, up, timer, idle, bytes)).await;
+    };
     let mut cut = Cut {
-        down: &*down.stream,
-        up: &*up.stream,
+        down: down_stream,
+        up: up_stream,
         end: CopyEnd::Idle,
     };
     let (down_stream, up_stream) = (cut.down, cut.up);

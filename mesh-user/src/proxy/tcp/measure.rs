@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::{Side, copy};
 use crate::{
     clock,
-    proxy::{buffer::Buf, splice::Pipe, timer::Timer},
+    proxy::{buffer::Buf, socket::Socket, splice::Pipe, timer::Timer},
 };
 
 const GIB: usize = 1 << 30;
@@ -67,8 +67,8 @@ fn stream(spliced: bool, piece: usize, total: usize) -> (f64, f64) {
     runtime.block_on(async {
         down.set_nonblocking(true).unwrap();
         up.set_nonblocking(true).unwrap();
-        let mut down = tokio::net::TcpStream::from_std(down).unwrap();
-        let mut up = tokio::net::TcpStream::from_std(up).unwrap();
+        let mut down = Socket::from(tokio::net::TcpStream::from_std(down).unwrap());
+        let mut up = Socket::from(tokio::net::TcpStream::from_std(up).unwrap());
         let mut timer = Timer::new(clock::now());
         let mut bytes = (0, 0);
         let (mut down_buf, mut up_buf) = (Buf::default(), Buf::default());

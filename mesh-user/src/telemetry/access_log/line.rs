@@ -263,6 +263,11 @@ fn connection_fields(start: &Stamp<'_>, record: &ConnectionRecord<'_>, to: &mut 
     if record.spoken != Spoken::Tcp {
         to.number("mesh.requests", format_args!("{}", record.requests));
     }
+    present(
+        "tls.client.server_name",
+        record.server_name.unwrap_or_default().as_bytes(),
+        to,
+    );
     to.word("mesh.direction", record.direction.label());
     place(
         record.snapshot,
