@@ -87,10 +87,7 @@ impl Rest {
     /// The framing is broken.
     pub(in crate::proxy) fn payload(&mut self, buf: &mut Buf) -> Result<usize, NoAnswer> {
         while !buf.is_empty() && !self.0.is_done() {
-            let step = self
-                .0
-                .step(buf.bytes())
-                .map_err(|_| NoAnswer::Malformed)?;
+            let step = self.0.step(buf.bytes()).map_err(|_| NoAnswer::Malformed)?;
             buf.consume(step.skip);
             if step.forward > 0 {
                 return Ok(step.forward);
@@ -226,10 +223,12 @@ impl Handshake {
         let status = match code {
             101 => {
                 // RFC 9110, section 7.8, and RFC 6455, section 4.1.
-                let offered = upgrade
-                    .is_some_and(|name| name.eq_ignore_ascii_case(self.protocol.as_bytes()));
+                let offered =
+                    upgrade.is_some_and(|name| name.eq_ignore_ascii_case(self.protocol.as_bytes()));
                 let proven = self.accept.as_deref().map(str::as_bytes);
-                if !offered || !connection.upgrade || proven.is_some_and(|want| accept != Some(want))
+                if !offered
+                    || !connection.upgrade
+                    || proven.is_some_and(|want| accept != Some(want))
                 {
                     return Err(NoAnswer::Malformed);
                 }
@@ -348,19 +347,30 @@ mod tests {
         let answered = websocket.read(good.as_bytes(), &limits).unwrap().unwrap();
         assert_eq!(answered.response.status(), 200);
         assert!(answered.rest.is_none());
-        let names: Vec<&str> = answered.response.headers().keys().map(|name| name.as_str()).collect();
+        let names: Vec<&str> = answered
+            .response
+            .headers()
+            .keys()
+            .map(|name| name.as_str())
+            .collect();
         assert_eq!(names, ["sec-websocket-protocol"]);
         for bad in [
             say("upgrade: websocket\r\n"),
             say("upgrade: websocket\r\nsec-websocket-accept: other\r\n"),
-            say(&format!("upgrade: other\r\nsec-websocket-accept: {accept}\r\n")),
+            say(&format!(
+                "upgrade: other\r\nsec-websocket-accept: {accept}\r\n"
+            )),
             "HTTP/1.1 101 S\r\nupgrade: websocket\r\n\r\n".to_owned(),
             "HTTP/1.1 200 Ok\r\ncontent-length: 0\r\n\r\n".to_owned(),
         ] {
             let read = websocket.read(bad.as_bytes(), &limits);
             assert_eq!(read.unwrap_err(), NoAnswer::Malformed, "{bad}");
         }
-        assert!(other.read(say("upgrade: other\r\n").as_bytes(), &limits).is_ok());
+        assert!(
+            other
+                .read(say("upgrade: other\r\n").as_bytes(), &limits)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -371,7 +381,11 @@ mod tests {
         let read = handshake.read(head.as_bytes(), &Limits::default());
         let Answered { response, rest } = read.unwrap().unwrap();
         assert_eq!(response.status(), 403);
-        let names: Vec<&str> = response.headers().keys().map(|name| name.as_str()).collect();
+        let names: Vec<&str> = response
+            .headers()
+            .keys()
+            .map(|name| name.as_str())
+            .collect();
         assert_eq!(names, ["x-end"]);
         let mut rest = rest.unwrap();
         let mut buf = Buf::from_bytes(b"2\r\nno\r\n0\r\n\r\n");

@@ -74,7 +74,9 @@ impl Stream {
         *response.headers_mut() = answer.headers;
         if let Some(length) = length {
             let length = HeaderValue::from(length);
-            response.headers_mut().insert(header::CONTENT_LENGTH, length);
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, length);
         }
         refuse::put_limits(response.headers_mut(), verdict);
         let body = if self.is_head() {
@@ -194,7 +196,12 @@ mod tests {
         for (authority, path, full_wanted, host_wanted) in [
             (None, None, "http://web:80/a/b?q=1", ("web:80", "/a/b?q=1")),
             (Some("x.y"), None, "http://x.y/a/b?q=1", ("x.y", "/a/b?q=1")),
-            (None, Some("/z"), "http://web:80/z?q=1", ("web:80", "/z?q=1")),
+            (
+                None,
+                Some("/z"),
+                "http://web:80/z?q=1",
+                ("web:80", "/z?q=1"),
+            ),
             (Some("x.y"), Some("/"), "http://x.y/?q=1", ("x.y", "/?q=1")),
         ] {
             let mut one = head(full.as_ref().unwrap().clone());
@@ -218,7 +225,10 @@ mod tests {
 
     #[test]
     fn message_is_printable_and_bounded() {
-        assert_eq!(message(b" a%b\xc3\xa4\n"), Some(HeaderValue::from_static("a%25b%C3%A4")));
+        assert_eq!(
+            message(b" a%b\xc3\xa4\n"),
+            Some(HeaderValue::from_static("a%25b%C3%A4"))
+        );
         assert_eq!(message(b"\n"), None);
         assert_eq!(message(&[b'a'; 5000]).unwrap().len(), MESSAGE_BYTES_MAX);
     }

@@ -255,7 +255,9 @@ impl Exchange {
         match done {
             Poll::Pending => None,
             // Each side of a tunnel ends for itself.
-            Poll::Ready(Ok(())) if is_tunnel && !self.request.done && self.request_broken.is_none() => {
+            Poll::Ready(Ok(()))
+                if is_tunnel && !self.request.done && self.request_broken.is_none() =>
+            {
                 None
             }
             // What is left of the request is of no interest: dropping the stream says so.

@@ -7,9 +7,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 use crate::{
     config::Limits,
     policy::{Reject, RequestView, rng::Rng},
-    proxy::{
-        buffer::HeadBuf, http1::upgrade_passes, id::push_request_id, record::Spans,
-    },
+    proxy::{buffer::HeadBuf, http1::upgrade_passes, id::push_request_id, record::Spans},
 };
 
 /// What is known of a request before it is sent on.

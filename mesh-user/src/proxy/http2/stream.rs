@@ -130,11 +130,7 @@ pub(super) async fn serve(
                 }
             };
             let refused = match acted {
-                Acted::Forward => {
-                    stream
-                        .forward(&head, plan, key, &verdict, &mirrors)
-                        .await
-                },
+                Acted::Forward => stream.forward(&head, plan, key, &verdict, &mirrors).await,
                 Acted::Answered => None,
                 Acted::Refuse(reject) => Some(reject),
             };
@@ -363,7 +359,14 @@ impl Stream {
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let picked = attempt::pick(&conn, &snapshot, &plan, attempts.key, &attempts.tried, started);
+        let picked = attempt::pick(
+            &conn,
+            &snapshot,
+            &plan,
+            attempts.key,
+            &attempts.tried,
+            started,
+        );
         let endpoint = match picked {
             Ok(endpoint) => endpoint,
             Err(reject) => return Turn::Refuse(reject),
@@ -479,8 +482,14 @@ impl Stream {
         } = won;
         self.log.endpoint = Some(endpoint.address);
         let (snapshot, edits) = (course.snapshot, self.edits.as_ref());
-        self.answer_edits =
-            attempt::answer_edits(&self.conn, snapshot, &course.plan, &endpoint, edits, started);
+        self.answer_edits = attempt::answer_edits(
+            &self.conn,
+            snapshot,
+            &course.plan,
+            &endpoint,
+            edits,
+            started,
+        );
         let exchange = Exchange::resumed(sink, response, started);
         Box::pin(self.converse(course, &endpoint, right, exchange, started, None, attempts)).await
     }

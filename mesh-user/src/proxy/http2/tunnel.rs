@@ -129,7 +129,10 @@ impl Stream {
         };
         self.log.upstream = Some(now.since(started));
         let status = response.status().as_u16();
-        (way.record)(Outcome::Status(if rest.is_none() { 101 } else { status }), now);
+        (way.record)(
+            Outcome::Status(if rest.is_none() { 101 } else { status }),
+            now,
+        );
         if status < 500 {
             way.permit.answered();
         }
@@ -142,9 +145,7 @@ impl Stream {
         };
         self.log.status = status;
         let mut pipe = Pipe::new(up, sink, rest);
-        let end = pipe
-            .run(&mut self.body, &mut self.timer, way.idle)
-            .await;
+        let end = pipe.run(&mut self.body, &mut self.timer, way.idle).await;
         self.log.bytes_in = pipe.bytes_in;
         self.log.bytes_out = pipe.bytes_out;
         self.log.ended = Some(clock::now());
@@ -316,7 +317,11 @@ impl Pipe {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Ok(0)) => {
                     let whole = self.rest.as_ref().is_none_or(Rest::ends_with_connection);
-                    return if whole { self.end_back() } else { Err(End::Upstream) };
+                    return if whole {
+                        self.end_back()
+                    } else {
+                        Err(End::Upstream)
+                    };
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Err(End::Upstream),
