@@ -27,7 +27,7 @@ pub mod route_status;
 pub mod shield;
 pub mod tls;
 
-pub use action::{Actions, RuleExtra};
+pub use action::{Actions, Fraction, Mirror, RuleExtra};
 pub use attribute::Attribute;
 pub use balance::{Balance, BalancePolicy, LocalityPolicy};
 pub use health::HealthCheck;
@@ -532,6 +532,9 @@ pub struct Policy {
     pub on_change: Option<OnChange>,
     /// TLS towards the endpoints.
     pub tls: Option<tls::UpstreamTls>,
+    /// Protocols that a connection or stream may be changed to, lower-case (RFC 9110 §7.8, RFC
+    /// 8441; Envoy's `upgrade_configs`). None: any but h2c; empty: none.
+    pub upgrades: Option<Vec<String>>,
 }
 
 /// Caps, exact over the whole node (Envoy's meaning, SEMANTICS §5.4).

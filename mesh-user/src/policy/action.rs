@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 pub(super) use self::{cors::CorsPlan, path::Prefixes};
 pub use self::{
     cors::is_origin,
+    fault::as_grpc,
     edits::{Edit, Edits, may_edit},
 };
 use super::{Client, HeaderView, Observer, Reject, RequestView, Snapshot, VersionIx, route::Plan};

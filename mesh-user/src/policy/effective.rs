@@ -69,6 +69,8 @@ pub struct Effective {
     pub connection: Sourced<ConnectionPolicy>,
     /// What becomes of long connections when what they go to changes.
     pub on_change: Sourced<OnChange>,
+    /// Protocols that may be upgraded to; none: any.
+    pub upgrades: Sourced<Option<Vec<String>>>,
 }
 
 impl Effective {
@@ -113,6 +115,7 @@ impl Effective {
                 policy.connection
             }),
             on_change: first(&apply, OnChange::default(), |policy| policy.on_change),
+            upgrades: first(&apply, None, |policy| policy.upgrades.clone().map(Some)),
         }
     }
 
@@ -180,6 +183,12 @@ impl Effective {
             None => rows.add("retries", "off", self.retries.from, "only where asked for"),
         }
         self.resilience_rows(&mut rows);
+        let upgrades = match &self.upgrades.value {
+            None => "any but h2c".to_owned(),
+            Some(protocols) if protocols.is_empty() => "none".to_owned(),
+            Some(protocols) => protocols.join(", "),
+        };
+        rows.add("upgrades", upgrades, self.upgrades.from, "the endpoint decides");
         rows.rows
     }
 }

@@ -61,6 +61,8 @@ pub enum Reject {
     UnknownVersion,
     /// A request target or method that the proxy does not serve (CONNECT).
     ConnectRefused,
+    /// The policy does not allow the protocol that the request would change to.
+    UpgradeRefused,
     /// What should be TLS does not begin with a ClientHello, or with one that is malformed.
     NotTls,
     /// The ClientHello, or the whole handshake where TLS ends here, did not come in time.
@@ -117,6 +119,7 @@ impl Reject {
         Self::UnknownCoding,
         Self::UnknownVersion,
         Self::ConnectRefused,
+        Self::UpgradeRefused,
         Self::NotTls,
         Self::TlsTimeout,
         Self::TlsHandshake,
@@ -159,6 +162,7 @@ impl Reject {
             Self::UnknownCoding => "unknown_coding",
             Self::UnknownVersion => "unknown_version",
             Self::ConnectRefused => "connect_refused",
+            Self::UpgradeRefused => "upgrade_refused",
             Self::UnknownDestination => "unknown_destination",
             Self::Loop => "loop",
             Self::WorkloadConnections => "workload_connections",
@@ -200,7 +204,7 @@ impl Reject {
             | Self::RouteChanged
             | Self::Draining => 503,
             Self::RateLimited => 429,
-            Self::InboundDenied => 403,
+            Self::InboundDenied | Self::UpgradeRefused => 403,
             Self::ConnectTimeout | Self::UpstreamTimeout => 504,
             Self::UpstreamMalformed | Self::UnknownDestination => 502,
             Self::BadRequest | Self::NotTls | Self::TlsHandshake => 400,
@@ -220,7 +224,7 @@ impl Reject {
         match self {
             Self::NoRoute | Self::ConnectRefused => 12,
             Self::RateLimited => 8,
-            Self::InboundDenied => 7,
+            Self::InboundDenied | Self::UpgradeRefused => 7,
             Self::ConnectTimeout | Self::UpstreamTimeout => 4,
             Self::BadRequest
             | Self::HeadTooLarge
@@ -281,6 +285,7 @@ impl Reject {
             | Self::UnknownCoding
             | Self::UnknownVersion
             | Self::ConnectRefused
+            | Self::UpgradeRefused
             | Self::NotTls
             | Self::TlsHandshake => "DPE",
             Self::HeaderTimeout | Self::BodyTimeout | Self::TlsTimeout => "SI",
@@ -335,6 +340,7 @@ impl Reject {
             Self::UnknownCoding => "the transfer coding is not known",
             Self::UnknownVersion => "the HTTP version is not supported",
             Self::ConnectRefused => "CONNECT is not served here",
+            Self::UpgradeRefused => "the policy does not allow this protocol",
             Self::UnknownDestination => "the original destination is not known",
             Self::Loop => "the request would come back to the proxy",
             Self::WorkloadConnections => "the workload has too many connections",

@@ -533,6 +533,18 @@ impl Snapshot {
     }
 }
 
+impl VersionPlan {
+    /// Whether a request may ask for these protocols, all of them.
+    pub fn admits_upgrade<'p>(&self, protocols: impl IntoIterator<Item = &'p [u8]>) -> bool {
+        let Some(allowed) = &self.effective.upgrades.value else {
+            return true;
+        };
+        let is = |name: &[u8], allowed: &String| name.eq_ignore_ascii_case(allowed.as_bytes());
+        let mut protocols = protocols.into_iter();
+        protocols.all(|name| allowed.iter().any(|allowed| is(name, allowed)))
+    }
+}
+
 impl PortPlan {
     /// `namespace/name:port`.
     pub fn label(&self) -> String {

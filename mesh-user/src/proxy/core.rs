@@ -108,6 +108,8 @@ pub(super) struct Core {
     pub(super) h2: super::http2::client::Connections,
     /// Long connections that follow changes.
     pub(super) flows: super::flows::Flows,
+    /// Copies of requests.
+    pub(super) mirrors: super::mirror::Mirrors,
     /// Source ports of dials to applications.
     pub(super) app_ports: Ports,
     /// Open downstream connections, by number.
@@ -149,6 +151,7 @@ impl Core {
             pool: Pool::default(),
             h2: super::http2::client::Connections::default(),
             flows: super::flows::Flows::default(),
+            mirrors: super::mirror::Mirrors::default(),
             app_ports: Ports::default(),
             slots: RefCell::default(),
             next_slot: Cell::new(0),

@@ -22,6 +22,7 @@ mod inbound;
 mod inq;
 mod io;
 mod live;
+mod mirror;
 mod pool;
 mod record;
 mod retry;
@@ -32,6 +33,7 @@ mod tcp;
 mod timer;
 mod tls;
 mod upstream;
+mod websocket;
 pub mod wire;
 pub mod worker;
 

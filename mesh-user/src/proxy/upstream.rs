@@ -149,9 +149,25 @@ fn permits(
 
 fn now(core: &Rc<Core>, breaker: &Arc<Breaker>) -> Result<ConnectionPermit, Reject> {
     match breaker.connection() {
-        Err(_) if core.pool.evict_of_breaker(Arc::as_ptr(breaker).addr()) => breaker.connection(),
+        Err(_) if evict(core, Arc::as_ptr(breaker).addr()) => breaker.connection(),
         other => other,
     }
+}
+
+/// Closes one idle connection of this breaker, a mirror's first. Whether there was one.
+fn evict(core: &Core, breaker: usize) -> bool {
+    core.mirrors.evict_of_breaker(breaker) || core.pool.evict_of_breaker(breaker)
+}
+
+/// Takes the permits if there are any left: closes nothing and waits for nothing, for mirrors.
+pub(super) fn permits_spare(core: &Rc<Core>, target: &Target<'_>) -> Result<Permits, Reject> {
+    let inbound = target.inbound.map(Breaker::connection).transpose()?;
+    Ok(Permits {
+        _connection: target.breaker.connection()?,
+        _inbound: inbound,
+        _node: core.node_permit().ok_or(Reject::DialPermits)?,
+        port: None,
+    })
 }
 
 fn node_permit(core: &Rc<Core>) -> Result<NodePermit, Reject> {

@@ -308,6 +308,7 @@ fn run(
     // Idle connections hold the worker's state through their permits: break the ring.
     core.pool.clear();
     core.h2.clear();
+    core.mirrors.clear();
     cut
 }
 
@@ -321,6 +322,7 @@ async fn heartbeat(core: Rc<Core>) {
         core.shared.ticks[core.index].store(now.0, Ordering::Relaxed);
         core.pool.expire(now, core.limits().upstream_idle_timeout);
         core.h2.expire(now, core.limits().upstream_idle_timeout);
+        core.mirrors.expire(now);
         // An idle worker lets go of a snapshot that is no longer in force.
         drop(core.snapshot());
     }
@@ -347,7 +349,7 @@ async fn obey(core: &Rc<Core>, orders: &mut UnboundedReceiver<Order>) -> usize {
                 release(core, pod_id);
             }
             Order::Evict { breaker } => {
-                if !core.pool.evict_of_breaker(breaker) {
+                if !core.mirrors.evict_of_breaker(breaker) && !core.pool.evict_of_breaker(breaker) {
                     core.h2.evict_of_breaker(breaker);
                 }
             }
@@ -398,11 +400,13 @@ fn release(core: &Core, pod_id: u32) {
     accept::abort_where(core, |slot| slot.pod_id == pod_id);
     core.pool.release(pod_id);
     core.h2.release(pod_id);
+    core.mirrors.release(pod_id);
 }
 
 async fn end_all(core: &Rc<Core>, limit: Duration) -> usize {
     core.draining.set(true);
     core.pool.clear();
+    core.mirrors.clear();
     core.drained.notify_waiters();
     let grace = limit.min(IDLE_GRACE);
     if tokio::time::timeout(grace, empty(core)).await.is_err() {

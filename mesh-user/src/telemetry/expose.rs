@@ -1,6 +1,6 @@
 //! `/metrics`: the OpenMetrics text, from our sums and prometheus-client's encoder.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::{
@@ -124,6 +124,7 @@ struct Collected {
     plain: [u64; plain_numbers::LEN],
     ejections: [u64; 3],
     sources_lost: u64,
+    mirrors: Vec<(Arc<str>, &'static str, u64)>,
     panics: Vec<(&'static str, u64)>,
     log_lost: u64,
     process: Process,
@@ -141,6 +142,7 @@ impl Collected {
             sources_lost: telemetry
                 .sources_lost
                 .load(std::sync::atomic::Ordering::Relaxed),
+            mirrors: telemetry.mirrors.sums(),
             panics: telemetry.panics(),
             log_lost: telemetry.log.lost(),
             process: process::read(),
@@ -243,6 +245,10 @@ impl Collected {
         to.named(&metrics::ACTIONS, actions)?;
         to.single(&metrics::RETRIES, self.plain[plain_numbers::RETRIES])?;
         to.single(&metrics::SOURCES_LOST, self.sources_lost)?;
+        let mirrors = self.mirrors.iter().map(|(service, result, count)| {
+            ([Arc::clone(service), Arc::from(*result)], *count as f64)
+        });
+        to.values(&metrics::MIRRORS, mirrors)?;
         let [ejected, skipped, returned] = self.ejections;
         to.named(
             &metrics::EJECTIONS,

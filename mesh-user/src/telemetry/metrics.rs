@@ -123,6 +123,8 @@ metrics! {
     /// Inbound connections whose application sees the workload's own address, since no port of the
     /// client's was free.
     SOURCES_LOST = Counter "mesh_inbound_source_lost_total" &[];
+    /// Copies of requests for a mirror's service: what became of each, and how the answers compare.
+    MIRRORS = Counter "mesh_mirror_total" &["service", "result"];
     /// Panics that were caught at the root of a task; each ended one connection.
     TASK_PANICS = Counter "mesh_task_panics_total" &["task"];
     /// Access-log lines that were not written: queue full, or the file could not be written.

@@ -14,6 +14,7 @@ mod live;
 mod local;
 pub mod logging;
 pub mod metrics;
+pub mod mirror;
 mod process;
 mod refusals;
 mod series;
@@ -67,6 +68,7 @@ pub struct Telemetry {
     kernel: kernel::KernelSeries,
     ejections: [AtomicU64; 3],
     sources_lost: AtomicU64,
+    mirrors: mirror::MirrorSeries,
     /// Changes that nobody has taken yet, the newest.
     changes: Mutex<VecDeque<Change>>,
     refusals: refusals::Refusals,
@@ -246,6 +248,7 @@ impl Telemetry {
             kernel: kernel::KernelSeries::default(),
             ejections: [const { AtomicU64::new(0) }; 3],
             sources_lost: AtomicU64::new(0),
+            mirrors: mirror::MirrorSeries::default(),
             changes: Mutex::default(),
             refusals: refusals::Refusals::default(),
             panics: Mutex::default(),
@@ -315,6 +318,11 @@ impl Telemetry {
     /// Counts a dial to an application that could not have its client's address.
     pub fn source_lost(&self) {
         self.sources_lost.fetch_add(1, Relaxed);
+    }
+
+    /// The counters of the mirrors to a service, `namespace/name`. Slow: keep what it returns.
+    pub fn mirror_counts(&self, service: &Arc<str>) -> Arc<mirror::MirrorCounts> {
+        self.mirrors.of(service)
     }
 
     /// Counts what `Snapshot::record` and `Snapshot::sweep` changed.

@@ -56,6 +56,10 @@ pub(super) fn policies(
                 health_checks: health::checks(from),
                 timeouts: timeouts(from.object("timeout")),
                 retries: from.has("retries").then(|| retries(from.object("retries"))),
+                upgrades: from.has("upgrades").then(|| {
+                    let names = from.nodes("upgrades").iter().filter_map(reader::text);
+                    names.map(str::to_ascii_lowercase).collect()
+                }),
                 tls: super::tls::upstream(from, services.get(service)),
                 ..Policy::default()
             };

@@ -80,15 +80,26 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
         || policy.adaptive.is_some()
         || policy.connection.is_some()
         || policy.on_change.is_some()
-        || policy.tls.is_some();
+        || policy.tls.is_some()
+        || policy.upgrades.is_some();
     if !any && !timeouts {
         let message = "this policy sets nothing".to_owned();
         out.warning(
             Code::NoEffect,
             item.clone(),
             message,
-            "breaker, rate-limit, balance, locality, health-checks, timeout, retries or tls",
+            "breaker, rate-limit, balance, locality, health-checks, timeout, retries, tls or upgrades",
         );
+    }
+    for (at, protocol) in policy.upgrades.iter().flatten().enumerate() {
+        if protocol == "h2c" {
+            out.warning(
+                Code::NoEffect,
+                item.key("upgrades").at(at),
+                "`h2c` never passes: it would change what is spoken with the proxy".to_owned(),
+                "`protocol: http2` at the port",
+            );
+        }
     }
     if opaque {
         let http = [
@@ -99,6 +110,7 @@ fn without_effect(policy: &Policy, opaque: bool, item: &FieldPath, out: &mut Fin
                 policy.connection.is_some(),
                 item.key("connection"),
             ),
+            ("upgrades", policy.upgrades.is_some(), item.key("upgrades")),
             (
                 "timeout.request",
                 policy.timeouts.request.is_some(),

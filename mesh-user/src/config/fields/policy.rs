@@ -125,9 +125,18 @@ pub(crate) static POLICY: Object = Object {
         resilience::CONNECTION_FIELD,
         resilience::ON_CHANGE_FIELD,
         super::tls::POLICY_TLS,
+        field(
+            "upgrades",
+            Shape::list(&PROTOCOL, 16),
+            Absent::Means("the service's policy, else every protocol but `h2c`"),
+            "Protocols that a connection or stream may be changed to, by `Upgrade` or by extended \
+             CONNECT (RFC 8441): `websocket`. Others are refused with 403; `[]`: all are.",
+        ),
     ],
     groups: &[],
 };
+
+static PROTOCOL: Shape = Shape::Text(Text::HeaderName);
 
 static BREAKER: Object = Object {
     name: "Breaker",

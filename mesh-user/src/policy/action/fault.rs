@@ -6,7 +6,7 @@ use super::{Answer, Kind};
 use crate::model::action::AbortStatus;
 
 /// What an HTTP status means in gRPC (the list of `doc/http-grpc-status-mapping.md`).
-const fn as_grpc(status: u16) -> u8 {
+pub const fn as_grpc(status: u16) -> u8 {
     match status {
         200 => 0,
         400 => 13,

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     body::Body,
+    mirrored::Compared,
     raw_head::RawHead,
     request::Request,
     response::{self, Response, Write},
@@ -146,6 +147,8 @@ pub(super) struct Exchange<'a> {
     bytes: u64,
     last: MonoNanos,
     moved: bool,
+    /// Whoever compares the answer with a mirror's.
+    pub(super) compared: Option<Box<Compared>>,
 }
 
 impl<'a> Exchange<'a> {
@@ -181,6 +184,7 @@ impl<'a> Exchange<'a> {
             bytes: 0,
             last: started,
             moved: false,
+            compared: None,
         }
     }
 
@@ -374,6 +378,7 @@ impl<'a> Exchange<'a> {
                         self.out_sent += head;
                         self.ready -= count - head;
                         self.bytes += (count - head) as u64;
+                        self.compare(&wires.up.buf.bytes()[..count - head]);
                         wires.up.buf.consume(count - head);
                     }
                     Poll::Ready(Err(_)) => return Some(End::DownstreamGone),
@@ -498,12 +503,20 @@ impl<'a> Exchange<'a> {
             if self.ready <= COPIED_BYTES_MAX && self.out_sent < self.out.len() {
                 self.out
                     .extend_from_slice(&wires.up.buf.bytes()[..self.ready]);
+                self.compare(&wires.up.buf.bytes()[..self.ready]);
                 wires.up.buf.consume(self.ready);
                 self.bytes += self.ready as u64;
                 self.ready = 0;
             }
         }
         Ok(())
+    }
+
+    /// Shows body bytes that were forwarded to whoever compares them.
+    fn compare(&mut self, bytes: &[u8]) {
+        if let (Some(compared), Some(response)) = (&mut self.compared, &self.response) {
+            compared.forwarded(bytes, &response.body, self.request.http10);
+        }
     }
 
     fn poll_time(

@@ -113,15 +113,19 @@ pub(super) fn is_listed(fields: &[Header<'_>], name: &str) -> bool {
             .any(|kept| name.as_bytes().eq_ignore_ascii_case(kept))
 }
 
-/// Whether an `Upgrade` field offers something that passes through: protocol names (RFC 9110,
-/// section 7.8), and not `h2c`, which would change the protocol of the connection to us.
-pub(super) fn upgrade_passes(value: &[u8]) -> bool {
+/// The names of the protocols that an `Upgrade` field offers (RFC 9110, section 7.8).
+pub(in crate::proxy) fn offers(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    options(value).map(|protocol| {
+        let mut parts = protocol.split(|byte| *byte == b'/');
+        parts.next().unwrap_or(protocol)
+    })
+}
+
+/// Whether an `Upgrade` field offers something that passes through: protocol names, and not `h2c`,
+/// which would change the protocol of the connection to us.
+pub(in crate::proxy) fn upgrade_passes(value: &[u8]) -> bool {
     let mut any = false;
-    for protocol in options(value) {
-        let name = protocol
-            .split(|byte| *byte == b'/')
-            .next()
-            .unwrap_or(protocol);
+    for name in offers(value) {
         if !is_token(name) || name.eq_ignore_ascii_case(b"h2c") {
             return false;
         }

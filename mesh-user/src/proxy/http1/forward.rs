@@ -13,8 +13,9 @@ use super::{
     answer,
     exchange::{End, Exchange, Outlook, Spans, Wires},
     hedge::{self, Won},
+    mirrored,
     raw_head::with_attempt,
-    request::Request,
+    request::{self, Request},
     sending::Sending,
     serve::{Going, Next, Session},
 };
@@ -208,6 +209,9 @@ impl Session {
             action,
         } = going;
         log.held = verdict.held.take();
+        let (edits, mirrors) = action.map_or_else(Default::default, |action| {
+            (action.response, action.mirrors)
+        });
         log.version = Some(plan.version);
         let snapshot = Rc::clone(&log.snapshot);
         let core = Rc::clone(&self.conn.core);
@@ -231,9 +235,19 @@ impl Session {
             request: &request,
             complete,
             extra: &extra,
-            edits: action.and_then(|action| action.response),
+            edits,
         };
+        if request.upgrade && !version.admits_upgrade(request::offered(&log.head)) {
+            let close = !self.takes_rest(&request);
+            let (refused, verdict) = (Reject::UpgradeRefused, &verdict);
+            return self
+                .refuse(&mut log, Some(&request), refused, verdict, close)
+                .await;
+        }
         let mut sending = Sending::new(request.body, keep_max, complete);
+        if !mirrors.is_empty() {
+            mirrored::begin(&self.conn, &log, &mirrors, &request, &mut sending);
+        }
         let mut attempts = Attempts::by(key);
         loop {
             let turn = self
@@ -558,6 +572,7 @@ impl Session {
         let head = counted.as_deref().unwrap_or(&log.head);
         let mut exchange = Exchange::new(course.request, head, sending, &limits, spans, started)
             .with_edits(edits.as_deref());
+        mirrored::watch(&mut exchange, sending);
         let conn = Rc::clone(&self.conn);
         let keep_alive =
             || course.request.keep_alive && !core.draining.get() && !conn.is_aged(&limits);
@@ -673,6 +688,7 @@ impl Session {
         }
         match end {
             End::Complete => {
+                mirrored::answered(sending, outlook.status);
                 course.record(
                     endpoint,
                     Outcome::Status(outlook.status.unwrap_or(0)),

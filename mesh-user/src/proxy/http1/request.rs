@@ -8,7 +8,7 @@ use super::{
     body::Body,
     chunked::Chunked,
     copy::{Lines, line, offset_in, push_field},
-    fields::{Connection, Field, Fields, is_authority, is_listed, upgrade_passes},
+    fields::{Connection, Field, Fields, is_authority, is_listed, offers, upgrade_passes},
     framing::{Framing, Length, decimal, trim},
 };
 use crate::{
@@ -248,6 +248,15 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
         authority: Some(authority),
         verbatim: false,
     })
+}
+
+/// The protocols that a head as we wrote it offers: a request for an upgrade has one such field.
+pub(super) fn offered(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const NAME: &[u8] = b"upgrade:";
+    let lines = head.split(|byte| *byte == b'\n').skip(1);
+    let is = |line: &&[u8]| line.len() > NAME.len() && line[..NAME.len()].eq_ignore_ascii_case(NAME);
+    let value = lines.filter(is).map(|line| line[NAME.len()..].trim_ascii());
+    value.flat_map(offers)
 }
 
 impl Parsed<'_, '_> {

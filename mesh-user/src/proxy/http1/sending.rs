@@ -1,6 +1,6 @@
 //! What a client sends of a request body, and what is kept of it for another attempt.
 
-use super::body::Body;
+use super::{body::Body, mirrored::Mirrored};
 use crate::{clock::MonoNanos, proxy::buffer::Buf};
 
 /// The client's side of a request: survives attempts.
@@ -19,6 +19,8 @@ pub(super) struct Sending {
     pub(super) complete: Option<MonoNanos>,
     /// Body bytes from the client, framing included.
     pub(super) bytes: u64,
+    /// Mirrors that get the body too.
+    pub(super) mirrored: Option<Box<Mirrored>>,
 }
 
 impl Sending {
@@ -32,6 +34,7 @@ impl Sending {
             keep_max,
             complete: body.is_done().then_some(head),
             bytes: 0,
+            mirrored: None,
             body,
         }
     }
@@ -50,6 +53,9 @@ impl Sending {
     pub(super) fn forwarded(&mut self, bytes: &[u8]) {
         self.ready -= bytes.len();
         self.bytes += bytes.len() as u64;
+        if let Some(mirrored) = &mut self.mirrored {
+            mirrored.forwarded(bytes, self.body.is_done() && self.ready == 0);
+        }
         if self.replayable {
             if self.kept.len() + bytes.len() <= self.keep_max {
                 self.kept.extend_from_slice(bytes);

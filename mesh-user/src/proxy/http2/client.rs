@@ -47,6 +47,10 @@ struct Shared {
     /// Counts it too.
     inbound: Option<Arc<Breaker>>,
     driver: RefCell<Option<AbortHandle>>,
+    /// The endpoint's settings are known.
+    settled: Cell<bool>,
+    /// Wakes who waits for that, or for the end.
+    told: Notify,
 }
 
 impl Shared {
@@ -118,6 +122,17 @@ impl Lease {
     /// The connection is of no more use.
     pub(super) fn retire(&self) {
         self.shared.closing.set(true);
+    }
+
+    /// Waits for the endpoint's settings. Whether it speaks HTTP/2 at all.
+    pub(super) async fn settled(&self) -> bool {
+        while !self.shared.settled.get() {
+            if self.shared.closing.get() {
+                return false;
+            }
+            self.shared.told.notified().await;
+        }
+        true
     }
 }
 
@@ -375,6 +390,8 @@ async fn connect(
         breaker: Arc::clone(target.breaker),
         inbound: target.inbound.cloned(),
         driver: RefCell::new(None),
+        settled: Cell::new(false),
+        told: Notify::new(),
     });
     let driven = {
         let shared = Rc::clone(&shared);
@@ -382,6 +399,9 @@ async fn connect(
             let _permits = permits;
             let ended = poll_fn(|cx| {
                 let turn = std::pin::Pin::new(&mut connection).poll(cx);
+                if watch.settled.get() && !shared.settled.replace(true) {
+                    shared.told.notify_waiters();
+                }
                 if watch.flooded.get() {
                     // An endpoint that floods: its streams fail, its connection closes.
                     return Poll::Ready(Err(h2::Error::from(Reason::ENHANCE_YOUR_CALM)));
@@ -392,6 +412,7 @@ async fn connect(
                 tracing::debug!(%error, "upstream HTTP/2 connection ended");
             }
             shared.closing.set(true);
+            shared.told.notify_waiters();
             shared.driver.take();
         }
     };
@@ -419,6 +440,8 @@ mod tests {
             breaker: Arc::default(),
             inbound: None,
             driver: RefCell::default(),
+            settled: Cell::default(),
+            told: Notify::default(),
         })
     }
 

@@ -98,7 +98,7 @@ pub(super) struct Exchange {
     pub(super) answered_at: Option<MonoNanos>,
     /// How long the endpoint wants to be left alone.
     pub(super) retry_after: Option<Duration>,
-    answer_kept: Kept,
+    pub(super) answer_kept: Kept,
     /// The endpoint takes no more of the request; it may answer all the same.
     request_broken: Option<Reason>,
     /// An interim head went out.
@@ -175,7 +175,7 @@ impl Exchange {
         {
             return Poll::Ready(end);
         }
-        if let Some(end) = self.poll_body(cx) {
+        if let Some(end) = self.poll_body(cx, stream.is_tunnel) {
             return Poll::Ready(end);
         }
         self.poll_time(cx, stream, spans)
@@ -191,6 +191,9 @@ impl Exchange {
         {
             Poll::Ready(Ok(())) => {
                 stream.complete.get_or_insert_with(clock::now);
+                if let Some(listener) = &stream.kept.listener {
+                    listener.end(self.request.trailers.as_ref());
+                }
             }
             Poll::Ready(Err(Broken::Source(why))) => return Some(End::Downstream(why)),
             // RFC 9113, section 8.1: an endpoint that answered early may stop the request.
@@ -241,7 +244,7 @@ impl Exchange {
         None
     }
 
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Option<End> {
+    fn poll_body(&mut self, cx: &mut Context<'_>, is_tunnel: bool) -> Option<End> {
         let answer = self.answer.as_mut()?;
         let done = answer.flow.poll(
             cx,
@@ -251,6 +254,12 @@ impl Exchange {
         );
         match done {
             Poll::Pending => None,
+            // Each side of a tunnel ends for itself.
+            Poll::Ready(Ok(()))
+                if is_tunnel && !self.request.done && self.request_broken.is_none() =>
+            {
+                None
+            }
             // What is left of the request is of no interest: dropping the stream says so.
             Poll::Ready(Ok(())) => Some(End::Complete),
             Poll::Ready(Err(Broken::Sink(why))) => Some(End::Downstream(why)),
@@ -270,14 +279,18 @@ impl Exchange {
         if moved {
             self.last = clock::now();
         }
-        let request = stream.until(spans.request);
+        let request = if stream.is_tunnel {
+            NEVER
+        } else {
+            stream.until(spans.request)
+        };
         // The endpoint's time begins when it has the whole request.
         let from = stream
             .complete
             .map_or(spans.started, |at| at.max(spans.started));
         let until = |span| match self.request.done {
-            true => deadline(from, span),
-            false => NEVER,
+            true if !stream.is_tunnel => deadline(from, span),
+            _ => NEVER,
         };
         let backend = until(spans.backend);
         let per_try = match self.answer {
@@ -293,7 +306,7 @@ impl Exchange {
         let owed = sends || takes;
         // A gRPC stream may be silent for as long as its client likes; of any other request the
         // body has to come.
-        let span = if owed && !stream.grpc {
+        let span = if owed && !stream.grpc && !stream.asks_tunnel {
             stream.conn.core.limits().body_timeout
         } else {
             spans.idle
@@ -307,7 +320,7 @@ impl Exchange {
                 End::BackendTimeout
             } else if first == per_try {
                 End::TryTimeout
-            } else if owed {
+            } else if owed && !stream.asks_tunnel {
                 End::BodyTimeout
             } else {
                 End::Still
@@ -325,6 +338,9 @@ impl Stream {
     ) -> Result<Answer, Broken> {
         let (mut parts, body) = response.into_parts();
         refuse::put_limits(&mut parts.headers, verdict);
+        if let Some(edits) = &self.answer_edits {
+            edits.apply(&mut parts.headers);
+        }
         let ends = body.is_end_stream();
         if ends {
             self.log.grpc_status = grpc::status(&parts.headers);
@@ -335,6 +351,7 @@ impl Stream {
             .send_response(Response::from_parts(parts, ()), ends)
             .map_err(|error| Broken::Sink(reason(&error)))?;
         self.log.status = status;
+        self.is_tunnel = self.asks_tunnel && (200..300).contains(&status);
         Ok(Answer {
             status,
             body,

@@ -9,6 +9,8 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
+use super::mirrored::Listener;
+
 /// Which side a direction broke on, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
@@ -44,6 +46,8 @@ pub(super) struct Kept {
     pub(super) whole: bool,
     pub(super) trailers: Option<HeaderMap>,
     pub(super) ended: bool,
+    /// Gets what comes too.
+    pub(super) listener: Option<Box<Listener>>,
 }
 
 impl Kept {
@@ -58,6 +62,9 @@ impl Kept {
 
     /// Whether it was kept.
     fn push(&mut self, data: &Bytes) -> bool {
+        if let Some(listener) = &self.listener {
+            listener.data(data);
+        }
         self.bytes = self.bytes.saturating_add(data.len());
         self.whole &= self.bytes <= self.max;
         if !self.whole {

@@ -15,7 +15,7 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// `grpc-status` of trailers, or of a head without a body. Codes above 16 mean UNKNOWN.
-pub(super) fn status(headers: &HeaderMap) -> Option<u8> {
+pub(in crate::proxy) fn status(headers: &HeaderMap) -> Option<u8> {
     let text = headers.get("grpc-status")?.to_str().ok()?;
     text.parse::<u8>()
         .ok()

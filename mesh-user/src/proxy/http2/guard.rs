@@ -108,6 +108,11 @@ impl Guard {
         self.headers_since
     }
 
+    /// Whether what came ends with a whole frame.
+    pub(super) const fn is_between_frames(&self) -> bool {
+        self.preface == 0 && self.header_len == 0 && self.payload_left == 0
+    }
+
     fn earn(&mut self, bytes: u64) {
         self.earning += bytes;
         self.control.give(self.earning / BYTES_PER_CONTROL);

@@ -1,12 +1,13 @@
 //! A request head in HTTP/2: what h2 leaves to us to check, and how it is sent on.
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 
 use crate::{
     config::Limits,
     policy::{Reject, RequestView, rng::Rng},
-    proxy::{buffer::HeadBuf, id::push_request_id, record::Spans},
+    proxy::{buffer::HeadBuf, http1::upgrade_passes, id::push_request_id, record::Spans},
 };
 
 /// What is known of a request before it is sent on.
@@ -16,6 +17,8 @@ pub(super) struct Head {
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     authority: Bytes,
+    /// Of extended CONNECT (RFC 8441).
+    protocol: Option<Protocol>,
 }
 
 /// Checks what h2 has not: pseudo-fields and connection fields are its business, their meaning
@@ -24,10 +27,14 @@ pub(super) struct Head {
 /// # Errors
 /// Why it is refused.
 pub(super) fn check(request: Request<()>, limits: &Limits) -> Result<Head, Reject> {
-    let (parts, ()) = request.into_parts();
+    let (mut parts, ()) = request.into_parts();
+    let protocol: Option<Protocol> = parts.extensions.remove();
     let (method, uri, mut headers) = (parts.method, parts.uri, parts.headers);
-    if method == Method::CONNECT {
-        return Err(Reject::ConnectRefused);
+    match &protocol {
+        // Only the names that an Upgrade field could offer too.
+        Some(protocol) if !upgrade_passes(protocol.as_ref()) => return Err(Reject::BadRequest),
+        None if method == Method::CONNECT => return Err(Reject::ConnectRefused),
+        _ => {}
     }
     if headers.len() > limits.head_fields_max {
         return Err(Reject::HeadTooLarge);
@@ -54,6 +61,7 @@ pub(super) fn check(request: Request<()>, limits: &Limits) -> Result<Head, Rejec
         uri,
         headers,
         authority,
+        protocol,
     })
 }
 
@@ -82,7 +90,11 @@ impl Head {
     /// The request as rules see it.
     pub(super) fn view(&self) -> RequestView<'_, HeaderMap> {
         RequestView {
-            method: self.method.as_str(),
+            // As the handshake of HTTP/1.1 has it: one rule for both.
+            method: match self.protocol {
+                Some(_) => "GET",
+                None => self.method.as_str(),
+            },
             path: self.uri.path(),
             query: self.uri.query(),
             authority: str::from_utf8(&self.authority).unwrap_or(""),
@@ -125,6 +137,23 @@ impl Head {
         spans.user_agent = push(field("user-agent"));
     }
 
+    /// Whether it asks for a tunnel: what follows is no body.
+    pub(super) const fn is_tunnel(&self) -> bool {
+        self.protocol.is_some()
+    }
+
+    /// The protocol of the tunnel that it asks for.
+    pub(super) fn protocol(&self) -> Option<&str> {
+        self.protocol.as_ref().map(Protocol::as_str)
+    }
+
+    /// The authority that is sent on.
+    pub(super) fn authority(&self) -> &[u8] {
+        let said = self.uri.authority().map(|it| it.as_str().as_bytes());
+        let host = self.headers.get(header::HOST).map(HeaderValue::as_bytes);
+        said.or(host).unwrap_or(&self.authority)
+    }
+
     /// The request that is sent, once for each attempt.
     pub(super) fn request(&self) -> Request<()> {
         let mut request = Request::new(());
@@ -132,6 +161,9 @@ impl Head {
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = http::Version::HTTP_2;
         *request.headers_mut() = self.headers.clone();
+        if let Some(protocol) = &self.protocol {
+            request.extensions_mut().insert(protocol.clone());
+        }
         request
     }
 }

@@ -7,6 +7,7 @@
 //! Floods are stopped twice: by h2's own limits, all set explicitly in [`settings`], and by
 //! [`guard`], which counts frames that cost work and carry nothing.
 
+mod actions;
 pub(super) mod client;
 mod exchange;
 mod flow;
@@ -14,10 +15,14 @@ mod grpc;
 mod guard;
 mod head;
 mod hedge;
+mod mirrored;
 mod refuse;
 mod serve;
 mod settings;
 mod stream;
+mod tunnel;
 mod wire;
 
+pub(super) use grpc::status as grpc_status;
+pub(super) use mirrored::shake;
 pub(super) use serve::serve;

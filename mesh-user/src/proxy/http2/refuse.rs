@@ -92,10 +92,15 @@ pub(super) fn send(
 ) {
     let (response, body) = response(reject, verdict, grpc, overload);
     let body = body.filter(|_| !is_head);
+    answer(respond, response, body.map(Bytes::from).unwrap_or_default());
+}
+
+/// Sends a whole answer.
+pub(super) fn answer(respond: &mut SendResponse<Bytes>, response: Response<()>, body: Bytes) {
     // An error means that the client has gone.
-    if let Ok(mut stream) = respond.send_response(response, body.is_none())
-        && let Some(body) = body
+    if let Ok(mut stream) = respond.send_response(response, body.is_empty())
+        && !body.is_empty()
     {
-        let _gone = stream.send_data(Bytes::from(body), true);
+        let _gone = stream.send_data(body, true);
     }
 }

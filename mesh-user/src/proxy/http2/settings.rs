@@ -40,6 +40,8 @@ pub(super) fn server(limits: &Limits) -> h2::server::Builder {
         .max_header_list_size(header_list(limits))
         .header_table_size(HEADER_TABLE_BYTES)
         .max_concurrent_streams(limits.h2_streams_max)
+        // RFC 8441: WebSocket and others over a stream.
+        .enable_connect_protocol()
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
         .max_pending_accept_reset_streams(limits.h2_reset_streams_max)

@@ -1,24 +1,28 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll, time::Duration};
+use std::{cell::Cell, future::poll_fn, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
 use http::{HeaderName, HeaderValue, Method, Request};
 
 use super::{
+    actions::Acted,
     client::{Lease, open_stream},
     exchange::{End, Exchange, Spans},
     flow::{Flow, Kept},
     grpc,
     head::{self, Head},
     hedge::{self, Right, Whole, Won},
+    mirrored::Listener,
     refuse,
+    tunnel::{Tunnel, Way},
 };
 use crate::{
     clock::{self, MonoNanos},
     policy::{
         Reject,
+        action::{Edits, MirrorPlan},
         rate_limit::Verdict,
         retry::{AnswerHead, Failure},
         route::Plan,
@@ -32,6 +36,7 @@ use crate::{
         flows::{Flows, LONG},
         hedge::Hedges,
         inbound,
+        mirror::Comparison,
         record::RequestLog,
         retry::{Attempts, On, retry_after},
         stores,
@@ -55,7 +60,19 @@ pub(super) struct Stream {
     /// When the request was complete.
     pub(super) complete: Option<MonoNanos>,
     /// What the client allows.
-    deadline: MonoNanos,
+    pub(super) deadline: MonoNanos,
+    /// Whoever compares the answer with a mirror's.
+    compare: Option<Rc<Comparison>>,
+    /// What the rule edits of the answer.
+    pub(super) edits: Option<Arc<Edits>>,
+    /// That, and the session of the attempt's endpoint.
+    pub(super) answer_edits: Option<Arc<Edits>>,
+    /// It asks for a tunnel.
+    pub(super) asks_tunnel: bool,
+    /// It has one.
+    pub(super) is_tunnel: bool,
+    /// When it began, a rule's pause left out.
+    pub(super) begun: MonoNanos,
 }
 
 /// Serves one request.
@@ -93,14 +110,36 @@ pub(super) async fn serve(
         kept: Kept::default(),
         complete: None,
         deadline,
+        compare: None,
+        edits: None,
+        answer_edits: None,
+        asks_tunnel: false,
+        is_tunnel: false,
+        begun: started,
     };
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
-        Ok((head, Admitted { plan, key, mut verdict })) => {
+        Ok((mut head, Admitted { plan, key, mut verdict })) => {
             let asked = stream.ask_stores(&mut verdict).await;
             stream.log.held = verdict.held.take();
-            let refused = match asked {
-                Ok(()) => stream.forward(&head, plan, key, &verdict).await,
-                Err(reject) => Some(reject),
+            if let Err(reject) = asked {
+                stream.refuse(reject, &verdict);
+                return;
+            }
+            let (conn, snapshot) = (&stream.conn, &stream.snapshot);
+            let action = attempt::act(conn, snapshot, &place, &plan, &head.view(), stream.grpc);
+            let mut mirrors = Vec::new();
+            let acted = match action {
+                None => Acted::Forward,
+                // Boxed: rare, and large beside the state of a stream.
+                Some(mut action) => {
+                    mirrors = std::mem::take(&mut action.mirrors);
+                    Box::pin(stream.act(&mut action, &mut head, &verdict)).await
+                }
+            };
+            let refused = match acted {
+                Acted::Forward => stream.forward(&head, plan, key, &verdict, &mirrors).await,
+                Acted::Answered => None,
+                Acted::Refuse(reject) => Some(reject),
             };
             (refused, verdict)
         }
@@ -146,7 +185,7 @@ impl Course<'_> {
 }
 
 /// What follows an attempt.
-enum Turn {
+pub(super) enum Turn {
     Done,
     Again(Duration),
     Refuse(Reject),
@@ -211,10 +250,20 @@ impl Stream {
         plan: Plan,
         key: Option<u64>,
         verdict: &Verdict,
+        mirrors: &[MirrorPlan],
     ) -> Option<Reject> {
         let snapshot = Rc::clone(&self.snapshot);
         let version = &snapshot.versions[plan.version.0 as usize];
         let terms = snapshot.terms(&plan);
+        if let Some(protocol) = head.protocol() {
+            if !version.admits_upgrade([protocol.as_bytes()]) {
+                return Some(Reject::UpgradeRefused);
+            }
+            // Its end is not the end of a request: there has to be an answer in time.
+            let open = deadline(self.begun, terms.request);
+            self.deadline = self.deadline.min(open);
+            self.asks_tunnel = true;
+        }
         self.kept = Kept::new(match terms.keeps() {
             true => self.conn.core.limits().replay_bytes_max,
             false => 0,
@@ -224,8 +273,9 @@ impl Stream {
         }
         if self.body.is_end_stream() {
             self.kept.ended = true;
-            self.complete = Some(self.log.started);
+            self.complete = Some(self.begun);
         }
+        self.compare = self.mirror(head, mirrors);
         let mut attempts = Attempts::by(key);
         loop {
             match self.attempt(head, plan, verdict, &mut attempts).await {
@@ -248,6 +298,11 @@ impl Stream {
             .min(self.deadline)
     }
 
+    /// Whether an answer has no body.
+    pub(super) const fn is_head(&self) -> bool {
+        self.is_head
+    }
+
     /// The request of an attempt. A client's `grpc-timeout` is shortened to what the endpoint has
     /// of it: what is left, and no more than the attempt is given.
     fn request(&self, head: &Head, terms: Terms<'_>, attempt: u32) -> Request<()> {
@@ -259,7 +314,7 @@ impl Stream {
                 .headers_mut()
                 .insert(name, HeaderValue::from(attempt));
         }
-        if self.deadline != NEVER {
+        if self.grpc && self.deadline != NEVER {
             let now = clock::now();
             let until = self
                 .until(terms.request)
@@ -274,7 +329,7 @@ impl Stream {
     }
 
     /// Waits. Whether the client is still there.
-    async fn wait(&mut self, end: MonoNanos) -> bool {
+    pub(super) async fn wait(&mut self, end: MonoNanos) -> bool {
         poll_fn(|cx| {
             if self.respond.poll_reset(cx).is_ready() {
                 return Poll::Ready(false);
@@ -324,10 +379,10 @@ impl Stream {
         if started >= until {
             return Turn::Refuse(Reject::UpstreamTimeout);
         }
-        let picked = inbound::pick(
+        let picked = attempt::pick(
             &conn,
             &snapshot,
-            plan.version,
+            &plan,
             attempts.key,
             &attempts.tried,
             started,
@@ -337,7 +392,10 @@ impl Stream {
             Err(reject) => return Turn::Refuse(reject),
         };
         self.log.going_to(endpoint.address, started);
-        let permit = match version.breaker.request(&endpoint) {
+        let edits = self.edits.as_ref();
+        self.answer_edits =
+            attempt::answer_edits(&conn, &snapshot, &plan, &endpoint, edits, started);
+        let mut permit = match version.breaker.request(&endpoint) {
             Ok(permit) => permit,
             Err(reject) => return Turn::Refuse(reject),
         };
@@ -365,7 +423,25 @@ impl Stream {
         };
         let record = |outcome, took, wait, at| course.record(&endpoint, outcome, took, wait, at);
         let method = head.method.as_str();
-        let (lease, mut sender) = match self.connect(&target, until).await {
+        let opened = if head.is_tunnel() {
+            let way = Way {
+                target: &target,
+                declared: snapshot.port(version.port).protocol,
+                until,
+                idle: version.idle_timeout,
+                verdict,
+                permit: &mut permit,
+                record: &|outcome, at| record(outcome, None, None, at),
+            };
+            match Box::pin(self.tunnel(head, way)).await {
+                Tunnel::Http2 => self.connect(&target, until).await,
+                Tunnel::NoConnection(why) => Err(why),
+                Tunnel::Ended(turn) => return turn,
+            }
+        } else {
+            self.connect(&target, until).await
+        };
+        let (lease, mut sender) = match opened {
             Ok(opened) => opened,
             Err(None) => return Turn::Refuse(Reject::DownstreamClosed),
             Err(Some(failed)) => {
@@ -425,6 +501,15 @@ impl Stream {
             ..
         } = won;
         self.log.endpoint = Some(endpoint.address);
+        let (snapshot, edits) = (course.snapshot, self.edits.as_ref());
+        self.answer_edits = attempt::answer_edits(
+            &self.conn,
+            snapshot,
+            &course.plan,
+            &endpoint,
+            edits,
+            started,
+        );
         let exchange = Exchange::resumed(sink, response, started);
         Box::pin(self.converse(course, &endpoint, right, exchange, started, None, attempts)).await
     }
@@ -477,6 +562,8 @@ impl Stream {
         let method = head.method.as_str();
         let record = |outcome, took, wait, at| course.record(endpoint, outcome, took, wait, at);
         let number = attempts.count;
+        let compare = self.compare.clone().map(Listener::Comparison);
+        exchange.answer_kept.listener = compare.map(Box::new);
         // Legs that may still answer better than a bad answer.
         let others = Cell::new(0);
         let mut won = None;
@@ -599,6 +686,9 @@ impl Stream {
         }
         match end {
             End::Complete => {
+                if let (Some(compare), Some(status)) = (&self.compare, answered) {
+                    compare.end(status, self.log.grpc_status);
+                }
                 record(outcome.unwrap_or(Outcome::Abandoned), took, wait, ended);
                 Turn::Done
             }

@@ -30,6 +30,8 @@ pub(super) struct Wire {
 pub(super) struct Watch {
     /// The peer floods: nothing more is read.
     pub(super) flooded: Cell<bool>,
+    /// A whole frame has come: of a server it is its settings.
+    pub(super) settled: Cell<bool>,
     /// Since when a header block has been incomplete.
     pub(super) headers_since: Cell<Option<MonoNanos>>,
 }
@@ -54,6 +56,9 @@ impl Wire {
     fn count(&mut self, bytes: &[u8]) {
         if self.guard.received(bytes, clock::now()).is_err() {
             self.watch.flooded.set(true);
+        }
+        if !self.watch.settled.get() && !bytes.is_empty() && self.guard.is_between_frames() {
+            self.watch.settled.set(true);
         }
         self.watch.headers_since.set(self.guard.headers_since());
     }
