@@ -87,6 +87,7 @@ codes! {
     NeedsCapture "needs-capture" "Inbound conditions with an action that never reaches the proxy.";
     EmptySource "empty-source" "An inbound `source` that asks nothing.";
     BadKey "bad-key" "A rate-limit key that an inbound rule can't have.";
+    BadAction "bad-action" "An action, sticky split or session that can't be carried out.";
     NeedsRestart "needs-restart" "A setting that is taken at the next start only (warning).";
 }
 
