@@ -64,3 +64,6 @@ impl Choice {
         Some((target, None))
     }
 }
+
+#[cfg(test)]
+mod tests;
