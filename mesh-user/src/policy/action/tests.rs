@@ -4,7 +4,9 @@ use super::*;
 use crate::{
     model::{
         Actions, Attribute, Model, RuleExtra, Select, Target,
-        action::{AbortStatus, Cors, DirectResponse, HeaderEdits, Mirror, Redirect, Rewrite},
+        action::{
+            AbortStatus, Cors, DirectResponse, HeaderEdits, Mirror, Redirect, Rewrite, Sticky,
+        },
     },
     policy::{
         NoObserver, PortIx,
