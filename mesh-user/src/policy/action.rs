@@ -175,7 +175,6 @@ impl Kind {
             Self::Respond => "respond",
         }
     }
-
 }
 
 /// The actions that were done for one request.

@@ -230,7 +230,11 @@ impl Snapshot {
                 precedence: rule.precedence,
                 matches: port.routes.texts(rank),
                 targets: self.targets(*ix),
-                chosen_by: rule.choice.iter().flat_map(|choice| choice.texts()).collect(),
+                chosen_by: rule
+                    .choice
+                    .iter()
+                    .flat_map(|choice| choice.texts())
+                    .collect(),
                 actions: texts(rule.actions.as_ref()),
             }
         };

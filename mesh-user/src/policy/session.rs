@@ -153,7 +153,9 @@ impl SessionPlan {
         if let (SessionCarrier::PermanentCookie, Some(absolute)) =
             (self.settings.carrier, self.settings.absolute)
         {
-            let left = absolute.as_secs().saturating_sub(unix_s.saturating_sub(since));
+            let left = absolute
+                .as_secs()
+                .saturating_sub(unix_s.saturating_sub(since));
             cookie.push_str(&format!("; Max-Age={left}"));
         }
         if secure {

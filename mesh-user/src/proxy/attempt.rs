@@ -10,8 +10,8 @@ use crate::{
     clock::MonoNanos,
     model::action::Fraction,
     policy::{
-        action::{Action, Asked, Edits},
         Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
+        action::{Action, Asked, Edits},
         rate_limit::{self, Verdict},
         route::{self, Plan},
         session,
