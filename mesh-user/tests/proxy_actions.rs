@@ -448,3 +448,33 @@ fn request_of_a_rule_without_actions_passes_byte_for_byte() {
     client.send(head).message().unwrap();
     assert_eq!(seen.lock().unwrap()[0].head, head.trim_end());
 }
+
+#[test]
+fn target_of_another_service_is_served_by_its_endpoints() {
+    let mut plan = one(http("own"));
+    let mut other = plan.model.services[0].clone();
+    other.name = "other".to_owned();
+    other.ports[0].number = 81;
+    other.endpoints.clear();
+    plan.model.services.push(other);
+    let address = http("other");
+    plan.model.services[1]
+        .endpoints
+        .push(mesh_user::model::Endpoint {
+            address: address.ip(),
+            ports: [("main".to_owned(), address.port())].into(),
+            ..Default::default()
+        });
+    let backend = Some(mesh_user::model::Backend {
+        service: 1,
+        port: 81,
+    });
+    let mut rule = doing(RuleExtra::default());
+    rule.route = vec![Target {
+        backend,
+        ..Target::default()
+    }];
+    let mesh = Mesh::start(with_rule(plan, rule));
+    let mut client = Reader::new(mesh.connect());
+    assert_eq!(client.send(GET).message().unwrap().text(), "other");
+}

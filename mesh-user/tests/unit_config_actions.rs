@@ -163,15 +163,15 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
     let rows = [
         (
             "headers: {request: {set: {Host: x}}}",
-            "1:37 bad-value rules[0].headers.request.set.host",
+            "1:37 bad-action rules[0].headers.request.set.host",
         ),
         (
             "headers: {response: {add: {content-length: \"1\"}}}",
-            "1:48 bad-value rules[0].headers.response.add.content-length",
+            "1:48 bad-action rules[0].headers.response.add.content-length",
         ),
         (
             "headers: {request: {remove: [te]}}",
-            "1:34 bad-value rules[0].headers.request.remove[0]",
+            "1:34 bad-action rules[0].headers.request.remove[0]",
         ),
         (
             "headers: {request: {}}",
@@ -183,7 +183,7 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
         ),
         (
             "rewrite: {authority: \"u@a\"}",
-            "1:26 bad-value rules[0].rewrite.authority",
+            "1:26 bad-action rules[0].rewrite.authority",
         ),
         (
             "rewrite: {path: /a, prefix: /b}",
@@ -192,7 +192,7 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
         ("rewrite: {path: a}", "1:21 bad-value rules[0].rewrite.path"),
         (
             "match: {path: {exact: /x}}\n    rewrite: {prefix: /b}",
-            "2:23 conflict rules[0].rewrite.prefix",
+            "2:23 bad-action rules[0].rewrite.prefix",
         ),
         ("fault: {}", "1:12 missing-field rules[0].fault"),
         (
@@ -209,7 +209,7 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
         ),
         (
             "fault: {abort: {status: 500, fraction: {count: 2, of: 1}}}",
-            "1:34 out-of-range rules[0].fault.abort.fraction",
+            "1:34 bad-action rules[0].fault.abort.fraction",
         ),
         (
             "cors: {allow-origins: [shop.example]}",
@@ -217,7 +217,7 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
         ),
         (
             "cors: {allow-origins: [\"https://a.*.b\"]}",
-            "1:28 bad-value rules[0].cors.allow-origins[0]",
+            "1:28 bad-action rules[0].cors.allow-origins[0]",
         ),
         (
             "mirror: {version: v3}",
@@ -229,7 +229,7 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
         ),
         (
             "mirror: {service: b}",
-            "1:5 missing-field rules[0].mirror[0]",
+            "1:5 bad-action rules[0].mirror[0]",
         ),
         (
             "mirror: {service: b, port: 83}",
@@ -237,7 +237,7 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
         ),
         (
             "sticky: {key: version}",
-            "1:19 bad-key rules[0].sticky.key[0]",
+            "1:19 bad-action rules[0].sticky.key[0]",
         ),
         (
             "sticky: {key: [colour]}",
@@ -249,11 +249,11 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
         ),
         (
             "session: {cookie: a, permanent: true}",
-            "1:37 missing-field rules[0].session.permanent",
+            "1:37 bad-action rules[0].session.permanent",
         ),
         (
             "session: {header: connection}",
-            "1:23 bad-value rules[0].session.header",
+            "1:23 bad-action rules[0].session.header",
         ),
         (
             "session: {cookie: \"a b\"}",
@@ -281,15 +281,15 @@ fn answers_that_mean_nothing_are_refused() {
         ),
         (
             "respond: {status: 204, body: x}",
-            "conflict rules[0].respond.body",
+            "bad-action rules[0].respond.body",
         ),
         (
             "respond: {headers: {transfer-encoding: chunked}}",
-            "bad-value rules[0].respond.headers.transfer-encoding",
+            "bad-action rules[0].respond.headers.transfer-encoding",
         ),
         (
             "redirect: {status: 305}",
-            "out-of-range rules[0].redirect.status",
+            "bad-action rules[0].redirect.status",
         ),
         (
             "redirect: {scheme: ftp}",
@@ -301,7 +301,7 @@ fn answers_that_mean_nothing_are_refused() {
         ),
         (
             "redirect: {}\n    rewrite: {path: /a}",
-            "conflict rules[0].rewrite",
+            "bad-action rules[0].rewrite",
         ),
         ("name: x", "missing-field rules[0]"),
     ];
@@ -323,12 +323,12 @@ fn actions_on_an_opaque_port_are_refused() {
     ] {
         let got = errors(&format!("  - {text}\n    service: t\n"));
         assert!(
-            got.len() == 1 && got[0].contains(" conflict rules[0]"),
+            got.len() == 1 && got[0].contains(" bad-action rules[0]"),
             "{text}: {got:?}"
         );
     }
     let sticky = "  - sticky: {key: source.address}\n    service: t\n    route: [{}]\n";
     assert!(rule(sticky).extra().sticky.is_some());
     let got = errors("  - sticky: {key: header.x}\n    service: t\n    route: [{}]\n");
-    assert_eq!(got, ["1:19 bad-key rules[0].sticky.key[0]"]);
+    assert_eq!(got, ["1:19 bad-action rules[0].sticky.key[0]"]);
 }

@@ -96,7 +96,7 @@ error[unknown-field]: unknown field `wieght`
 6 |     route: [{version: v1, wieght: 90}]
   |                           ^^^^^^
   = field: rules[0].route[0].wieght
-  = expected: `weight`; known here: service, port, version, tags, endpoints, weight
+  = expected: `weight`; known here: version, tags, endpoints, service, port, weight, headers, rewrite, redirect, respond, fault, mirror
 
 mesh.yaml: 1 error
 ";

@@ -39,6 +39,7 @@ rules:
   - service: reviews
     precedence: 10
     match: [{headers: {x-user: {exact: beta}}}]
+    headers: {request: {set: {x-beta: "1"}}}
     route: [{version: v2}]
   - service: reviews
     match: [{path: {prefix: /api}}]

@@ -102,6 +102,7 @@ codes! {
     RouteNotAccepted "route-not-accepted" "A route that its parent does not take (warning).";
     RouteConflict "route-conflict" "Routes of different kinds on one port (warning).";
     UnresolvedRef "unresolved-ref" "A reference of a route that leads nowhere (warning).";
+    BadAction "bad-action" "An action, sticky split or session that can't be carried out.";
     NeedsRestart "needs-restart" "A setting that is taken at the next start only (warning).";
 }
 

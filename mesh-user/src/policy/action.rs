@@ -22,7 +22,7 @@ pub use self::{
     edits::{Edit, Edits, may_edit},
 };
 use super::{Client, HeaderView, Observer, Reject, RequestView, Snapshot, VersionIx, route::Plan};
-use crate::model::action::{Fault, Fraction, PathRewrite, Terminal};
+use crate::model::action::{AbortStatus, Fault, Fraction, PathRewrite, Terminal};
 
 /// The actions of a rule, or of a rule and one of its targets, compiled.
 #[derive(Debug, Default)]
@@ -176,7 +176,6 @@ impl Kind {
             Self::Respond => "respond",
         }
     }
-
 }
 
 /// The actions that were done for one request.
@@ -327,10 +326,11 @@ impl ActionPlan {
             say(&format_args!("fault: delay {time:?}{}", Share(share)));
         }
         if let Some((share, status)) = fault.abort {
-            say(&format_args!(
-                "fault: abort with {status:?}{}",
-                Share(share)
-            ));
+            let status = match status {
+                AbortStatus::Http(status) => format!("{status}"),
+                AbortStatus::Grpc(status) => format!("gRPC {status}"),
+            };
+            say(&format_args!("fault: abort with {status}{}", Share(share)));
         }
         if self.cors.is_some() {
             say(&"cors");

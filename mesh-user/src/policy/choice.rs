@@ -27,8 +27,14 @@ pub(super) struct Chooser<'a, H> {
 impl Choice {
     /// For people, what comes first first.
     pub(super) fn texts(&self) -> Vec<String> {
-        let session = self.session.as_ref().map(|it| format!("session of {}", it.text()));
-        let sticky = self.sticky.as_ref().map(|it| format!("hash of {}", it.text()));
+        let session = self
+            .session
+            .as_ref()
+            .map(|it| format!("session of {}", it.text()));
+        let sticky = self
+            .sticky
+            .as_ref()
+            .map(|it| format!("hash of {}", it.text()));
         session.into_iter().chain(sticky).collect()
     }
 
@@ -64,3 +70,6 @@ impl Choice {
         Some((target, None))
     }
 }
+
+#[cfg(test)]
+mod tests;

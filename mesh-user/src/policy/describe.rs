@@ -247,7 +247,11 @@ impl Snapshot {
                 precedence: rule.precedence,
                 matches: port.routes.texts(rank),
                 targets: self.targets_of(port, *ix),
-                chosen_by: rule.choice.iter().flat_map(|choice| choice.texts()).collect(),
+                chosen_by: rule
+                    .choice
+                    .iter()
+                    .flat_map(|choice| choice.texts())
+                    .collect(),
                 actions: texts(rule.actions.as_ref()),
                 terms: rule
                     .terms

@@ -282,7 +282,9 @@ fn admitted(snapshot: &Snapshot, plan: &Plan, http: bool) -> Result<Vec<SocketAd
     let held = plan.session.map(|session| session.endpoint.0 as usize);
     let to: Vec<SocketAddr> = match held.and_then(|at| version.endpoints.get(at)) {
         Some(endpoint) => vec![endpoint.address],
-        None => candidates(version).map(|endpoint| endpoint.address).collect(),
+        None => candidates(version)
+            .map(|endpoint| endpoint.address)
+            .collect(),
     };
     if to.is_empty() {
         return Err(Reject::NoHealthyEndpoint);

@@ -29,8 +29,8 @@ use crate::{
 pub struct Resumed {
     /// Its endpoint, in the plan's version.
     pub endpoint: EndpointIx,
-    /// When it began, in seconds since the epoch.
-    pub since: u64,
+    /// When it began, in seconds since the epoch: 32 bits keep a plan small, and are good until 2106.
+    pub since: u32,
 }
 
 /// A compiled [`Persistence`].
@@ -105,7 +105,7 @@ impl SessionPlan {
         let state = version.endpoints.get(endpoint.0 as usize)?;
         let resumed = Resumed {
             endpoint,
-            since: token.since,
+            since: u32::try_from(token.since).unwrap_or(u32::MAX),
         };
         // An endpoint that the platform calls unready or that is ejected ends the session.
         (state.healthy && state.live.is_eligible()).then_some((target as usize, resumed))
@@ -136,7 +136,7 @@ impl SessionPlan {
         if same.is_some() && self.settings.idle.is_none() {
             return None;
         }
-        let since = same.map_or(unix_s, |session| session.since);
+        let since = same.map_or(unix_s, |session| u64::from(session.since));
         let label = snapshot.port(version.port).label();
         let token = Token {
             endpoint: self.key.endpoint(&label, &version.name, endpoint.address),
@@ -153,7 +153,9 @@ impl SessionPlan {
         if let (SessionCarrier::PermanentCookie, Some(absolute)) =
             (self.settings.carrier, self.settings.absolute)
         {
-            let left = absolute.as_secs().saturating_sub(unix_s - since);
+            let left = absolute
+                .as_secs()
+                .saturating_sub(unix_s.saturating_sub(since));
             cookie.push_str(&format!("; Max-Age={left}"));
         }
         if secure {

@@ -11,11 +11,7 @@ use std::hash::Hasher as _;
 
 use twox_hash::XxHash64;
 
-use super::{
-    HeaderView,
-    attribute::Asker,
-    route::TargetPlan,
-};
+use super::{HeaderView, attribute::Asker, route::TargetPlan};
 use crate::model::{Attribute, action::Sticky};
 
 /// A compiled [`Sticky`].

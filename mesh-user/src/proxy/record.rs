@@ -202,7 +202,10 @@ impl RequestLog {
 
     /// Before the head is written anew: the log line tells what was asked.
     pub(super) fn keep_asked(&mut self) {
-        let (target, authority) = (self.text(&self.spans.target), self.text(&self.spans.authority));
+        let (target, authority) = (
+            self.text(&self.spans.target),
+            self.text(&self.spans.authority),
+        );
         self.asked = Some(Box::new((target.to_vec(), authority.to_vec())));
         self.head.clear();
         self.spans = Spans::default();
@@ -223,7 +226,10 @@ impl Drop for RequestLog {
         self.conn.told.request(self, ended);
         let (target, authority) = match &self.asked {
             Some(asked) => (&*asked.0, &*asked.1),
-            None => (self.text(&self.spans.target), self.text(&self.spans.authority)),
+            None => (
+                self.text(&self.spans.target),
+                self.text(&self.spans.authority),
+            ),
         };
         self.conn.core.shared.telemetry.request(&RequestRecord {
             snapshot: &self.snapshot,

@@ -48,7 +48,7 @@ pub(super) fn check(model: &Model, rule: &Rule, item: &FieldPath, out: &mut Find
             rule.name
         );
         let expected = "a port of protocol http, http2 or grpc";
-        out.error(Code::Conflict, item.clone(), message, expected);
+        out.error(Code::BadAction, item.clone(), message, expected);
     }
 }
 
@@ -67,11 +67,11 @@ fn key(rule: &Rule, model: &Model, attribute: &Attribute, path: FieldPath, out: 
     if *attribute == Attribute::Version {
         let message = "`version` is not known yet: it is chosen by this key".to_owned();
         let expected = "an attribute of the request or of who asks";
-        out.error(Code::BadKey, path, message, expected);
+        out.error(Code::BadAction, path, message, expected);
     } else if attribute.needs_http() && opaque(rule, model) {
         let message = format!("`{attribute}` is never there: the port is of protocol tcp");
         out.error(
-            Code::BadKey,
+            Code::BadAction,
             path,
             message,
             "`source.address`, or another of `source`",
@@ -83,7 +83,7 @@ fn session(from: &Persistence, path: &FieldPath, out: &mut Findings) {
     if from.carrier == SessionCarrier::PermanentCookie && from.absolute.is_none() {
         let message = "a permanent cookie needs `absolute-timeout`".to_owned();
         let expected = "`absolute-timeout`, which becomes its Max-Age";
-        out.error(Code::MissingField, path.key("permanent"), message, expected);
+        out.error(Code::BadAction, path.key("permanent"), message, expected);
     }
     if from.carrier == SessionCarrier::Header && !may_edit(&from.name) {
         not_editable(&from.name, path.key("header"), out);
@@ -103,7 +103,7 @@ fn actions(model: &Model, rule: &Rule, from: &Actions, path: &FieldPath, out: &m
             if from.rewrite.is_some() {
                 let message = "a redirect forwards nothing that could be rewritten".to_owned();
                 out.error(
-                    Code::Conflict,
+                    Code::BadAction,
                     path.key("rewrite"),
                     message,
                     "`redirect` or `rewrite`",
@@ -138,7 +138,7 @@ fn actions(model: &Model, rule: &Rule, from: &Actions, path: &FieldPath, out: &m
                 share.numerator, share.denominator
             );
             out.error(
-                Code::OutOfRange,
+                Code::BadAction,
                 path.key("fraction"),
                 message,
                 "at most `of`",
@@ -165,7 +165,7 @@ fn not_editable(name: &str, path: FieldPath, out: &mut Findings) {
     } else {
         "a field that belongs to the request or answer itself"
     };
-    out.error(Code::BadValue, path, message, expected);
+    out.error(Code::BadAction, path, message, expected);
 }
 
 fn edits(from: &HeaderEdits, path: &FieldPath, out: &mut Findings) {
@@ -197,7 +197,7 @@ fn prefix(rule: &Rule, path: &Option<PathRewrite>, at: FieldPath, out: &mut Find
     {
         let message = format!("match[{k}] has no path prefix that could be replaced");
         out.error(
-            Code::Conflict,
+            Code::BadAction,
             at.key("prefix"),
             message,
             "`path`, or `match` by prefix",
@@ -212,7 +212,7 @@ fn rewritten(rule: &Rule, from: &Rewrite, path: &FieldPath, out: &mut Findings) 
     {
         let message = format!("`{}` is not a host", shown(authority));
         let expected = "a host, with or without port, such as reviews.shop:8080";
-        out.error(Code::BadValue, path.key("authority"), message, expected);
+        out.error(Code::BadAction, path.key("authority"), message, expected);
     }
 }
 
@@ -221,7 +221,7 @@ fn redirected(rule: &Rule, from: &Redirect, path: &FieldPath, out: &mut Findings
     if !matches!(from.status, 301 | 302 | 303 | 307 | 308) {
         let message = format!("`{}` is not the status of a redirect", from.status);
         out.error(
-            Code::OutOfRange,
+            Code::BadAction,
             path.key("status"),
             message,
             "301, 302, 303, 307 or 308",
@@ -232,12 +232,12 @@ fn redirected(rule: &Rule, from: &Redirect, path: &FieldPath, out: &mut Findings
 fn respond(from: &DirectResponse, path: &FieldPath, out: &mut Findings) {
     if !(200..=599).contains(&from.status) {
         let message = format!("`{}` is out of range", from.status);
-        out.error(Code::OutOfRange, path.key("status"), message, "200 to 599");
+        out.error(Code::BadAction, path.key("status"), message, "200 to 599");
     }
     if matches!(from.status, 204 | 304) && !from.body.is_empty() {
         let message = format!("an answer with status {} has no body", from.status);
         out.error(
-            Code::Conflict,
+            Code::BadAction,
             path.key("body"),
             message,
             "no body, or another status",
@@ -245,7 +245,7 @@ fn respond(from: &DirectResponse, path: &FieldPath, out: &mut Findings) {
     }
     if from.body.len() > BODY_BYTES_MAX {
         let message = format!("has {} bytes, more than {BODY_BYTES_MAX}", from.body.len());
-        out.error(Code::BadValue, path.key("body"), message, "a shorter one");
+        out.error(Code::BadAction, path.key("body"), message, "a shorter one");
     }
     for (name, _) in from.headers.iter().filter(|(name, _)| !may_edit(name)) {
         not_editable(name, path.key("headers").key(name), out);
@@ -259,7 +259,7 @@ fn origins(from: &Cors, path: &FieldPath, out: &mut Findings) {
             let expected =
                 "`*`, or scheme and host, such as https://shop.example or https://*.shop.example";
             out.error(
-                Code::BadValue,
+                Code::BadAction,
                 path.key("allow-origins").at(k),
                 message,
                 expected,
@@ -299,7 +299,7 @@ fn destination(model: &Model, rule: &Rule, target: &Target, path: &FieldPath, ou
             let names: Vec<&str> = of.ports.iter().map(|port| port.name.as_str()).collect();
             let message = format!("`{}` has {} ports", of.key(), of.ports.len());
             let expected = format!("`port`: {}", one_of("", &names));
-            out.error(Code::MissingField, path.clone(), message, &expected);
+            out.error(Code::BadAction, path.clone(), message, &expected);
         } else {
             unknown_port(Some(&port.to_string()), service, path, out);
         }

@@ -105,8 +105,9 @@ impl Origin {
 pub fn is_origin(text: &str) -> bool {
     let host_ok = |host: &str| {
         let host = host.strip_prefix('*').unwrap_or(host);
-        host.bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'[' | b']' | b':'))
+        host.bytes().all(|b| {
+            b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'[' | b']' | b':')
+        })
     };
     text == "*"
         || split(text)

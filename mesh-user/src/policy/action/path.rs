@@ -82,7 +82,11 @@ fn replace_prefix(path: &str, matched: usize, replacement: &str) -> String {
     } else {
         format!("{}{rest}", replacement.trim_end_matches('/'))
     };
-    if path.is_empty() { "/".to_owned() } else { path }
+    if path.is_empty() {
+        "/".to_owned()
+    } else {
+        path
+    }
 }
 
 /// The new path, without a query. The asterisk form (RFC 9112 §3.2.4) has no path to change.

@@ -3,11 +3,14 @@ use std::cell::RefCell;
 use super::*;
 use crate::{
     model::{
-        Actions, Model, RuleExtra, Select, Target,
-        action::{AbortStatus, Cors, DirectResponse, HeaderEdits, Mirror, Redirect, Rewrite},
+        Actions, Attribute, Model, RuleExtra, Select, Target,
+        action::{
+            AbortStatus, Cors, DirectResponse, HeaderEdits, Mirror, Redirect, Rewrite, Sticky,
+        },
     },
     policy::{
         NoObserver, PortIx,
+        explain::{Explanation, Fate, explain},
         fixture::{self, Ask, get, service, to},
         request::HeaderList,
         rng::Rng,
@@ -287,4 +290,106 @@ fn mirrors_are_those_whose_share_was_hit() {
     assert_eq!(*asked.borrow(), [HALF, Fraction::ALL]);
     assert_eq!(action.mirrors.len(), 1);
     assert!(action.mirrors[0].compare);
+}
+
+fn explained(snapshot: &Snapshot, ask: &Ask) -> Explanation {
+    let now = crate::clock::MonoNanos(0);
+    explain(
+        snapshot,
+        PortIx(0),
+        None,
+        &ask.view(),
+        &Cursors::default(),
+        now,
+    )
+}
+
+#[test]
+fn explain_tells_actions_and_what_answers() {
+    let own = Actions {
+        request_headers: set("x-r", "1"),
+        rewrite: Some(Rewrite {
+            hostname: None,
+            path: Some(PathRewrite::Full("/p".to_owned())),
+        }),
+        fault: Some(Fault {
+            delay: None,
+            abort: Some((HALF, AbortStatus::Http(503))),
+        }),
+        ..Actions::default()
+    };
+    let why = explained(
+        &fixture::compile(model_with(own, vec![to("v1", 1)])),
+        &get("/a"),
+    );
+    let want = [
+        "fault: abort with 503 for 50 %",
+        "request header x-r = 1",
+        "rewrite path to \"/p\"",
+    ];
+    assert_eq!(why.actions, want);
+    assert!(matches!(why.outcome, Fate::Forwarded { .. }));
+
+    let abort = Actions {
+        fault: Some(Fault {
+            delay: None,
+            abort: Some((Fraction::ALL, AbortStatus::Http(503))),
+        }),
+        ..Actions::default()
+    };
+    let why = explained(
+        &fixture::compile(model_with(abort, vec![to("v1", 1)])),
+        &get("/a"),
+    );
+    let answered = |status, by| Fate::Answered { status, by };
+    assert_eq!(why.outcome, answered(503, "abort"));
+
+    let terminal = Actions {
+        terminal: Some(Terminal::Respond(DirectResponse {
+            status: 418,
+            headers: Vec::new(),
+            body: String::new(),
+        })),
+        ..Actions::default()
+    };
+    let why = explained(
+        &fixture::compile(model_with(terminal, Vec::new())),
+        &get("/a"),
+    );
+    assert_eq!((why.outcome, why.next), (answered(418, "respond"), None));
+}
+
+#[test]
+fn explain_tells_a_sticky_choice_and_routes_show_it_with_the_actions() {
+    let mut second = to("v2", 1);
+    second.actions = Some(Box::new(Actions {
+        rewrite: Some(Rewrite {
+            hostname: Some("second".to_owned()),
+            path: None,
+        }),
+        ..Actions::default()
+    }));
+    let mut model = model_with(
+        Actions {
+            request_headers: set("x-r", "1"),
+            ..Actions::default()
+        },
+        vec![to("v1", 1), second],
+    );
+    model.rules[0].extra.as_mut().unwrap().sticky = Some(Sticky {
+        key: vec![Attribute::Header("x-user".to_owned())],
+        salt: String::new(),
+    });
+    let snapshot = fixture::compile(model);
+    let why = explained(&snapshot, &get("/").with("x-user", "a"));
+    assert_eq!(why.chosen_by.as_deref(), Some("hash of header.x-user"));
+    assert_eq!(explained(&snapshot, &get("/")).chosen_by, None);
+    let row = &snapshot.describe_routes()[0];
+    assert_eq!(row.chosen_by, ["hash of header.x-user"]);
+    assert_eq!(row.actions, ["request header x-r = 1"]);
+    let own = ["request header x-r = 1", "rewrite host to second"];
+    assert_eq!(
+        (row.targets[0].actions.len(), &row.targets[1].actions[..]),
+        (0, &own.map(str::to_owned)[..])
+    );
 }
