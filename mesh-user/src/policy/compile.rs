@@ -17,14 +17,14 @@ use super::{
     retry::RetryPlan,
     route::{RouteTable, RulePlan, TargetPlan},
     slots::{self, Numbers},
-    snapshot::{EndpointState, PortPlan, Source, VersionPlan},
+    snapshot::{EndpointState, PortPlan, Source, TlsUses, VersionPlan},
     split::Split,
 };
 use crate::{
     clock::MonoNanos,
     model::{
         Backend, DialFrom, Endpoint, Model, Policy, Port, Rule, Select, Service, Tags,
-        kernel_table::KernelTable, selects,
+        kernel_table::KernelTable, selects, tls::UpstreamTls,
     },
 };
 
@@ -47,6 +47,7 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         versions: Vec::new(),
         rules: Vec::new(),
         sources: sources(&model),
+        tls: TlsUses::default(),
         by_address: HashMap::new(),
         by_host: HashMap::new(),
         by_workload: HashMap::new(),
@@ -74,6 +75,9 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
     for (at, policy) in model.policies.iter().enumerate() {
         if let Some(of_service) = policies.get_mut(policy.service) {
             of_service.push((at, policy));
+        }
+        if let Some(UpstreamTls::Simple(tls)) = &policy.tls {
+            snapshot.tls.originate.push(Arc::clone(tls));
         }
     }
     let mut compiler = Compiler {
@@ -217,6 +221,7 @@ impl Compiler<'_> {
             name: port.name.as_str().into(),
             number: port.number,
             protocol: port.protocol,
+            tls: port.tls.clone(),
             dial_from_node: service.dial_from == DialFrom::Node,
             path,
             path_reason,
@@ -228,6 +233,7 @@ impl Compiler<'_> {
             ejection_lock,
             key,
         });
+        self.snapshot.tls.terminate.extend(port.tls.clone());
         self.names(service, port.number, ix);
         Pending {
             ix,

@@ -3,7 +3,7 @@
 //! The most specific policy that says something wins: version and port, version, service and port,
 //! service, default. Of equally specific ones the first.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     describe::{Origin, PolicyRow},
@@ -11,6 +11,7 @@ use super::{
 };
 use crate::model::{
     Balance, BreakerPolicy, EjectionPolicy, Policy, RateLimitPolicy, RetryOn, RetryPolicy,
+    tls::{Originate, UpstreamTls},
 };
 
 /// Whole request: Envoy's route time-out.
@@ -52,6 +53,8 @@ pub struct Effective {
     pub idle: Sourced<Duration>,
     /// Retries.
     pub retries: Sourced<Option<RetryPolicy>>,
+    /// TLS towards the endpoints.
+    pub tls: Sourced<Option<Arc<Originate>>>,
 }
 
 impl Effective {
@@ -86,6 +89,11 @@ impl Effective {
             }),
             idle: first(&apply, IDLE_DEFAULT, |policy| policy.timeouts.idle),
             retries: first(&apply, None, |policy| policy.retries.clone().map(Some)),
+            tls: first(&apply, None, |policy| match &policy.tls {
+                None => None,
+                Some(UpstreamTls::Off) => Some(None),
+                Some(UpstreamTls::Simple(tls)) => Some(Some(Arc::clone(tls))),
+            }),
         }
     }
 
@@ -154,6 +162,10 @@ impl Effective {
             Some(policy) => rows.retries(policy, self.retries.from),
             None => rows.add("retries", "off", self.retries.from, "only where asked for"),
         }
+        match &self.tls.value {
+            Some(tls) => rows.tls(tls, self.tls.from),
+            None => rows.add("tls", "off", self.tls.from, "only where asked for"),
+        }
         rows.rows
     }
 }
@@ -205,6 +217,37 @@ impl Rows<'_> {
             ("probe", policy.probe.to_string()),
         ] {
             self.add(&format!("breaker.ejection.{field}"), value, from, "");
+        }
+    }
+
+    fn tls(&mut self, tls: &Originate, from: Origin) {
+        let file = |path: &Option<std::path::PathBuf>, otherwise: &str| {
+            path.as_ref()
+                .map_or_else(|| otherwise.to_owned(), |path| path.display().to_string())
+        };
+        let or = |list: &[String], otherwise: &str| {
+            if list.is_empty() {
+                otherwise.to_owned()
+            } else {
+                list.join(", ")
+            }
+        };
+        let own = tls.certificate.as_ref().map(|files| files.cert.clone());
+        let verified = if tls.insecure_skip_verify {
+            "NOTHING".to_owned()
+        } else {
+            file(&tls.ca, "the system's CAs")
+        };
+        let sni = tls.sni.as_deref().unwrap_or("the endpoint's address");
+        for (field, value) in [
+            ("sni", sni.to_owned()),
+            ("ca", verified),
+            ("cert", file(&own, "none")),
+            ("alpn", or(&tls.alpn, "what is spoken")),
+            ("subject-alt-names", or(&tls.subject_alt_names, sni)),
+            ("min-version", tls.min_version.name().to_owned()),
+        ] {
+            self.add(&format!("tls.{field}"), value, from, "");
         }
     }
 

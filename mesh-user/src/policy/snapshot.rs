@@ -33,6 +33,7 @@ use crate::{
     model::{
         Balance, Model, Protocol, Tags,
         kernel_table::{KernelTable, Path},
+        tls::{Originate, Terminate},
     },
 };
 
@@ -52,6 +53,22 @@ pub struct SourceIx(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct EndpointIx(pub u32);
 
+/// The TLS settings of a model, for whoever reads their files.
+#[derive(Clone, Debug, Default)]
+pub struct TlsUses {
+    /// Of ports.
+    pub terminate: Vec<Arc<Terminate>>,
+    /// Of policies.
+    pub originate: Vec<Arc<Originate>>,
+}
+
+impl TlsUses {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.terminate.is_empty() && self.originate.is_empty()
+    }
+}
+
 /// One port of one service: what the proxy looks up for a connection.
 #[derive(Debug)]
 pub struct PortPlan {
@@ -65,6 +82,8 @@ pub struct PortPlan {
     pub number: u16,
     /// What is spoken.
     pub protocol: Protocol,
+    /// TLS of its clients ends here.
+    pub tls: Option<Arc<Terminate>>,
     /// Whether upstream connections leave from the agent's own namespace.
     pub dial_from_node: bool,
     /// Who decides, and why.
@@ -178,6 +197,8 @@ pub struct Snapshot {
     pub rules: Vec<RulePlan>,
     /// Workloads.
     pub sources: Vec<Source>,
+    /// TLS that begins or ends here.
+    pub tls: TlsUses,
     pub(super) by_address: HashMap<(IpAddr, u16), PortIx>,
     pub(super) by_host: HashMap<(Box<str>, u16), PortIx>,
     pub(super) by_workload: HashMap<Arc<str>, SourceIx>,

@@ -52,6 +52,8 @@ pub(super) struct Shared {
     pub(super) node_sockets: Arc<dyn SocketSource>,
     /// Metrics and access log.
     pub(super) telemetry: Arc<Telemetry>,
+    /// Certificates, keys and CAs.
+    pub(super) tls: Arc<tls::Store>,
     /// Each worker's last turn, CLOCK_MONOTONIC in nanoseconds.
     pub(super) ticks: Vec<AtomicU64>,
 }
@@ -262,6 +264,11 @@ impl Conn {
     /// The host name that a client of TLS means, where it said one.
     pub(super) fn server_name(&self) -> Option<&str> {
         self.tls.get()?.server_name.as_deref()
+    }
+
+    /// Whether the client's TLS ended here: what it asks for is `https`.
+    pub(super) fn is_secure(&self) -> bool {
+        self.tls.get().is_some_and(|tls| tls.terminated)
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
     record::ConnectionLog,
     retry::Charged,
     socket::Socket,
+    tls::Inside,
     timer::Timer,
     upstream::{Target, connect_now},
 };
@@ -149,7 +150,10 @@ async fn forward(
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
         let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, &mut charged, now)?;
-        let target = Target::new(&snapshot, plan.version, &endpoint, conn, &judged);
+        let target = Target {
+            inside: Inside::Opaque,
+            ..Target::new(&snapshot, plan.version, &endpoint, conn, &judged)
+        };
         let connected = tokio::select! {
             biased;
             connected = connect_now(core, &conn.workload, &target) => connected,

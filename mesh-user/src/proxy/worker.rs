@@ -123,8 +123,10 @@ impl Workers {
             origins: options.origins,
             node_sockets: options.node_sockets,
             telemetry: options.telemetry,
+            tls: Arc::default(),
             ticks: (0..count).map(|_| AtomicU64::new(clock::now().0)).collect(),
         });
+        shared.tls.follow(&shared.snapshot.load().tls);
         let cpus = if options.pin {
             allowed_cpus()
         } else {
@@ -175,9 +177,11 @@ impl Workers {
         }
     }
 
-    /// Puts a snapshot in force: the next request on every connection uses it.
+    /// Puts a snapshot in force: the next request on every connection uses it. Reads the files of TLS
+    /// settings that are new.
     pub fn swap(&self, snapshot: Arc<Snapshot>) {
         snapshot.enforce();
+        self.shared.tls.follow(&snapshot.tls);
         self.shared.snapshot.store(snapshot);
         self.shared.swaps.fetch_add(1, Ordering::Release);
     }
@@ -187,6 +191,12 @@ impl Workers {
     pub fn set_limits(&self, limits: &Limits) {
         self.shared.limits.store(Arc::new(limits.clone()));
         self.shared.swaps.fetch_add(1, Ordering::Release);
+    }
+
+    /// Why the newest content of certificate, key and CA files is not in force; none where no TLS
+    /// begins or ends here.
+    pub fn tls_problems(&self) -> Option<Vec<String>> {
+        (!self.shared.tls.is_empty()).then(|| self.shared.tls.problems())
     }
 
     /// The time of the oldest worker's last turn, CLOCK_MONOTONIC: each worker ticks every 250 ms;

@@ -121,6 +121,7 @@ struct Collected {
     plain: [u64; plain_numbers::LEN],
     ejections: [u64; 3],
     sources_lost: u64,
+    handshakes: Vec<([&'static str; 2], f64)>,
     panics: Vec<(&'static str, u64)>,
     log_lost: u64,
     process: Process,
@@ -138,6 +139,7 @@ impl Collected {
             sources_lost: telemetry
                 .sources_lost
                 .load(std::sync::atomic::Ordering::Relaxed),
+            handshakes: telemetry.tls.sums(),
             panics: telemetry.panics(),
             log_lost: telemetry.log.lost(),
             process: process::read(),
@@ -244,6 +246,7 @@ impl Collected {
                 ("returned", returned),
             ],
         )?;
+        to.values(&metrics::TLS_HANDSHAKES, self.handshakes.iter().copied())?;
         to.named(&metrics::TASK_PANICS, self.panics.iter().copied())?;
         to.single(&metrics::LOG_LOST, self.log_lost)?;
         let series = [("requests", self.requests.len()), ("tcp", self.tcp.len())];

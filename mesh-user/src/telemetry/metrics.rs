@@ -121,6 +121,9 @@ metrics! {
     /// Inbound connections whose application sees the workload's own address, since no port of the
     /// client's was free.
     SOURCES_LOST = Counter "mesh_inbound_source_lost_total" &[];
+    /// TLS handshakes with clients whose TLS ends here, and with endpoints, by how they ended: done,
+    /// failed, untrusted, timed_out, closed.
+    TLS_HANDSHAKES = Counter "mesh_tls_handshakes_total" &["side", "result"];
     /// Panics that were caught at the root of a task; each ended one connection.
     TASK_PANICS = Counter "mesh_task_panics_total" &["task"];
     /// Access-log lines that were not written: queue full, or the file could not be written.

@@ -16,6 +16,7 @@ mod process;
 mod refusals;
 mod series;
 mod shield;
+mod tls;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ pub use kernel::KernelCounts;
 pub use refusals::Refused;
 pub use series::{GONE_KEPT, SERIES_MAX};
 pub use shield::ShieldSample;
+pub use tls::{Handshake, TlsSide};
 
 use crate::{
     clock::MonoNanos,
@@ -61,6 +63,7 @@ pub struct Telemetry {
     kernel: kernel::KernelSeries,
     ejections: [AtomicU64; 3],
     sources_lost: AtomicU64,
+    tls: tls::Handshakes,
     /// Changes that nobody has taken yet, the newest.
     changes: Mutex<VecDeque<Change>>,
     refusals: refusals::Refusals,
@@ -225,6 +228,7 @@ impl Telemetry {
             kernel: kernel::KernelSeries::default(),
             ejections: [const { AtomicU64::new(0) }; 3],
             sources_lost: AtomicU64::new(0),
+            tls: tls::Handshakes::default(),
             changes: Mutex::default(),
             refusals: refusals::Refusals::default(),
             panics: Mutex::default(),
@@ -294,6 +298,11 @@ impl Telemetry {
     /// Counts a dial to an application that could not have its client's address.
     pub fn source_lost(&self) {
         self.sources_lost.fetch_add(1, Relaxed);
+    }
+
+    /// Counts how a TLS handshake ended.
+    pub fn tls_handshake(&self, side: TlsSide, ended: Handshake) {
+        self.tls.count(side, ended);
     }
 
     /// Counts what `Snapshot::record` and `Snapshot::sweep` changed.

@@ -34,6 +34,8 @@ pub(super) struct Parsed<'a, 'b> {
     has_request_id: bool,
     max_forwards: Option<u64>,
     length: Length,
+    /// It came over TLS that ended here.
+    pub(super) secure: std::cell::Cell<bool>,
     /// The whole target as received.
     raw_target: &'b str,
     /// Where the first field starts.
@@ -150,6 +152,7 @@ fn check<'a, 'b>(
         has_request_id: false,
         max_forwards: None,
         length: Length::Unstated,
+        secure: std::cell::Cell::new(false),
         raw_target: target,
         first_line_end: fields.first().map_or(head.len() - 2, |first| {
             offset_in(head, first.name.as_bytes())
@@ -293,6 +296,9 @@ impl Parsed<'_, '_> {
             spans.request_id = push_request_id(out, rng);
             out.extend_from_slice(b"\r\n");
         }
+        if self.secure.get() {
+            push_field(out, "x-forwarded-proto", b"https");
+        }
         if self.length == Length::Chunked {
             push_field(out, "transfer-encoding", b"chunked");
         }
@@ -370,7 +376,11 @@ impl Parsed<'_, '_> {
                         push_field(lines.cut(at.start, at.end), "max-forwards", hops.as_bytes());
                     }
                 }
-                Field::Other if !self.connection.lists || !is_listed(self.fields, field.name) => {}
+                Field::ForwardedProto if self.secure.get() => {
+                    lines.cut(at.start, at.end);
+                }
+                Field::Other | Field::ForwardedProto
+                    if !self.connection.lists || !is_listed(self.fields, field.name) => {}
                 // What is left: hop-by-hop (RFC 9110, section 7.6.1), repeated lengths.
                 _ => {
                     lines.cut(at.start, at.end);

@@ -243,6 +243,7 @@ impl Session {
             if !parsed.has_authority() {
                 destination = conn.destination.to_string();
             }
+            parsed.secure.set(conn.is_secure());
             let request = {
                 let mut rng = core.rng.borrow_mut();
                 parsed.write(&mut log.head, &mut log.spans, &destination, &mut rng)

@@ -24,6 +24,7 @@ use crate::{
         buffer::Buf,
         core::Core,
         pool::{Key, KeyState},
+        tls::Inside,
         upstream::{NoConnection, Permits, Target, Upstream, dial, permits_now},
         wire::WorkloadHandle,
     },
@@ -332,6 +333,10 @@ async fn connect(
     target: &Target<'_>,
     permits: Permits,
 ) -> Result<Rc<Shared>, NoConnection> {
+    let target = &Target {
+        inside: Inside::Http2,
+        ..*target
+    };
     let Upstream {
         stream, permits, ..
     } = dial(core, workload, target, permits).await?;
@@ -401,6 +406,7 @@ mod tests {
             endpoint: 1,
             inbound: 0,
             app: None,
+            tls: 0,
         };
         let (gone, stays) = (connections.group(key(7)), connections.group(key(8)));
         connections.release(7);

@@ -114,6 +114,9 @@ impl Stream {
         let mut head =
             head::check(request, &core.limits()).map_err(|reject| (reject, Verdict::default()))?;
         head.identify(&mut core.rng.borrow_mut());
+        if self.conn.is_secure() {
+            head.secure();
+        }
         head.note(&mut self.log.head, &mut self.log.spans);
         let started = self.log.started;
         match attempt::admit(&self.conn, &self.snapshot, &place, &head.view(), started) {
@@ -269,7 +272,7 @@ impl Stream {
         };
         self.kept.seal();
         let ends = self.kept.ended && self.kept.data.is_empty() && self.kept.trailers.is_none();
-        let (response, sink) = match sender.send_request(head.request(), ends) {
+        let (response, sink) = match sender.send_request(head.request(target.tls.is_some()), ends) {
             Ok(sent) => sent,
             Err(error) => {
                 // Nothing was sent: the connection closed while the stream was on its way to it.
