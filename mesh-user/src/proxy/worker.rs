@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     accept::{self, Listeners},
     core::{Core, Shared},
-    upstream,
+    tls, upstream,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
 };
 use crate::{
@@ -122,8 +122,8 @@ impl Workers {
             limits: ArcSwap::from_pointee(options.limits),
             origins: options.origins,
             node_sockets: options.node_sockets,
+            tls: Arc::new(tls::Store::new(Arc::clone(&options.telemetry))),
             telemetry: options.telemetry,
-            tls: Arc::default(),
             ticks: (0..count).map(|_| AtomicU64::new(clock::now().0)).collect(),
         });
         shared.tls.follow(&shared.snapshot.load().tls);

@@ -122,6 +122,7 @@ struct Collected {
     ejections: [u64; 3],
     sources_lost: u64,
     handshakes: Vec<([&'static str; 2], f64)>,
+    files_refused: u64,
     panics: Vec<(&'static str, u64)>,
     log_lost: u64,
     process: Process,
@@ -140,6 +141,7 @@ impl Collected {
                 .sources_lost
                 .load(std::sync::atomic::Ordering::Relaxed),
             handshakes: telemetry.tls.sums(),
+            files_refused: telemetry.tls.refused(),
             panics: telemetry.panics(),
             log_lost: telemetry.log.lost(),
             process: process::read(),
@@ -247,6 +249,7 @@ impl Collected {
             ],
         )?;
         to.values(&metrics::TLS_HANDSHAKES, self.handshakes.iter().copied())?;
+        to.single(&metrics::TLS_FILES_REFUSED, self.files_refused)?;
         to.named(&metrics::TASK_PANICS, self.panics.iter().copied())?;
         to.single(&metrics::LOG_LOST, self.log_lost)?;
         let series = [("requests", self.requests.len()), ("tcp", self.tcp.len())];

@@ -305,6 +305,11 @@ impl Telemetry {
         self.tls.count(side, ended);
     }
 
+    /// Says how many problems there are with certificate, key and CA files.
+    pub fn set_tls_files_refused(&self, count: usize) {
+        self.tls.set_refused(count);
+    }
+
     /// Counts what `Snapshot::record` and `Snapshot::sweep` changed.
     pub fn ejection(&self, change: &Change) {
         let index = match change.what {

@@ -57,13 +57,25 @@ impl Handshake {
     }
 }
 
-/// Counts of both.
+/// Counts of both, and how many settings have files that can't be used.
 #[derive(Debug, Default)]
-pub(super) struct Handshakes([[AtomicU64; Handshake::ALL.len()]; TlsSide::ALL.len()]);
+pub(super) struct Handshakes {
+    counts: [[AtomicU64; Handshake::ALL.len()]; TlsSide::ALL.len()],
+    refused: AtomicU64,
+}
 
 impl Handshakes {
     pub(super) fn count(&self, side: TlsSide, ended: Handshake) {
-        self.0[side as usize][ended as usize].fetch_add(1, Relaxed);
+        self.counts[side as usize][ended as usize].fetch_add(1, Relaxed);
+    }
+
+    /// How many different problems there are with files.
+    pub(super) fn set_refused(&self, count: usize) {
+        self.refused.store(count as u64, Relaxed);
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
     }
 
     /// Side and end, with how many.
@@ -71,7 +83,7 @@ impl Handshakes {
         let mut sums = Vec::new();
         for side in TlsSide::ALL {
             for ended in Handshake::ALL {
-                let count = self.0[side as usize][ended as usize].load(Relaxed);
+                let count = self.counts[side as usize][ended as usize].load(Relaxed);
                 sums.push(([side.label(), ended.label()], count as f64));
             }
         }

@@ -245,6 +245,7 @@ fn files_that_do_not_fit_are_kept_out_and_named() {
                 .iter()
                 .any(|problem| problem.starts_with(name))
         });
+        assert_eq!(mesh.metric(&["mesh_tls_files_refused"]).map(|n| n >= 1.0), Some(true));
         let told = problems(&mesh).join("");
         assert!(told.contains(path.to_str().unwrap()), "{told}");
         assert!(

@@ -50,6 +50,7 @@ fn check_references_beyond_the_services_are_survived() {
         balance: None,
         timeouts: TimeoutPolicy::default(),
         retries: None,
+        ..Policy::default()
     };
     let model = Model {
         rules: vec![rule(usize::MAX)],

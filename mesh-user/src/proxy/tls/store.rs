@@ -21,14 +21,16 @@ use super::{
 use crate::{
     model::tls::{Originate, Terminate},
     policy::snapshot::TlsUses,
+    telemetry::Telemetry,
 };
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything that TLS settings stand for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::proxy) struct Store {
+    telemetry: Arc<Telemetry>,
     table: ArcSwap<Table>,
     /// Whether somebody looks at the files; held by whoever changes the table.
     watched: Mutex<bool>,
@@ -140,6 +142,14 @@ fn look_client(config: &Originate, slot: &Slot<Client>) {
 }
 
 impl Store {
+    pub(in crate::proxy) fn new(telemetry: Arc<Telemetry>) -> Self {
+        Self {
+            telemetry,
+            table: ArcSwap::default(),
+            watched: Mutex::default(),
+        }
+    }
+
     fn watched(&self) -> MutexGuard<'_, bool> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,6 +166,7 @@ impl Store {
             clients: follow(&old.clients, &uses.originate, look_client),
         };
         self.table.store(Arc::new(table));
+        self.telemetry.set_tls_files_refused(self.problems().len());
         if !*watched {
             *watched = true;
             let store = Arc::downgrade(self);
@@ -183,6 +194,7 @@ impl Store {
         for (config, slot) in table.clients.values() {
             look_client(config, slot);
         }
+        self.telemetry.set_tls_files_refused(self.problems().len());
     }
 
     /// What is shown to the clients of a port. None: its files were never good.
