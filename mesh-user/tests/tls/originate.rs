@@ -330,7 +330,7 @@ fn opaque_bytes_go_out_over_tls() {
     let mesh = Mesh::start(over(plan, tls));
     let mut reader = Reader::new(mesh.connect());
     assert_eq!(reader.bytes(3), b"hi!", "the endpoint speaks first");
-    let block: Vec<u8> = (0..1 << 20).map(|at: u32| (at * 31 >> 5) as u8).collect();
+    let block: Vec<u8> = (0..1 << 20).map(|at: u32| ((at * 31) >> 5) as u8).collect();
     let sent = block.clone();
     let mut out = reader.stream.try_clone().unwrap();
     let sender = thread::spawn(move || {

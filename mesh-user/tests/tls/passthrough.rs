@@ -305,7 +305,9 @@ fn bulk_after_the_hello_arrives_whole_in_both_directions() {
     let mut stream = dial(mesh.address, "v2.example", &client(&two.ca, &["h2"], None)).unwrap();
     let mut word = [0; 3];
     stream.read_exact(&mut word).unwrap();
-    let block: Vec<u8> = (0..64 << 10).map(|at: u32| (at * 31 >> 3) as u8).collect();
+    let block: Vec<u8> = (0..64 << 10)
+        .map(|at: u32| ((at * 31) >> 3) as u8)
+        .collect();
     let mut back = vec![0; block.len()];
     for _ in 0..64 {
         stream.write_all(&block).unwrap();
