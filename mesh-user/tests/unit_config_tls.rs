@@ -59,7 +59,11 @@ fn server_names_that_are_none_are_refused() {
     ] {
         let text = service("{number: 443, protocol: tls}")
             + &format!("rules: [{{service: a, match: {{sni: {name}}}, route: [{{weight: 1}}]}}]\n");
-        assert_eq!(bad(&text), ["9:35 bad-value rules[0].match[0].sni[0]"], "{name}");
+        assert_eq!(
+            bad(&text),
+            ["9:35 bad-value rules[0].match[0].sni[0]"],
+            "{name}"
+        );
     }
 }
 
@@ -67,7 +71,7 @@ fn server_names_that_are_none_are_refused() {
 fn server_name_beside_a_condition_on_http_is_a_conflict() {
     let text = service("{number: 443, protocol: tls}")
         + "rules:\n  - service: a\n    match: {sni: a.example, method: GET}\n    route: [{weight: 1}]\n";
-    assert_eq!(bad(&text), ["11:18 conflict rules[0].match[0].sni"]);
+    assert_eq!(bad(&text), ["11:18 tls-conflict rules[0].match[0].sni"]);
 }
 
 #[test]
@@ -127,15 +131,15 @@ fn termination_that_contradicts_itself_is_refused() {
     let cases = [
         (
             port("tls", &terminate("")),
-            "conflict services[0].ports[0].tls",
+            "tls-conflict services[0].ports[0].tls",
         ),
         (
             port("tcp", &terminate(", alpn: h2")),
-            "conflict services[0].ports[0].tls.terminate.alpn[0]",
+            "tls-conflict services[0].ports[0].tls.terminate.alpn[0]",
         ),
         (
             port("grpc", &terminate(", alpn: [h2, http/1.1]")),
-            "conflict services[0].ports[0].tls.terminate.alpn[1]",
+            "tls-conflict services[0].ports[0].tls.terminate.alpn[1]",
         ),
         (
             port("http", &terminate(", alpn: [h2, h2]")),
@@ -198,13 +202,13 @@ fn origination_arrives_with_the_first_hostname() {
 fn origination_that_contradicts_itself_is_refused() {
     let http = "{number: 80, protocol: http}";
     let cases = [
-        (policy(http, "cert: /c"), "missing-field policies[0].tls"),
+        (policy(http, "cert: /c"), "tls-conflict policies[0].tls"),
         (policy(http, "ca: ca.crt"), "bad-value policies[0].tls.ca"),
         (
             policy(http, "insecure-skip-verify: true, ca: /ca"),
-            "conflict policies[0].tls.insecure-skip-verify",
+            "tls-conflict policies[0].tls.insecure-skip-verify",
         ),
-        (policy(http, "alpn: db"), "conflict policies[0].tls.alpn"),
+        (policy(http, "alpn: db"), "tls-conflict policies[0].tls.alpn"),
         (
             policy("{number: 80, protocol: tcp}", "alpn: \"\""),
             "bad-value policies[0].tls.alpn[0]",
@@ -223,7 +227,7 @@ fn origination_that_contradicts_itself_is_refused() {
         ),
         (
             policy("{number: 80, protocol: tls}", "ca: /ca"),
-            "conflict policies[0].tls",
+            "tls-conflict policies[0].tls",
         ),
         (
             policy("{number: 80, protocol: tcp, path: kernel}", "ca: /ca"),

@@ -27,8 +27,8 @@ pub mod retry;
 pub mod rng;
 pub mod route;
 mod slots;
-mod sni;
 pub mod snapshot;
+mod sni;
 pub mod split;
 mod value;
 

@@ -19,8 +19,8 @@ use super::{
     record::ConnectionLog,
     retry::Charged,
     socket::Socket,
-    tls::Inside,
     timer::Timer,
+    tls::Inside,
     upstream::{Target, connect_now},
 };
 use crate::{

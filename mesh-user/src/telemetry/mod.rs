@@ -16,9 +16,9 @@ mod process;
 mod refusals;
 mod series;
 mod shield;
-mod tls;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{
     collections::{BTreeMap, VecDeque},

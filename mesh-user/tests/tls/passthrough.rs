@@ -121,10 +121,11 @@ fn mirrors(protocol: Protocol, rules: impl FnOnce(Plan) -> Plan) -> Mesh {
 /// Sends in pieces, then the end; what comes back.
 fn through(mesh: &Mesh, pieces: &[&[u8]]) -> Vec<u8> {
     let mut stream = mesh.connect();
-    for piece in pieces {
-        stream.write_all(piece).unwrap();
+    // Whoever is refused may be so before all is sent.
+    let sent = pieces.iter().try_for_each(|piece| stream.write_all(piece));
+    if sent.is_ok() {
+        let _refused = stream.shutdown(Shutdown::Write);
     }
-    stream.shutdown(Shutdown::Write).unwrap();
     let mut all = Vec::new();
     // A reset is an answer too.
     let _end = stream.read_to_end(&mut all);

@@ -119,6 +119,32 @@ fn alpn_decides_between_http2_and_http1_and_the_scheme_is_told() {
 }
 
 #[test]
+fn absolute_form_may_say_https_where_tls_ends_and_nowhere_else() {
+    let (ca, folder) = (Ca::new("edge"), Folder::new());
+    let files = folder.pair("web", &ca.issue(&["web.example"]));
+    let request = "GET https://web/a HTTP/1.1\r\nhost: web\r\n\r\n";
+    let plan = || {
+        let first = |request: &Message, _| {
+            let line = request.head.lines().next().unwrap_or_default();
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{line}",
+                line.len()
+            )
+        };
+        Plan::new(Protocol::Http).endpoint(http_with(first), "v1")
+    };
+    let mesh = Mesh::start(ending(plan(), with(vec![files])));
+    let mut stream = dial(mesh.address, "web.example", &client(&ca, &[], None)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut all = [0; 15];
+    stream.read_exact(&mut all).unwrap();
+    assert_eq!(&all, b"HTTP/1.1 200 OK");
+    let plain = Mesh::start(plan());
+    let mut reader = Reader::new(plain.connect());
+    assert_eq!(reader.send(request).message().unwrap().status(), 400);
+}
+
+#[test]
 fn plain_requests_keep_the_scheme_that_they_said() {
     let mesh = Mesh::start(Plan::new(Protocol::Http).endpoint(tells_scheme(), "v1"));
     let mut reader = Reader::new(mesh.connect());

@@ -48,6 +48,8 @@ struct Target<'b> {
     query: Option<&'b str>,
     /// From absolute form.
     authority: Option<&'b str>,
+    /// The scheme of absolute form.
+    https: bool,
     /// Written as received.
     verbatim: bool,
 }
@@ -215,6 +217,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
             path,
             query,
             authority: None,
+            https: false,
             verbatim: true,
         });
     }
@@ -223,15 +226,19 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
             path: "*",
             query: None,
             authority: None,
+            https: false,
             verbatim: true,
         });
     }
-    let scheme = target
-        .get(..7)
-        .filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
-    let rest = scheme
-        .map(|scheme| &target[scheme.len()..])
-        .ok_or(Reject::BadRequest)?;
+    let after = |scheme: &str| {
+        let (is, rest) = target.split_at_checked(scheme.len())?;
+        is.eq_ignore_ascii_case(scheme).then_some(rest)
+    };
+    let (rest, https) = match (after("http://"), after("https://")) {
+        (Some(rest), _) => (rest, false),
+        (None, Some(rest)) => (rest, true),
+        (None, None) => return Err(Reject::BadRequest),
+    };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, rest) = rest.split_at(end);
     if !is_authority(authority.as_bytes()) {
@@ -249,6 +256,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
         path,
         query,
         authority: Some(authority),
+        https,
         verbatim: false,
     })
 }
@@ -272,6 +280,11 @@ impl Parsed<'_, '_> {
     /// Whether the request says itself whom it means: always in HTTP/1.1.
     pub(super) const fn has_authority(&self) -> bool {
         self.host.is_some() || self.target.authority.is_some()
+    }
+
+    /// Whether the target says `https`: nothing for a connection in the clear.
+    pub(super) const fn wants_tls(&self) -> bool {
+        self.target.https
     }
 
     fn passes_upgrade(&self) -> bool {

@@ -244,6 +244,9 @@ impl Session {
                 destination = conn.destination.to_string();
             }
             parsed.secure.set(conn.is_secure());
+            if parsed.wants_tls() && !conn.is_secure() {
+                return Err(Reject::BadRequest);
+            }
             let request = {
                 let mut rng = core.rng.borrow_mut();
                 parsed.write(&mut log.head, &mut log.spans, &destination, &mut rng)
