@@ -208,7 +208,10 @@ fn origination_that_contradicts_itself_is_refused() {
             policy(http, "insecure-skip-verify: true, ca: /ca"),
             "tls-conflict policies[0].tls.insecure-skip-verify",
         ),
-        (policy(http, "alpn: db"), "tls-conflict policies[0].tls.alpn"),
+        (
+            policy(http, "alpn: db"),
+            "tls-conflict policies[0].tls.alpn",
+        ),
         (
             policy("{number: 80, protocol: tcp}", "alpn: \"\""),
             "bad-value policies[0].tls.alpn[0]",
