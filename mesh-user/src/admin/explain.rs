@@ -151,7 +151,11 @@ pub fn answer(
     let cursors = Cursors::default();
     let tls = snapshot.port(port).protocol == Protocol::Tls;
     if question.sni.is_some() || tls {
-        let name = question.sni.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let name = question
+            .sni
+            .as_deref()
+            .unwrap_or_default()
+            .to_ascii_lowercase();
         let name = name.strip_suffix('.').unwrap_or(&name);
         let name = (!name.is_empty()).then_some(name);
         let explanation = explain_tls(snapshot, port, Some(source), name, &cursors, now);

@@ -709,6 +709,15 @@ impl Agent for NodeAgent {
             ok,
             detail,
         });
+        let tls = self.workers.tls_problems().map(|problems| Condition {
+            name: "tls-files".into(),
+            // What was good stays in force: no reason to send clients elsewhere.
+            ok: true,
+            detail: match problems.as_slice() {
+                [] => "certificates, keys and CAs are as their files".into(),
+                problems => format!("not in force: {}", problems.join("; ")),
+            },
+        });
         let report = lock(&self.report);
         let live = report
             .workloads
@@ -758,6 +767,7 @@ impl Agent for NodeAgent {
             ]
             .into_iter()
             .chain(shield)
+            .chain(tls)
             .collect(),
             generation,
             config: ConfigStatus {

@@ -122,7 +122,13 @@ columns! {
         "NAMESPACE" left |row| cell(&row["namespace"]),
         "SERVICE" left |row| cell(&row["service"]),
         "PORT" right |row| cell(&row["port"]),
-        "PROTOCOL" left |row| cell(&row["protocol"]),
+        "PROTOCOL" left |row| {
+            let protocol = cell(&row["protocol"]);
+            match row["tls"].as_bool() {
+                Some(true) => format!("{protocol} in tls"),
+                _ => protocol,
+            }
+        },
         "PATH" left |row| cell(&row["path"]),
         "REASON" left |row| cell(&row["reason"]),
         "RULES" right |row| cell(&row["rules"]),

@@ -82,6 +82,7 @@ codes! {
     Duplicate "duplicate" "A name, address or scope that is taken.";
     NestedAttach "nested-attach" "An attach point inside another.";
     LimitConflict "limit-conflict" "Limits that contradict each other.";
+    TlsConflict "tls-conflict" "TLS settings that contradict each other, the protocol, or conditions on HTTP.";
     NeedsProxy "needs-proxy" "Something that the kernel can't honour, on a port with `path: kernel`.";
     EmptyVersion "empty-version" "A version or tag set that no endpoint has (warning).";
     UnreachableRule "unreachable-rule" "A rule that never decides (warning).";

@@ -33,6 +33,8 @@ pub(crate) enum Text {
     Hostname,
     /// Server name of TLS, or `*.` and the end of one.
     ServerName,
+    /// Identifier of a protocol inside TLS.
+    ProtocolId,
     /// Key of a tag.
     TagKey,
     /// Value of a tag or of a locality.
@@ -135,11 +137,12 @@ static PATTERNS: LazyLock<HashMap<Discriminant<Text>, Regex>> = LazyLock::new(||
 
 impl Text {
     /// One of each kind, for the patterns and the tests.
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::Name,
         Self::ServiceRef,
         Self::Hostname,
         Self::ServerName,
+        Self::ProtocolId,
         Self::TagKey,
         Self::TagValue,
         Self::Identity,
@@ -177,7 +180,7 @@ impl Text {
             }
             Self::TagKey => format!("^{TAG_KEY}$"),
             Self::TagValue => "^[ -~]*$".to_owned(),
-            Self::Identity | Self::Authority => "^[!-~]+$".to_owned(),
+            Self::Identity | Self::Authority | Self::ProtocolId => "^[!-~]+$".to_owned(),
             Self::HeaderName | Self::Method => format!("^{TOKEN}$"),
             Self::QueryName => r"^[^\x00-\x1f\x7f]+$".to_owned(),
             Self::Value => r"^[^\x00-\x08\x0a-\x1f\x7f]*$".to_owned(),
@@ -212,6 +215,8 @@ impl Text {
         match self {
             Self::Name | Self::Hostname | Self::ServerName | Self::Authority => (1, 253),
             Self::ServiceRef => (1, 507),
+            // RFC 7301 §3.1.
+            Self::ProtocolId => (1, 255),
             // Kubernetes: prefix 253, slash, name 63.
             Self::TagKey => (1, 317),
             Self::TagValue => (0, 253),
@@ -246,6 +251,7 @@ impl Text {
             Self::ServiceRef => "`name` or `namespace/name` of a service",
             Self::Hostname => "a hostname without scheme and port, such as reviews.shop.svc",
             Self::ServerName => "a server name without port, such as shop.example, or *.shop.example",
+            Self::ProtocolId => "a protocol's identifier (RFC 7301), such as h2",
             Self::TagKey => "a tag key: letters, digits, `-`, `_`, `.`, `/`",
             Self::TagValue => "printable ASCII text of at most 253 characters",
             Self::Identity => "an identity without spaces, such as spiffe://cluster.local/ns/shop/sa/web",

@@ -10,7 +10,7 @@ pub struct Terminate {
     /// At least one. The first that covers the client's server name is shown; the first of all
     /// when there is none.
     pub certificates: Vec<CertificateFiles>,
-    /// What is offered, in this order; empty: what the port's protocol allows.
+    /// What is offered, in this order; empty: nothing, and what is inside is told by its first bytes.
     pub alpn: Vec<Alpn>,
     /// Oldest version that is taken.
     pub min_version: TlsVersion,

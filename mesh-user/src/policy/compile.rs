@@ -21,12 +21,12 @@ use super::{
     inbound::InboundIndex,
     rate_limit::Limiter,
     slots::{self, Ids},
-    snapshot::{PortPlan, Source},
+    snapshot::{PortPlan, Source, TlsUses},
     unit::{Claims, Unit, Use, host_keys},
 };
 use crate::{
     clock::MonoNanos,
-    model::{List, Model, Policy, Rule, Service, kernel_table::Path, list::Chunks},
+    model::{List, Model, Policy, Rule, Service, kernel_table::Path, list::Chunks, tls::UpstreamTls},
 };
 
 mod actions;
@@ -87,7 +87,31 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         super::inbound::compile(&mut next, old, now);
     }
     super::inbound::endpoints(&mut next, old, &compiled);
+    tls_uses(&mut next, old, &compiled);
     next
+}
+
+/// Gathers the TLS settings again if a service that was compiled has or had some.
+fn tls_uses(next: &mut Snapshot, old: &Snapshot, compiled: &[usize]) {
+    let has = |unit: &Arc<Unit>| {
+        unit.service.ports.iter().any(|port| port.tls.is_some())
+            || unit.policies.iter().any(|policy| policy.tls.is_some())
+    };
+    let touched = |at: &usize| [old, &*next].iter().any(|of| of.units.get(*at).is_some_and(has));
+    if !compiled.iter().any(touched) {
+        return;
+    }
+    let mut uses = TlsUses::default();
+    for unit in next.units.iter() {
+        let ports = unit.service.ports.iter();
+        uses.terminate.extend(ports.filter_map(|port| port.tls.clone()));
+        let policies = unit.policies.iter().filter_map(|policy| policy.tls.as_ref());
+        uses.originate.extend(policies.filter_map(|tls| match tls {
+            UpstreamTls::Simple(tls) => Some(Arc::clone(tls)),
+            UpstreamTls::Off => None,
+        }));
+    }
+    next.tls = Arc::new(uses);
 }
 
 /// A snapshot that knows nothing.
@@ -99,6 +123,7 @@ fn blank() -> Snapshot {
         versions: Arena::default(),
         rules: Arena::default(),
         sources: Arc::new([]),
+        tls: Arc::default(),
         units: Chunks::default(),
         by_address: Default::default(),
         by_host: Default::default(),
@@ -122,6 +147,7 @@ fn share(old: &Snapshot, model: &Arc<Model>) -> Snapshot {
         versions: old.versions.clone(),
         rules: old.rules.clone(),
         sources: Arc::clone(&old.sources),
+        tls: Arc::clone(&old.tls),
         units: old.units.clone(),
         by_address: old.by_address.clone(),
         by_host: old.by_host.clone(),

@@ -38,6 +38,8 @@ pub struct ServiceRow {
     pub port: u16,
     /// What is spoken.
     pub protocol: Protocol,
+    /// Whether TLS of its clients ends here.
+    pub tls: bool,
     /// Who decides.
     pub path: Path,
     /// The rule or policy that forced it.
@@ -204,6 +206,7 @@ impl Snapshot {
                 port_name: Arc::clone(&port.name),
                 port: port.number,
                 protocol: port.protocol,
+                tls: port.tls.is_some(),
                 path: port.path,
                 reason: port.path_reason.clone(),
                 rules: port.routes.rules().len(),

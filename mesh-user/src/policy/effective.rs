@@ -3,7 +3,7 @@
 //! The most specific policy that says something wins: version and port, version, service and port,
 //! service, default. Of equally specific ones the first.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 mod balancing;
 
@@ -16,6 +16,7 @@ use super::{
 use crate::model::{
     AdaptivePolicy, Balance, BreakerPolicy, ChangeAction, ConnectionPolicy, EjectionPolicy,
     HedgePolicy, OnChange, Policy, RateLimitPolicy, RetryBudget, RetryOn, RetryPolicy,
+    tls::{Originate, UpstreamTls},
 };
 
 /// Whole request: Envoy's route time-out.
@@ -71,6 +72,8 @@ pub struct Effective {
     pub on_change: Sourced<OnChange>,
     /// Protocols that may be upgraded to; none: any.
     pub upgrades: Sourced<Option<Vec<String>>>,
+    /// TLS towards the endpoints.
+    pub tls: Sourced<Option<Arc<Originate>>>,
 }
 
 impl Effective {
@@ -116,6 +119,11 @@ impl Effective {
             }),
             on_change: first(&apply, OnChange::default(), |policy| policy.on_change),
             upgrades: first(&apply, None, |policy| policy.upgrades.clone().map(Some)),
+            tls: first(&apply, None, |policy| match &policy.tls {
+                None => None,
+                Some(UpstreamTls::Off) => Some(None),
+                Some(UpstreamTls::Simple(tls)) => Some(Some(Arc::clone(tls))),
+            }),
         }
     }
 
@@ -189,6 +197,10 @@ impl Effective {
             Some(protocols) => protocols.join(", "),
         };
         rows.add("upgrades", upgrades, self.upgrades.from, "the endpoint decides");
+        match &self.tls.value {
+            Some(tls) => rows.tls(tls, self.tls.from),
+            None => rows.add("tls", "off", self.tls.from, "only where asked for"),
+        }
         rows.rows
     }
 }
@@ -355,6 +367,37 @@ impl Rows<'_> {
             ),
         ] {
             self.add(&format!("breaker.ejection.{field}"), value, from, "");
+        }
+    }
+
+    fn tls(&mut self, tls: &Originate, from: Origin) {
+        let file = |path: &Option<std::path::PathBuf>, otherwise: &str| {
+            path.as_ref()
+                .map_or_else(|| otherwise.to_owned(), |path| path.display().to_string())
+        };
+        let or = |list: &[String], otherwise: &str| {
+            if list.is_empty() {
+                otherwise.to_owned()
+            } else {
+                list.join(", ")
+            }
+        };
+        let own = tls.certificate.as_ref().map(|files| files.cert.clone());
+        let verified = if tls.insecure_skip_verify {
+            "NOTHING".to_owned()
+        } else {
+            file(&tls.ca, "the system's CAs")
+        };
+        let sni = tls.sni.as_deref().unwrap_or("the endpoint's address");
+        for (field, value) in [
+            ("sni", sni.to_owned()),
+            ("ca", verified),
+            ("cert", file(&own, "none")),
+            ("alpn", or(&tls.alpn, "what is spoken")),
+            ("subject-alt-names", or(&tls.subject_alt_names, sni)),
+            ("min-version", tls.min_version.name().to_owned()),
+        ] {
+            self.add(&format!("tls.{field}"), value, from, "");
         }
     }
 

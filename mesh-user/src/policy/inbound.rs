@@ -426,6 +426,7 @@ impl Compiler<'_> {
             name: "inbound".into(),
             number: 0,
             protocol: Protocol::Auto,
+            tls: None,
             dial_from_node: false,
             path: Path::Proxy,
             path_reason: String::new(),

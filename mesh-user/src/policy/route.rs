@@ -252,7 +252,8 @@ impl RouteTable {
         let other = self.find_tcp(source);
         match sni {
             Some(name) if !self.sni.is_empty() => {
-                self.sni.find(&self.entries, &self.sets, source, name, other)
+                self.sni
+                    .find(&self.entries, &self.sets, source, name, other)
             }
             _ => other,
         }

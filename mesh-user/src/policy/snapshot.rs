@@ -38,6 +38,7 @@ use crate::{
         Balance, Model, Protocol, Select, Service, Tags,
         kernel_table::{KernelTable, KernelTables, Path},
         list::Chunks,
+        tls::{Originate, Terminate},
     },
 };
 
@@ -57,6 +58,22 @@ pub struct SourceIx(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct EndpointIx(pub u32);
 
+/// The TLS settings of a model, for whoever reads their files.
+#[derive(Clone, Debug, Default)]
+pub struct TlsUses {
+    /// Of ports.
+    pub terminate: Vec<Arc<Terminate>>,
+    /// Of policies.
+    pub originate: Vec<Arc<Originate>>,
+}
+
+impl TlsUses {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.terminate.is_empty() && self.originate.is_empty()
+    }
+}
+
 /// One port of one service: what the proxy looks up for a connection.
 #[derive(Clone, Debug)]
 pub struct PortPlan {
@@ -70,6 +87,8 @@ pub struct PortPlan {
     pub number: u16,
     /// What is spoken.
     pub protocol: Protocol,
+    /// TLS of its clients ends here.
+    pub tls: Option<Arc<Terminate>>,
     /// Whether upstream connections leave from the agent's own namespace.
     pub dial_from_node: bool,
     /// Who decides, and why.
@@ -208,6 +227,8 @@ pub struct Snapshot {
     pub rules: Arena<RulePlan>,
     /// Workloads.
     pub sources: Arc<[Source]>,
+    /// TLS that begins or ends here.
+    pub tls: Arc<TlsUses>,
     /// What each service was compiled from, by its index in the model.
     pub(super) units: Chunks<Arc<Unit>>,
     pub(super) by_address: Shards<(IpAddr, u16), Claims>,

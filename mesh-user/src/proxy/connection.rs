@@ -1,6 +1,8 @@
 //! One accepted connection from its first byte to the engine that serves it.
 
-use std::{future::poll_fn, net::SocketAddr, os::fd::AsFd as _, pin::Pin, rc::Rc, task::Poll};
+use std::{
+    future::poll_fn, net::SocketAddr, os::fd::AsFd as _, pin::Pin, rc::Rc, sync::Arc, task::Poll,
+};
 
 use tokio::net::TcpStream;
 
@@ -17,12 +19,15 @@ use super::{
     socket::Socket,
     tcp,
     timer::{Timer, deadline},
-    tls,
+    tls::{self, Accepted},
     wire::WorkloadHandle,
 };
 use crate::{
     clock,
-    model::Protocol,
+    model::{
+        Protocol,
+        tls::{Alpn, Terminate},
+    },
     policy::Reject,
     telemetry::{Direction, Spoken},
 };
@@ -120,6 +125,13 @@ pub(super) async fn begin(
     }
     set_nodelay(&stream);
     let mut timer = Timer::new(opened);
+    let ends_here = place.port.and_then(|port| {
+        let (snapshot, _) = conn.core.snapshot();
+        snapshot.port(port).tls.clone()
+    });
+    if let (Some(settings), Direction::Outbound) = (ends_here, direction) {
+        return Box::pin(terminate(conn, place, protocol, &settings, stream, timer)).await;
+    }
     let (mut stream, mut buf) = (Socket::from(stream), Buf::default());
     let guess = match detect(&conn, &place, protocol, &mut stream, &mut buf, &mut timer).await {
         Ok(guess) => guess,
@@ -129,6 +141,58 @@ pub(super) async fn begin(
         }
     };
     Some(engine(guess, conn, place, stream, buf, timer))
+}
+
+/// Ends the client's TLS, then serves what is inside: as the two sides agreed, else as the port's
+/// protocol says.
+async fn terminate(
+    conn: Rc<Conn>,
+    place: Place,
+    protocol: Option<Protocol>,
+    settings: &Arc<Terminate>,
+    stream: TcpStream,
+    mut timer: Timer,
+) -> Option<Engine> {
+    let shared = &conn.core.shared;
+    let Some(config) = shared.tls.server(settings) else {
+        refuse(conn, &stream, Reject::NoCertificate);
+        return None;
+    };
+    // No request can be further than a request head.
+    let limit = conn.core.limits().header_timeout;
+    let accepted = match tls::accept(stream, config, limit, &shared.telemetry).await {
+        Ok(accepted) => accepted,
+        Err(reject) => {
+            // Closed by now, behind the alert that says why.
+            ConnectionLog::open(conn, Spoken::Tcp).reject = Some(reject);
+            return None;
+        }
+    };
+    let Accepted {
+        socket: mut stream,
+        server_name,
+        alpn,
+    } = accepted;
+    let seen = tls::Seen {
+        server_name,
+        terminated: true,
+    };
+    // Said once for each connection.
+    let _first = conn.tls.set(Box::new(seen));
+    let mut buf = Buf::default();
+    let guess = match (alpn, protocol) {
+        (_, Some(Protocol::Tcp | Protocol::Tls) | None) => Ok(Guess::Opaque),
+        (Some(Alpn::Http2), _) => Ok(Guess::Http2),
+        (Some(Alpn::Http1), _) => Ok(Guess::Http1),
+        (None, _) => detect(&conn, &place, protocol, &mut stream, &mut buf, &mut timer).await,
+    };
+    match guess {
+        Ok(guess) => Some(engine(guess, conn, place, stream, buf, timer)),
+        Err(reject) => {
+            refuse(conn, stream.tcp(), reject);
+            None
+        }
+    }
 }
 
 /// What serves the connection from here on. Boxed each, and made outside of any future: a connection

@@ -56,6 +56,8 @@ pub(super) struct Shared {
     pub(super) stores: super::stores::Stores,
     /// Metrics and access log.
     pub(super) telemetry: Arc<Telemetry>,
+    /// Certificates, keys and CAs.
+    pub(super) tls: Arc<tls::Store>,
     /// Each worker's last turn, CLOCK_MONOTONIC in nanoseconds.
     pub(super) ticks: Vec<AtomicU64>,
 }
@@ -283,12 +285,17 @@ impl Conn {
     pub(super) fn server_name(&self) -> Option<&str> {
         self.tls.get()?.server_name.as_deref()
     }
+
+    /// Whether the client's TLS ended here: what it asks for is `https`.
+    pub(super) fn is_secure(&self) -> bool {
+        self.tls.get().is_some_and(|tls| tls.terminated)
+    }
 }
 
 impl Conn {
     /// What the client speaks to us: `http` or `https`.
-    pub(super) const fn scheme(&self) -> &'static str {
-        "http"
+    pub(super) fn scheme(&self) -> &'static str {
+        if self.is_secure() { "https" } else { "http" }
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Key {
     pub(super) inbound: usize,
     /// For which client the workload's own application was dialled, and where.
     pub(super) app: Option<App>,
+    /// `tls::Client::id`; 0: no TLS.
+    pub(super) tls: u64,
 }
 
 impl Key {

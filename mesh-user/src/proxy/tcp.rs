@@ -26,6 +26,7 @@ use super::{
     socket::Socket,
     stores,
     timer::Timer,
+    tls::Inside,
     upstream::{Target, connect_now},
 };
 use crate::{
@@ -160,7 +161,10 @@ async fn forward(
         log.endpoint = Some(endpoint.address);
         let permit = version.breaker.request(&endpoint)?;
         let judged = inbound::judge(conn, &snapshot, place.source, &endpoint, &mut charged, now)?;
-        let target = Target::new(&snapshot, plan.version, &endpoint, conn, &judged);
+        let target = Target {
+            inside: Inside::Opaque,
+            ..Target::new(&snapshot, plan.version, &endpoint, conn, &judged)
+        };
         let started = if tried.is_empty() { now } else { clock::now() };
         let connected = tokio::select! {
             biased;

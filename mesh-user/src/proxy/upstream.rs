@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, io, rc::Rc, sync::Arc, task::Poll};
 
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 
 use super::{
     age::Life,
@@ -12,16 +12,18 @@ use super::{
     io::set_nodelay,
     pool::{Key, NODE, SECOND_PASS},
     socket::Socket,
+    tls::{self, Inside},
     wire::WorkloadHandle,
 };
 use crate::{
-    clock::MonoNanos,
-    model::ConnectionPolicy,
+    clock::{self, MonoNanos},
+    model::{ConnectionPolicy, tls::Originate},
     policy::{
         Reject, Snapshot, VersionIx,
         breaker::{Breaker, ConnectionPermit},
         snapshot::{EndpointState, Outcome},
     },
+    telemetry::{Handshake, TlsSide},
 };
 
 /// A connection to an endpoint with the permits that it holds for as long as it lives.
@@ -57,12 +59,14 @@ pub(super) enum NoConnection {
     Failed,
     /// It did not answer in time.
     TimedOut,
+    /// It answered, and then the handshake failed.
+    Tls(Reject),
 }
 
 impl NoConnection {
     pub(super) const fn reject(self) -> Reject {
         match self {
-            Self::Local(reject) => reject,
+            Self::Local(reject) | Self::Tls(reject) => reject,
             Self::Failed => Reject::ConnectFailed,
             Self::TimedOut => Reject::ConnectTimeout,
         }
@@ -72,7 +76,7 @@ impl NoConnection {
     pub(super) const fn outcome(self) -> Option<Outcome> {
         match self {
             Self::Local(_) => None,
-            Self::Failed | Self::TimedOut => Some(Outcome::ConnectFailed),
+            Self::Failed | Self::TimedOut | Self::Tls(_) => Some(Outcome::ConnectFailed),
         }
     }
 }
@@ -87,6 +91,10 @@ pub(super) struct Target<'a> {
     pub(super) key: Key,
     pub(super) connect_timeout: std::time::Duration,
     pub(super) connection: ConnectionPolicy,
+    /// TLS begins here, with these settings.
+    pub(super) tls: Option<&'a Arc<Originate>>,
+    /// What is spoken inside of it.
+    pub(super) inside: Inside,
 }
 
 impl<'a> Target<'a> {
@@ -99,6 +107,7 @@ impl<'a> Target<'a> {
     ) -> Self {
         let plan = &snapshot.versions[version.0 as usize];
         let from_node = snapshot.ports[plan.port.0 as usize].dial_from_node;
+        let tls = plan.effective.tls.value.as_ref();
         Self {
             key: Key {
                 source: if from_node {
@@ -114,7 +123,10 @@ impl<'a> Target<'a> {
                     None => 0,
                 },
                 app: conn.inbound.as_ref().map(|inbound| inbound.app()),
+                tls: tls.map_or(0, |tls| tls_id(&conn.core, tls)),
             },
+            tls,
+            inside: Inside::default(),
             breaker: &plan.breaker,
             inbound: judged.breaker,
             endpoint,
@@ -122,6 +134,13 @@ impl<'a> Target<'a> {
             connection: plan.effective.connection.value,
         }
     }
+}
+
+/// What tells connections with other certificates and CAs apart. Those that can't be used have
+/// none, and no connection comes about with them.
+fn tls_id(core: &Core, settings: &Arc<Originate>) -> u64 {
+    let client = core.shared.tls.client(settings);
+    client.map_or(u64::MAX, |client| client.id)
 }
 
 /// Takes the permits if that needs no waiting; closes idle connections that stand in the way.
@@ -231,8 +250,18 @@ pub(super) async fn dial(
     if let Some(app) = target.key.app {
         let (stream, port) = app_dial::connect(core, workload, app, target.connect_timeout).await?;
         permits.port = port;
-        return Ok(upstream(core, stream, target, permits));
+        set_nodelay(&stream);
+        return Ok(upstream(core, stream.into(), target, permits));
     }
+    // Before anything is dialled in vain.
+    let client = match target.tls {
+        None => None,
+        Some(settings) => match core.shared.tls.client(settings) {
+            None => return Err(NoConnection::Local(Reject::NoCertificate)),
+            client => client,
+        },
+    };
+    let started = clock::now();
     let sockets = if target.key.source == NODE {
         &core.shared.node_sockets
     } else {
@@ -257,13 +286,37 @@ pub(super) async fn dial(
         }
         Err(_elapsed) => return Err(NoConnection::TimedOut),
     };
-    Ok(upstream(core, stream, target, permits))
+    set_nodelay(&stream);
+    let Some(client) = client else {
+        return Ok(upstream(core, stream.into(), target, permits));
+    };
+    // Boxed: rare, and large beside a dial without.
+    let shaking = Box::pin(tls::connect(
+        stream,
+        &client,
+        target.inside,
+        &core.shared.telemetry,
+    ));
+    let left = target
+        .connect_timeout
+        .saturating_sub(clock::now().since(started));
+    match tokio::time::timeout(left, shaking).await {
+        Ok(socket) => {
+            let mut upstream = upstream(core, socket?, target, permits);
+            upstream.key.tls = client.id;
+            Ok(upstream)
+        }
+        Err(_elapsed) => {
+            let telemetry = &core.shared.telemetry;
+            telemetry.tls_handshake(TlsSide::Endpoint, Handshake::TimedOut);
+            Err(NoConnection::TimedOut)
+        }
+    }
 }
 
-fn upstream(core: &Core, stream: TcpStream, target: &Target<'_>, permits: Permits) -> Upstream {
-    set_nodelay(&stream);
+fn upstream(core: &Core, stream: Socket, target: &Target<'_>, permits: Permits) -> Upstream {
     Upstream {
-        stream: stream.into(),
+        stream,
         buf: Buf::default(),
         reused: false,
         key: target.key,

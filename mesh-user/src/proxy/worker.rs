@@ -23,7 +23,7 @@ use super::{
     accept::{self, Listeners},
     core::{Core, Shared},
     live::{self, Describe},
-    upstream,
+    tls, upstream,
     wire::{OriginLookup, SocketSource, WorkloadHandle},
 };
 use crate::{
@@ -130,9 +130,11 @@ impl Workers {
             origins: options.origins,
             node_sockets: options.node_sockets,
             stores: super::stores::Stores::default(),
+            tls: Arc::new(tls::Store::new(Arc::clone(&options.telemetry))),
             telemetry: options.telemetry,
             ticks: (0..count).map(|_| AtomicU64::new(clock::now().0)).collect(),
         });
+        shared.tls.follow(&shared.snapshot.load().tls);
         let cpus = if options.pin {
             allowed_cpus()
         } else {
@@ -183,9 +185,11 @@ impl Workers {
         }
     }
 
-    /// Puts a snapshot in force: the next request on every connection uses it.
+    /// Puts a snapshot in force: the next request on every connection uses it. Reads the files of TLS
+    /// settings that are new.
     pub fn swap(&self, snapshot: Arc<Snapshot>) {
         snapshot.enforce();
+        self.shared.tls.follow(&snapshot.tls);
         self.shared.snapshot.store(snapshot);
         self.shared.swaps.fetch_add(1, Ordering::Release);
         for order in &self.orders {
@@ -199,6 +203,12 @@ impl Workers {
     pub fn set_limits(&self, limits: &Limits) {
         self.shared.limits.store(Arc::new(limits.clone()));
         self.shared.swaps.fetch_add(1, Ordering::Release);
+    }
+
+    /// Why the newest content of certificate, key and CA files is not in force; none where no TLS
+    /// begins or ends here.
+    pub fn tls_problems(&self) -> Option<Vec<String>> {
+        (!self.shared.tls.is_empty()).then(|| self.shared.tls.problems())
     }
 
     /// The time of the oldest worker's last turn, CLOCK_MONOTONIC: each worker ticks every 250 ms;

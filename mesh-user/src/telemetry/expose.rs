@@ -125,6 +125,8 @@ struct Collected {
     ejections: [u64; 3],
     sources_lost: u64,
     mirrors: Vec<(Arc<str>, &'static str, u64)>,
+    handshakes: Vec<([&'static str; 2], f64)>,
+    files_refused: u64,
     panics: Vec<(&'static str, u64)>,
     log_lost: u64,
     process: Process,
@@ -143,6 +145,8 @@ impl Collected {
                 .sources_lost
                 .load(std::sync::atomic::Ordering::Relaxed),
             mirrors: telemetry.mirrors.sums(),
+            handshakes: telemetry.tls.sums(),
+            files_refused: telemetry.tls.refused(),
             panics: telemetry.panics(),
             log_lost: telemetry.log.lost(),
             process: process::read(),
@@ -258,6 +262,8 @@ impl Collected {
                 ("returned", returned),
             ],
         )?;
+        to.values(&metrics::TLS_HANDSHAKES, self.handshakes.iter().copied())?;
+        to.single(&metrics::TLS_FILES_REFUSED, self.files_refused)?;
         to.named(&metrics::TASK_PANICS, self.panics.iter().copied())?;
         to.single(&metrics::LOG_LOST, self.log_lost)?;
         let series = [("requests", self.requests.len()), ("tcp", self.tcp.len())];

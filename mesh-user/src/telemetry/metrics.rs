@@ -125,6 +125,11 @@ metrics! {
     SOURCES_LOST = Counter "mesh_inbound_source_lost_total" &[];
     /// Copies of requests for a mirror's service: what became of each, and how the answers compare.
     MIRRORS = Counter "mesh_mirror_total" &["service", "result"];
+    /// TLS handshakes with clients whose TLS ends here, and with endpoints, by how they ended: done,
+    /// failed, untrusted, timed_out, closed.
+    TLS_HANDSHAKES = Counter "mesh_tls_handshakes_total" &["side", "result"];
+    /// Problems with certificate, key and CA files whose newest content is therefore not in force.
+    TLS_FILES_REFUSED = Gauge "mesh_tls_files_refused" &[];
     /// Panics that were caught at the root of a task; each ended one connection.
     TASK_PANICS = Counter "mesh_task_panics_total" &["task"];
     /// Access-log lines that were not written: queue full, or the file could not be written.

@@ -21,6 +21,7 @@ mod series;
 mod shield;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{
     borrow::Cow,
@@ -42,6 +43,7 @@ pub use live::{LiveConnection, LiveDecision};
 pub use refusals::Refused;
 pub use series::{GONE_KEPT, SERIES_MAX};
 pub use shield::ShieldSample;
+pub use tls::{Handshake, TlsSide};
 
 use crate::{
     clock::MonoNanos,
@@ -69,6 +71,7 @@ pub struct Telemetry {
     ejections: [AtomicU64; 3],
     sources_lost: AtomicU64,
     mirrors: mirror::MirrorSeries,
+    tls: tls::Handshakes,
     /// Changes that nobody has taken yet, the newest.
     changes: Mutex<VecDeque<Change>>,
     refusals: refusals::Refusals,
@@ -249,6 +252,7 @@ impl Telemetry {
             ejections: [const { AtomicU64::new(0) }; 3],
             sources_lost: AtomicU64::new(0),
             mirrors: mirror::MirrorSeries::default(),
+            tls: tls::Handshakes::default(),
             changes: Mutex::default(),
             refusals: refusals::Refusals::default(),
             panics: Mutex::default(),
@@ -323,6 +327,16 @@ impl Telemetry {
     /// The counters of the mirrors to a service, `namespace/name`. Slow: keep what it returns.
     pub fn mirror_counts(&self, service: &Arc<str>) -> Arc<mirror::MirrorCounts> {
         self.mirrors.of(service)
+    }
+
+    /// Counts how a TLS handshake ended.
+    pub fn tls_handshake(&self, side: TlsSide, ended: Handshake) {
+        self.tls.count(side, ended);
+    }
+
+    /// Says how many problems there are with certificate, key and CA files.
+    pub fn set_tls_files_refused(&self, count: usize) {
+        self.tls.set_refused(count);
     }
 
     /// Counts what `Snapshot::record` and `Snapshot::sweep` changed.

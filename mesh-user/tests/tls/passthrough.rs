@@ -121,10 +121,11 @@ fn mirrors(protocol: Protocol, rules: impl FnOnce(Plan) -> Plan) -> Mesh {
 /// Sends in pieces, then the end; what comes back.
 fn through(mesh: &Mesh, pieces: &[&[u8]]) -> Vec<u8> {
     let mut stream = mesh.connect();
-    for piece in pieces {
-        stream.write_all(piece).unwrap();
+    // Whoever is refused may be so before all is sent.
+    let sent = pieces.iter().try_for_each(|piece| stream.write_all(piece));
+    if sent.is_ok() {
+        let _refused = stream.shutdown(Shutdown::Write);
     }
-    stream.shutdown(Shutdown::Write).unwrap();
     let mut all = Vec::new();
     // A reset is an answer too.
     let _end = stream.read_to_end(&mut all);
@@ -305,7 +306,9 @@ fn bulk_after_the_hello_arrives_whole_in_both_directions() {
     let mut stream = dial(mesh.address, "v2.example", &client(&two.ca, &["h2"], None)).unwrap();
     let mut word = [0; 3];
     stream.read_exact(&mut word).unwrap();
-    let block: Vec<u8> = (0..64 << 10).map(|at: u32| (at * 31 >> 3) as u8).collect();
+    let block: Vec<u8> = (0..64 << 10)
+        .map(|at: u32| ((at * 31) >> 3) as u8)
+        .collect();
     let mut back = vec![0; block.len()];
     for _ in 0..64 {
         stream.write_all(&block).unwrap();

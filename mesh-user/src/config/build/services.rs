@@ -60,27 +60,32 @@ pub(super) fn service(from: Reader<'_>) -> Service {
 fn port(from: Reader<'_>) -> Port {
     let number = from.int("number").unwrap_or(0);
     let word = from.text("protocol").unwrap_or("auto");
+    let protocol = protocol(word);
     Port {
         name: from
             .text("name")
             .map_or_else(|| format!("{word}-{number}"), str::to_owned),
         number,
         target: from.int("target").unwrap_or(number),
-        protocol: match word {
-            "http" => Protocol::Http,
-            "http2" => Protocol::Http2,
-            "grpc" => Protocol::Grpc,
-            "tcp" => Protocol::Tcp,
-            "tls" => Protocol::Tls,
-            _ => Protocol::Auto,
-        },
+        protocol,
         path: match from.text("path") {
             Some("kernel") => PathChoice::Kernel,
             Some("prefer-kernel") => PathChoice::PreferKernel,
             Some("proxy") => PathChoice::Proxy,
             _ => PathChoice::Auto,
         },
-        tls: super::tls::terminate(from.object("tls")),
+        tls: super::tls::terminate(from.object("tls"), protocol),
+    }
+}
+
+fn protocol(word: &str) -> Protocol {
+    match word {
+        "http" => Protocol::Http,
+        "http2" => Protocol::Http2,
+        "grpc" => Protocol::Grpc,
+        "tcp" => Protocol::Tcp,
+        "tls" => Protocol::Tls,
+        _ => Protocol::Auto,
     }
 }
 

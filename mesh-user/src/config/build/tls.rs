@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use super::{Reader, reader};
 use crate::model::{
-    Service,
+    Protocol, Service,
     tls::{Alpn, CertificateFiles, Originate, Terminate, TlsVersion, UpstreamTls},
 };
 
@@ -29,7 +29,7 @@ fn file(from: Reader<'_>, field: &str) -> Option<PathBuf> {
 }
 
 /// `tls` of a port.
-pub(super) fn terminate(from: Reader<'_>) -> Option<Arc<Terminate>> {
+pub(super) fn terminate(from: Reader<'_>, protocol: Protocol) -> Option<Arc<Terminate>> {
     if !from.has("terminate") {
         return None;
     }
@@ -47,12 +47,19 @@ pub(super) fn terminate(from: Reader<'_>) -> Option<Arc<Terminate>> {
                 key: file(from, "key").unwrap_or_default(),
             })
             .collect(),
-        alpn: from
-            .nodes("alpn")
-            .iter()
-            .filter_map(reader::text)
-            .filter_map(alpn)
-            .collect(),
+        alpn: if from.has("alpn") {
+            from.nodes("alpn")
+                .iter()
+                .filter_map(reader::text)
+                .filter_map(alpn)
+                .collect()
+        } else {
+            match protocol {
+                Protocol::Http | Protocol::Auto => vec![Alpn::Http2, Alpn::Http1],
+                Protocol::Http2 | Protocol::Grpc => vec![Alpn::Http2],
+                Protocol::Tcp | Protocol::Tls => Vec::new(),
+            }
+        },
         min_version: version(from),
         client_ca: file(from, "client-ca"),
     }))

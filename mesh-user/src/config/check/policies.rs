@@ -44,7 +44,8 @@ pub(super) fn check(model: &Model, out: &mut Findings) {
         let mut about = ports
             .iter()
             .filter(|p| policy.port.as_ref().is_none_or(|name| *name == p.name));
-        let opaque = !ports.is_empty() && about.all(|port| matches!(port.protocol, Protocol::Tcp | Protocol::Tls));
+        let opaque = !ports.is_empty()
+            && about.all(|port| matches!(port.protocol, Protocol::Tcp | Protocol::Tls));
         without_effect(policy, opaque, &item, out);
         balance::policy(policy, model, opaque, &item, out);
         health::policy(policy, &item, out);

@@ -267,7 +267,8 @@ fn protocols<'m>(rule: &'m Rule, service: &'m Service) -> impl Iterator<Item = P
 
 /// A rule that asks for HTTP on ports that are opaque.
 fn never_http(rule: &Rule, service: &Service, item: &FieldPath, out: &mut Findings) {
-    let opaque = protocols(rule, service).all(|protocol| matches!(protocol, Protocol::Tcp | Protocol::Tls));
+    let opaque =
+        protocols(rule, service).all(|protocol| matches!(protocol, Protocol::Tcp | Protocol::Tls));
     let http = !rule.matches.is_empty() && rule.matches.iter().all(Match::needs_http);
     if opaque && http && protocols(rule, service).next().is_some() {
         let message = format!("`{}` never matches: its port is of protocol tcp", rule.name);

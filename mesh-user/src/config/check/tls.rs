@@ -61,7 +61,7 @@ fn server_names(rule: &Rule, service: Option<&Service>, item: &FieldPath, out: &
             let message = "`sni` stands beside a condition on HTTP: TLS that is passed on has no \
                            request, and of a request no server name is kept"
                 .to_owned();
-            out.error(Code::Conflict, path, message, "`sni` or `authority`");
+            out.error(Code::TlsConflict, path, message, "`sni` or `authority`");
         }
     }
     let mut about = service.into_iter().flat_map(|service| &service.ports);
@@ -96,7 +96,7 @@ fn terminate(port: &Port, tls: &Terminate, path: &FieldPath, out: &mut Findings)
     if port.protocol == Protocol::Tls {
         let message = format!("`{}` is of protocol tls, which passes TLS on", port.name);
         let expected = "`protocol: http`, `http2`, `grpc`, `tcp` or `auto`";
-        out.error(Code::Conflict, path.clone(), message, expected);
+        out.error(Code::TlsConflict, path.clone(), message, expected);
     }
     let path = path.key("terminate");
     let certificates = path.key("certificates");
@@ -126,7 +126,7 @@ fn terminate(port: &Port, tls: &Terminate, path: &FieldPath, out: &mut Findings)
         if !fits {
             let message = format!("`{word}` is not what port `{}` speaks", port.name);
             let expected = "what the port's `protocol` says";
-            out.error(Code::Conflict, at, message, expected);
+            out.error(Code::TlsConflict, at, message, expected);
         }
     }
 }
@@ -142,7 +142,7 @@ fn originate(
         let empty = |file: &Path| file.as_os_str().is_empty();
         if empty(&files.cert) || empty(&files.key) {
             let message = "`cert` and `key` belong together".to_owned();
-            out.error(Code::MissingField, path.clone(), message, "both, or none");
+            out.error(Code::TlsConflict, path.clone(), message, "both, or none");
         } else {
             pair(files, path, out);
         }
@@ -154,7 +154,7 @@ fn originate(
         let message =
             "nothing is verified, so `ca` and `subject-alt-names` mean nothing".to_owned();
         let at = path.key("insecure-skip-verify");
-        out.error(Code::Conflict, at, message, "one of them");
+        out.error(Code::TlsConflict, at, message, "one of them");
     }
     for (k, id) in tls.alpn.iter().enumerate() {
         if id.is_empty() || id.len() > PROTOCOL_ID_BYTES_MAX {
@@ -171,7 +171,7 @@ fn originate(
                 port.name
             );
             let expected = "no `alpn`, or a policy for the port alone";
-            out.error(Code::Conflict, path.key("alpn"), message, expected);
+            out.error(Code::TlsConflict, path.key("alpn"), message, expected);
         }
         if port.protocol == Protocol::Tls {
             let message = format!(
@@ -179,7 +179,7 @@ fn originate(
                 port.name
             );
             let expected = "`protocol: tcp` if that is meant, or a policy for other ports alone";
-            out.error(Code::Conflict, path.clone(), message, expected);
+            out.error(Code::TlsConflict, path.clone(), message, expected);
         }
     }
 }

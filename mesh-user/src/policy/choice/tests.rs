@@ -33,8 +33,8 @@ fn two(route: Vec<Target>) -> Snapshot {
     other.ports[1].target = 9082;
     other.endpoints = vec![endpoint("10.2.0.1", "v1")];
     let model = Model {
-        services: vec![service(2, 1), other],
-        rules: vec![rule("r", 0, Vec::new(), route)],
+        services: vec![service(2, 1), other].into(),
+        rules: vec![rule("r", 0, Vec::new(), route)].into(),
         ..Model::default()
     };
     fixture::compile(model)
@@ -112,7 +112,7 @@ fn target_that_is_not_there_gets_its_share_of_500_and_the_rest_works() {
 #[test]
 fn sticky_keeps_the_share_of_a_target_that_is_not_there() {
     let mut model = Model {
-        services: vec![service(1, 0)],
+        services: vec![service(1, 0)].into(),
         ..Model::default()
     };
     let nowhere = of(Select::Invalid("no such service".to_owned()), None);
@@ -125,7 +125,8 @@ fn sticky_keeps_the_share_of_a_target_that_is_not_there() {
             ..RuleExtra::default()
         })),
         ..rule("r", 0, Vec::new(), vec![nowhere, to("v1", 1)])
-    }];
+    }]
+    .into();
     let snapshot = fixture::compile(model);
     let mut cursors = Cursors::default();
     let refused = (0..1000)

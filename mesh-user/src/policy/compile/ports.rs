@@ -154,6 +154,7 @@ impl Compiler<'_> {
             name: name(old.map(|old| &old.name), &port.name),
             number: port.number,
             protocol: port.protocol,
+            tls: port.tls.clone(),
             dial_from_node: service.dial_from == DialFrom::Node,
             path,
             path_reason,

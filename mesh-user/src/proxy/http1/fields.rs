@@ -11,6 +11,7 @@ pub(super) enum Field {
     Connection,
     ContentLength,
     Expect,
+    ForwardedProto,
     Host,
     KeepAlive,
     MaxForwards,
@@ -40,6 +41,7 @@ impl Field {
             14 if is("content-length") => Self::ContentLength,
             16 if is("proxy-connection") => Self::ProxyConnection,
             17 if is("transfer-encoding") => Self::TransferEncoding,
+            17 if is("x-forwarded-proto") => Self::ForwardedProto,
             _ => Self::Other,
         }
     }

@@ -34,6 +34,8 @@ pub(super) struct Parsed<'a, 'b> {
     has_request_id: bool,
     max_forwards: Option<u64>,
     length: Length,
+    /// It came over TLS that ended here.
+    pub(super) secure: std::cell::Cell<bool>,
     /// The whole target as received.
     raw_target: &'b str,
     /// Where the first field starts.
@@ -46,6 +48,8 @@ struct Target<'b> {
     query: Option<&'b str>,
     /// From absolute form.
     authority: Option<&'b str>,
+    /// The scheme of absolute form.
+    https: bool,
     /// Written as received.
     verbatim: bool,
 }
@@ -150,6 +154,7 @@ fn check<'a, 'b>(
         has_request_id: false,
         max_forwards: None,
         length: Length::Unstated,
+        secure: std::cell::Cell::new(false),
         raw_target: target,
         first_line_end: fields.first().map_or(head.len() - 2, |first| {
             offset_in(head, first.name.as_bytes())
@@ -212,6 +217,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
             path,
             query,
             authority: None,
+            https: false,
             verbatim: true,
         });
     }
@@ -220,15 +226,19 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
             path: "*",
             query: None,
             authority: None,
+            https: false,
             verbatim: true,
         });
     }
-    let scheme = target
-        .get(..7)
-        .filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
-    let rest = scheme
-        .map(|scheme| &target[scheme.len()..])
-        .ok_or(Reject::BadRequest)?;
+    let after = |scheme: &str| {
+        let (is, rest) = target.split_at_checked(scheme.len())?;
+        is.eq_ignore_ascii_case(scheme).then_some(rest)
+    };
+    let (rest, https) = match (after("http://"), after("https://")) {
+        (Some(rest), _) => (rest, false),
+        (None, Some(rest)) => (rest, true),
+        (None, None) => return Err(Reject::BadRequest),
+    };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, rest) = rest.split_at(end);
     if !is_authority(authority.as_bytes()) {
@@ -246,6 +256,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
         path,
         query,
         authority: Some(authority),
+        https,
         verbatim: false,
     })
 }
@@ -280,6 +291,11 @@ impl Parsed<'_, '_> {
         self.host.is_some() || self.target.authority.is_some()
     }
 
+    /// Whether the target says `https`: nothing for a connection in the clear.
+    pub(super) const fn wants_tls(&self) -> bool {
+        self.target.https
+    }
+
     fn passes_upgrade(&self) -> bool {
         // RFC 9110, section 7.8: ignored in HTTP/1.0, and only with the connection option.
         !self.http10 && self.connection.upgrade && self.upgrade.is_some_and(upgrade_passes)
@@ -305,6 +321,9 @@ impl Parsed<'_, '_> {
             out.extend_from_slice(b"x-request-id: ");
             spans.request_id = push_request_id(out, rng);
             out.extend_from_slice(b"\r\n");
+        }
+        if self.secure.get() {
+            push_field(out, "x-forwarded-proto", b"https");
         }
         if self.length == Length::Chunked {
             push_field(out, "transfer-encoding", b"chunked");
@@ -398,7 +417,11 @@ impl Parsed<'_, '_> {
                         push_field(lines.cut(at.start, at.end), "max-forwards", hops.as_bytes());
                     }
                 }
-                Field::Other if !self.connection.lists || !is_listed(self.fields, field.name) => {}
+                Field::ForwardedProto if self.secure.get() => {
+                    lines.cut(at.start, at.end);
+                }
+                Field::Other | Field::ForwardedProto
+                    if !self.connection.lists || !is_listed(self.fields, field.name) => {}
                 // What is left: hop-by-hop (RFC 9110, section 7.6.1), repeated lengths.
                 _ => {
                     lines.cut(at.start, at.end);

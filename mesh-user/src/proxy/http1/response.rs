@@ -181,6 +181,7 @@ fn write(
             Field::Other
             | Field::Host
             | Field::Expect
+            | Field::ForwardedProto
             | Field::RequestId
             | Field::UserAgent
             | Field::MaxForwards => !connection.lists || !is_listed(fields, field.name),

@@ -267,6 +267,10 @@ impl Session {
             if !parsed.has_authority() {
                 destination = conn.destination.to_string();
             }
+            parsed.secure.set(conn.is_secure());
+            if parsed.wants_tls() && !conn.is_secure() {
+                return Err(Reject::BadRequest);
+            }
             let request = {
                 let mut rng = core.rng.borrow_mut();
                 parsed.write(

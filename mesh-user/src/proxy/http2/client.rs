@@ -25,6 +25,7 @@ use crate::{
         buffer::Buf,
         core::Core,
         pool::{Key, KeyState},
+        tls::Inside,
         upstream::{NoConnection, Permits, Target, Upstream, dial, permits_now},
         wire::WorkloadHandle,
     },
@@ -369,6 +370,10 @@ async fn connect(
     target: &Target<'_>,
     permits: Permits,
 ) -> Result<Rc<Shared>, NoConnection> {
+    let target = &Target {
+        inside: Inside::Http2,
+        ..*target
+    };
     let Upstream {
         stream,
         permits,
@@ -454,6 +459,7 @@ mod tests {
             endpoint: 1,
             inbound: 0,
             app: None,
+            tls: 0,
         };
         let (gone, stays) = (connections.group(key(7)), connections.group(key(8)));
         connections.release(7);

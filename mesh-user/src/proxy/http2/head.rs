@@ -113,6 +113,12 @@ impl Head {
         }
     }
 
+    /// Says that it came over TLS, whatever the client said.
+    pub(super) fn secure(&mut self) {
+        let https = HeaderValue::from_static("https");
+        self.headers.insert("x-forwarded-proto", https);
+    }
+
     /// Keeps the strings of the log line.
     pub(super) fn note(&self, out: &mut HeadBuf, spans: &mut Spans) {
         let mut push = |bytes: &[u8]| {
@@ -155,10 +161,14 @@ impl Head {
     }
 
     /// The request that is sent, once for each attempt.
-    pub(super) fn request(&self) -> Request<()> {
+    pub(super) fn request(&self, over_tls: bool) -> Request<()> {
         let mut request = Request::new(());
         *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
+        *request.uri_mut() = if over_tls {
+            https(&self.uri)
+        } else {
+            self.uri.clone()
+        };
         *request.version_mut() = http::Version::HTTP_2;
         *request.headers_mut() = self.headers.clone();
         if let Some(protocol) = &self.protocol {
@@ -166,4 +176,13 @@ impl Head {
         }
         request
     }
+}
+
+/// The same target by TLS: endpoints may refuse another scheme than they are spoken to in
+/// (RFC 9113, section 8.3.1).
+fn https(uri: &Uri) -> Uri {
+    let mut parts = uri.clone().into_parts();
+    parts.scheme = Some(http::uri::Scheme::HTTPS);
+    // Without an authority there is no place for a scheme: it goes as it came.
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
 }

@@ -201,6 +201,9 @@ impl Stream {
         let mut head =
             head::check(request, &core.limits()).map_err(|reject| (reject, Verdict::default()))?;
         head.identify(&mut core.rng.borrow_mut());
+        if self.conn.is_secure() {
+            head.secure();
+        }
         head.note(&mut self.log.head, &mut self.log.spans);
         let started = self.log.started;
         match attempt::admit(&self.conn, &self.snapshot, &place, &head.view(), started) {
@@ -305,8 +308,14 @@ impl Stream {
 
     /// The request of an attempt. A client's `grpc-timeout` is shortened to what the endpoint has
     /// of it: what is left, and no more than the attempt is given.
-    fn request(&self, head: &Head, terms: Terms<'_>, attempt: u32) -> Request<()> {
-        let mut request = head.request();
+    fn request(
+        &self,
+        head: &Head,
+        terms: Terms<'_>,
+        attempt: u32,
+        over_tls: bool,
+    ) -> Request<()> {
+        let mut request = head.request(over_tls);
         if let Some(name) = terms.retry.attempt_header()
             && let Ok(name) = HeaderName::try_from(name)
         {
@@ -460,7 +469,7 @@ impl Stream {
         self.kept.seal();
         let ends = self.kept.ended && self.kept.data.is_empty() && self.kept.trailers.is_none();
         let (response, sink) =
-            match sender.send_request(self.request(head, terms, attempts.count), ends) {
+            match sender.send_request(self.request(head, terms, attempts.count, target.tls.is_some()), ends) {
                 Ok(sent) => sent,
                 Err(error) => {
                     // Nothing was sent: the connection closed while the stream was on its way to it.
@@ -607,7 +616,8 @@ impl Stream {
             {
                 let number = number + hedges.begun + 1;
                 let mut begin = |tried: &[u64]| {
-                    let request = self.request(head, terms, number);
+                    let over_tls = version.effective.tls.value.is_some();
+                    let request = self.request(head, terms, number, over_tls);
                     let whole = Whole::new(request, &mut self.kept);
                     let (source, grpc) = (self.log.source, self.grpc);
                     hedge::start(course, &self.conn, source, grpc, whole, tried)

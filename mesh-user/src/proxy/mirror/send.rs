@@ -18,6 +18,7 @@ use crate::{
         core::{Conn, Snap},
         inbound,
         retry::Charged,
+        tls::Inside,
         upstream::{NoConnection, Target, dial, permits_spare},
     },
     telemetry::mirror::{MirrorCounts, MirrorResult},
@@ -98,10 +99,13 @@ impl Sent {
         let mut charged = Charged::default();
         let judged = inbound::judge(conn, snapshot, self.source, &endpoint, &mut charged, now)
             .map_err(|_| MirrorResult::SkippedInbound)?;
-        let target = Target::new(snapshot, self.version, &endpoint, conn, &judged);
+        let mut target = Target::new(snapshot, self.version, &endpoint, conn, &judged);
         let declared = snapshot.port(version.port).protocol;
         let http2 =
             self.spoken == Spoken::Http2 || matches!(declared, Protocol::Http2 | Protocol::Grpc);
+        if http2 {
+            target.inside = Inside::Http2;
+        }
         let mut wire = match core.mirrors.idle.take(&target.key, http2) {
             Some(wire) => wire,
             None => {
@@ -110,7 +114,7 @@ impl Sent {
                 let upstream = dial(core, &conn.workload, &target, permits).await.map_err(
                     |why| match why {
                         NoConnection::Local(_) => MirrorResult::SkippedOverflow,
-                        NoConnection::Failed | NoConnection::TimedOut => {
+                        NoConnection::Failed | NoConnection::TimedOut | NoConnection::Tls(_) => {
                             MirrorResult::FailedConnect
                         }
                     },

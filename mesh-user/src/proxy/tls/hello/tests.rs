@@ -244,8 +244,8 @@ fn malformed_hellos_are_refused() {
     for name in names {
         assert_eq!(with_name(name), Err(NoHello::Malformed), "{name:?}");
     }
-    let dots = vec![b'a'; 63].repeat(1);
-    let long = [&dots[..], b".", &dots, b".", &dots, b".", &dots].concat();
+    let dots = [b'a'; 63];
+    let long = [&dots[..], b".", &dots, b".", &dots, b".", &dots[..]].concat();
     assert_eq!(with_name(&long), Err(NoHello::Malformed), "255 bytes");
 }
 
