@@ -451,6 +451,13 @@ impl Snapshot {
     }
 }
 
+impl VersionPlan {
+    /// How many picks were made among all endpoints, healthy or not, since too few were healthy.
+    pub fn panic_picks(&self) -> u64 {
+        self.table.panics()
+    }
+}
+
 impl PortPlan {
     /// `namespace/name:port`.
     pub fn label(&self) -> String {

@@ -12,6 +12,7 @@ mod buffer;
 mod connection;
 mod core;
 mod detect;
+mod health;
 mod http1;
 mod http2;
 mod id;
@@ -28,4 +29,5 @@ mod upstream;
 pub mod wire;
 pub mod worker;
 
+pub use health::HealthChecks;
 pub use worker::{Command, Workers, WorkersOptions};
