@@ -155,7 +155,7 @@ const MISTAKES: &[(&str, Severity, &str, &str)] = &[
         "policies: [{service: a, health-checks: {tcp: {}, interval: »1, timeout: 1s, unhealthy-threshold: 2, healthy-threshold: 1}}]",
         Severity::Error,
         "wrong-type policies[0].health-checks[0].interval",
-        "duration",
+        "a unit after the number",
     ),
 ];
 
