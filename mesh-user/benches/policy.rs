@@ -13,7 +13,7 @@ use mesh_user::{
     model::{
         DialFrom, EjectionPolicy, Endpoint, Interception, Match, Model, Netns, PathChoice,
         PathMatch, Policy, Port, Protocol, RateLimitPolicy, Rule, Select, Service, Tags, Target,
-        TimeoutPolicy, ValueMatch, Workload,
+        ValueMatch, Workload,
     },
     policy::{
         NoObserver, PortIx, RequestView, Snapshot, balance, rate_limit, rng::Rng, route,
@@ -89,7 +89,7 @@ fn request(rounds: u64) {
     });
     println!("  permit   {permit:7.1}");
     let record = time(rounds, || {
-        black_box(snapshot.record(plan.version, &endpoint, Outcome::Status(200), now));
+        black_box(snapshot.record(plan.version, &endpoint, Outcome::Status(200), None, now));
     });
     println!("  record   {record:7.1}");
     let all = time(rounds, || {
@@ -113,7 +113,7 @@ fn request(rounds: u64) {
             .breaker
             .request(&endpoint)
             .expect("room");
-        snapshot.record(plan.version, &endpoint, Outcome::Status(200), now);
+        snapshot.record(plan.version, &endpoint, Outcome::Status(200), None, now);
         drop(permit);
     });
     println!(
@@ -254,8 +254,6 @@ fn example(count: usize) -> Model {
     };
     let policy = Policy {
         service: 0,
-        version: None,
-        port: None,
         breaker: Some(mesh_user::model::BreakerPolicy::default()),
         ejection: Some(EjectionPolicy::default()),
         rate_limits: vec![RateLimitPolicy {
@@ -265,9 +263,7 @@ fn example(count: usize) -> Model {
             per: std::time::Duration::from_secs(1),
             burst: 10_000_000,
         }],
-        balance: None,
-        timeouts: TimeoutPolicy::default(),
-        retries: None,
+        ..Policy::default()
     };
     let client = Workload {
         name: "client".to_owned(),
@@ -284,7 +280,6 @@ fn example(count: usize) -> Model {
         rules,
         policies: vec![policy],
         workloads: vec![client],
-        outbound: Vec::new(),
-        inbound: Vec::new(),
+        ..Model::default()
     }
 }

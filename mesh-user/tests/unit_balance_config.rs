@@ -28,14 +28,14 @@ const MISTAKES: &[(&str, Severity, &str, &str)] = &[
     (
         "policies: [{service: a, »balance: {algorithm: maglev}}]",
         Severity::Error,
-        "missing-field policies[0].balance",
+        "bad-key policies[0].balance",
         "hash",
     ),
     (
         "policies: [{service: a, balance: »ring-hash}]",
         Severity::Error,
-        "missing-field policies[0].balance",
-        "hash",
+        "bad-value policies[0].balance",
+        "peak-ewma",
     ),
     (
         "policies: [{service: a, balance: {algorithm: maglev, hash: [path], table-size: »1000}}]",
