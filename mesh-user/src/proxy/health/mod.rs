@@ -176,7 +176,7 @@ async fn run(
             }
             Some(done) = running.join_next() => match done {
                 Ok(done) => watch.note(done, KEPT_MAX, clock::now()),
-                // Its check is asked again when the next snapshot comes; none is known to panic.
+                // Whose it was is not known: what runs is due anew.
                 Err(error) => {
                     tracing::error!(%error, "a health check panicked");
                     watch.lost(clock::now());

@@ -277,6 +277,8 @@ impl Watch {
     /// Takes a result in.
     pub(super) fn note(&mut self, done: Done, kept_max: usize, now: At) {
         let due = done.due;
+        // One that was given up as lost is due anew already.
+        let was_lost = !self.running.contains(&due);
         self.running.retain(|running| *running != due);
         let Some(watched) = self.watched.get_mut(&due.endpoint) else {
             return;
@@ -331,7 +333,9 @@ impl Watch {
         }
         let often = finding.sick || watched.used.load(Relaxed);
         let again = self.schedule.again(&check, often);
-        self.schedule.put(now.after(again), due);
+        if !was_lost {
+            self.schedule.put(now.after(again), due);
+        }
     }
 
     /// A task ended without a result: the checks that nobody runs any more are due anew.
