@@ -13,7 +13,7 @@ use mesh_user::{
     model::{
         DialFrom, EjectionPolicy, Endpoint, Interception, Match, Model, Netns, PathChoice,
         PathMatch, Policy, Port, Protocol, RateLimitPolicy, Rule, Select, Service, Tags, Target,
-        TimeoutPolicy, ValueMatch, Workload,
+        ValueMatch, Workload,
     },
     policy::{
         NoObserver, PortIx, RequestView, Snapshot, balance, rate_limit, rng::Rng, route,
@@ -255,8 +255,6 @@ fn example(count: usize) -> Model {
     };
     let policy = Policy {
         service: 0,
-        version: None,
-        port: None,
         breaker: Some(mesh_user::model::BreakerPolicy::default()),
         ejection: Some(EjectionPolicy::default()),
         rate_limits: vec![RateLimitPolicy {
@@ -267,9 +265,6 @@ fn example(count: usize) -> Model {
             burst: 10_000_000,
             ..RateLimitPolicy::default()
         }],
-        balance: None,
-        timeouts: TimeoutPolicy::default(),
-        retries: None,
         ..Policy::default()
     };
     let client = Workload {

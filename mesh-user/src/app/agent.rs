@@ -35,7 +35,7 @@ use crate::{
         Snapshot,
         ejection::{Change, What},
     },
-    proxy::{Command, Workers},
+    proxy::{Command, HealthChecks, Workers},
     telemetry::{LiveConnection, Refused, ShieldSample, Telemetry},
 };
 
@@ -73,6 +73,7 @@ pub(super) struct NodeAgent {
     /// Control work only: no worker ever takes this lock.
     control: Mutex<Control>,
     shield: Shielding,
+    health: HealthChecks,
     /// Apart from `control`, so that `mesh status` answers while a reload runs.
     report: Mutex<Reported>,
     phase: watch::Sender<Phase>,
@@ -297,6 +298,7 @@ impl NodeAgent {
         shield: Shielding,
     ) -> Self {
         let paused = kernel.paused();
+        let health = HealthChecks::new(kernel.node_sockets(), Arc::clone(&telemetry));
         Self {
             instance,
             config_path,
@@ -319,6 +321,7 @@ impl NodeAgent {
                 missed: false,
             }),
             shield,
+            health,
             report: Mutex::new(Reported {
                 paused,
                 ..Reported::default()
@@ -448,6 +451,7 @@ impl NodeAgent {
         kernel.complete_takeover()?;
         kernel_path.stands(table);
         self.snapshot.store(Arc::clone(&new));
+        self.health.follow(&new);
         *in_force = Some(config.clone());
         let mut report = lock(&self.report);
         report.last_success = Some(SystemTime::now());
@@ -510,6 +514,7 @@ impl NodeAgent {
         }
         self.workers.set_limits(&config.agent.limits);
         self.snapshot.store(Arc::clone(&new));
+        self.health.follow(&new);
         kernel_path.stands(table);
         *in_force = Some(config.clone());
         enrolments.follow(&new.model, kernel, &self.workers, now);

@@ -160,11 +160,11 @@ columns! {
         "REQUESTS" right |row| cell(&row["requests"]),
         "FAILURES" right |row| cell(&row["failures"]),
         "EJECTIONS" right |row| cell(&row["ejections"]),
-        "CHECK" wide |row| cell(&row["check"]),
+        "CHECK" wide |row| or(&row["check"], "none"),
         "SKIPPED" wide_right |row| cell(&row["skipped"]),
         "WEIGHT" wide_right |row| cell(&row["weight"]),
         "PRIORITY" wide_right |row| cell(&row["priority"]),
-        "LOCALITY" wide |row| cell(&row["locality"]),
+        "LOCALITY" wide |row| or(&row["locality"], "unknown"),
         "TAGS" wide |row| cell(&row["tags"]),
         "IDENTITY" wide |row| cell(&row["identity"]),
     ];
@@ -298,6 +298,14 @@ fn bytes(count: u64) -> String {
 /// `0.043ms`.
 fn millis(value: f64) -> String {
     format!("{value:.3}ms")
+}
+
+/// A value, or what its absence means.
+fn or(value: &Value, absent: &str) -> String {
+    match value {
+        Value::Null => absent.to_owned(),
+        value => cell(value),
+    }
 }
 
 /// Usable of all endpoints: `2/3`.

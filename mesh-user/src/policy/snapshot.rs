@@ -564,6 +564,11 @@ impl VersionPlan {
         let mut protocols = protocols.into_iter();
         protocols.all(|name| allowed.iter().any(|allowed| is(name, allowed)))
     }
+
+    /// How many picks were made among all endpoints, healthy or not, since too few were healthy.
+    pub fn panic_picks(&self) -> u64 {
+        self.table.panics()
+    }
 }
 
 impl PortPlan {

@@ -14,6 +14,7 @@ mod connection;
 mod core;
 mod detect;
 mod flows;
+mod health;
 mod hedge;
 mod http1;
 mod http2;
@@ -37,4 +38,5 @@ mod websocket;
 pub mod wire;
 pub mod worker;
 
+pub use health::HealthChecks;
 pub use worker::{Command, Workers, WorkersOptions};

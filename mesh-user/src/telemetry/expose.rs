@@ -12,6 +12,7 @@ use prometheus_client::{
 
 use super::{
     LimitSample, ShieldSample, Spoken, Telemetry,
+    health::Numbers,
     kernel::{EVENTS, KernelCounts, Labels},
     local::{plain_numbers, plain_sums, request_numbers, tcp_numbers},
     metrics::{self, BYTE_BOUNDS, DURATION_BOUNDS_US, Kind, Metric},
@@ -57,6 +58,8 @@ pub struct Breaker {
     pub labels: [String; 4],
     /// Connections, pending, requests, retries: in use and limit.
     pub resources: [(&'static str, u32, u32); 4],
+    /// Picks in panic.
+    pub panics: u64,
 }
 
 impl Scrape {
@@ -89,6 +92,7 @@ impl Scrape {
                         ("requests", gauges.requests, caps.max_requests),
                         ("retries", gauges.retries, caps.max_retries),
                     ],
+                    panics: version.panic_picks(),
                 })
             })
             .collect();
@@ -121,6 +125,7 @@ struct Collected {
     requests: Sums<{ request_numbers::LEN }>,
     tcp: Sums<{ tcp_numbers::LEN }>,
     kernel: Vec<(Labels, KernelCounts)>,
+    health: Numbers,
     plain: [u64; plain_numbers::LEN],
     ejections: [u64; 3],
     sources_lost: u64,
@@ -139,6 +144,7 @@ impl Collected {
             requests: telemetry.requests.sums(),
             tcp: telemetry.tcp.sums(),
             kernel: telemetry.kernel.sums(),
+            health: telemetry.health.numbers(),
             plain: plain_sums(&telemetry.plain),
             ejections: telemetry.ejections(),
             sources_lost: telemetry
@@ -161,6 +167,7 @@ impl Collector for Collected {
         self.requests(&mut to)?;
         self.tcp(&mut to)?;
         self.kernel(&mut to)?;
+        self.health(&mut to)?;
         self.plain(&mut to)?;
         self.process(&mut to)?;
         self.scrape
@@ -218,6 +225,18 @@ impl Collected {
                 .map(|(direction, value)| row(labels, direction, value))
         });
         to.values(&metrics::KERNEL_BYTES, bytes)
+    }
+
+    fn health(&self, to: &mut Writer<'_>) -> fmt::Result {
+        let results = self.health.results.iter();
+        let results = results.map(|(((namespace, service), result), count)| {
+            ([&**namespace, &**service, *result], *count as f64)
+        });
+        to.values(&metrics::HEALTH_CHECKS, results)?;
+        let unhealthy = self.health.unhealthy.iter();
+        let unhealthy = unhealthy
+            .map(|((namespace, service), count)| ([&**namespace, &**service], *count as f64));
+        to.values(&metrics::UNHEALTHY, unhealthy)
     }
 
     fn plain(&self, to: &mut Writer<'_>) -> fmt::Result {
@@ -330,6 +349,10 @@ impl Scrape {
             });
             to.values(metric, rows)?;
         }
+        // Most versions know no panic: no line for them.
+        let panics = self.breakers.iter().filter(|breaker| breaker.panics > 0);
+        let rows = panics.map(|breaker| (breaker.labels.as_slice(), breaker.panics as f64));
+        to.values(&metrics::PANICS, rows)?;
         to.single(&metrics::BREAKERS_OMITTED, self.breakers_omitted as u64)
     }
 

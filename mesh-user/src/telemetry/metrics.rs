@@ -120,6 +120,11 @@ metrics! {
     RETRIES = Counter "mesh_retries_total" &[];
     /// Endpoints ejected, returned, or left in since the ejected share is at its limit.
     EJECTIONS = Counter "mesh_ejections_total" &["event"];
+    /// Active health checks, by result: ok, status, not_serving, grpc_status, connect_failed, broken,
+    /// timeout.
+    HEALTH_CHECKS = Counter "mesh_health_checks_total" &["namespace", "service", "result"];
+    /// Endpoints that an active health check found unhealthy.
+    UNHEALTHY = Gauge "mesh_endpoints_unhealthy" &["namespace", "service"];
     /// Inbound connections whose application sees the workload's own address, since no port of the
     /// client's was free.
     SOURCES_LOST = Counter "mesh_inbound_source_lost_total" &[];
@@ -151,6 +156,8 @@ metrics! {
     BREAKER_IN_USE = Gauge "mesh_breaker_in_use" BREAKER_LABELS;
     /// The caps of a version's breaker.
     BREAKER_LIMIT = Gauge "mesh_breaker_limit" BREAKER_LABELS;
+    /// Endpoints chosen among all of a version, healthy or not, since too few were healthy.
+    PANICS = Counter "mesh_panic_picks_total" &["namespace", "service", "port", "version"];
     /// Versions whose breakers are left out above, since there are too many.
     BREAKERS_OMITTED = Gauge "mesh_breakers_omitted" &[];
     /// What became of requests at a rate limit: `admitted`, `refused`, `dry_run` (would have been refused), and where its store did not answer `failed_open` or `failed_closed`.

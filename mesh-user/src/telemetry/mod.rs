@@ -7,6 +7,7 @@
 mod access_log;
 mod docs;
 mod expose;
+mod health;
 mod kernel;
 mod labels;
 mod limits;
@@ -68,6 +69,7 @@ pub struct Telemetry {
     tcp: Family<{ tcp_numbers::LEN }>,
     plain: Family<{ plain_numbers::LEN }>,
     kernel: kernel::KernelSeries,
+    health: health::HealthSeries,
     ejections: [AtomicU64; 3],
     sources_lost: AtomicU64,
     mirrors: mirror::MirrorSeries,
@@ -249,6 +251,7 @@ impl Telemetry {
             tcp: Family::new(TCP_LABELS.len(), SERIES_MAX),
             plain: Family::new(0, 1),
             kernel: kernel::KernelSeries::default(),
+            health: health::HealthSeries::default(),
             ejections: [const { AtomicU64::new(0) }; 3],
             sources_lost: AtomicU64::new(0),
             mirrors: mirror::MirrorSeries::default(),
@@ -317,6 +320,22 @@ impl Telemetry {
     /// Counts what became of connections that the kernel sent to an endpoint of a version.
     pub fn kernel_counted(&self, snapshot: &Snapshot, version: VersionIx, counts: &KernelCounts) {
         self.kernel.count(snapshot, version, counts);
+    }
+
+    /// Counts an active health check of an endpoint of a service.
+    pub fn health_check(&self, namespace: &Arc<str>, service: &Arc<str>, result: &'static str) {
+        self.health.count(namespace, service, result);
+    }
+
+    /// Says how many endpoints of each service that is checked are unhealthy: namespace, service,
+    /// count.
+    pub fn unhealthy_endpoints(&self, counts: impl Iterator<Item = (Arc<str>, Arc<str>, u64)>) {
+        self.health.unhealthy(counts);
+    }
+
+    /// One endpoint more of a service, or one less, is unhealthy.
+    pub fn unhealthy_changed(&self, namespace: &Arc<str>, service: &Arc<str>, sick: bool) {
+        self.health.unhealthy_changed(namespace, service, sick);
     }
 
     /// Counts a dial to an application that could not have its client's address.

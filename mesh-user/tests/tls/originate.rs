@@ -167,7 +167,7 @@ fn endpoint_that_is_refused_counts_as_one_that_can_not_be_connected() {
         .endpoint(of(&ca.issue(&["web.example"])), "v1");
     let plan = plan.policy(|policy| {
         policy.tls = Some(UpstreamTls::Simple(Arc::new(by(&folder, &ca))));
-        policy.balance = Some(mesh_user::model::Balance::RoundRobin);
+        policy.balance = Some(mesh_user::model::Balance::RoundRobin.into());
         policy.retries = Some(RetryPolicy {
             attempts: 1,
             per_try: None,
@@ -175,6 +175,7 @@ fn endpoint_that_is_refused_counts_as_one_that_can_not_be_connected() {
             statuses: Vec::new(),
             non_idempotent: false,
             backoff: Duration::from_millis(1),
+            ..RetryPolicy::default()
         });
     });
     let mesh = Mesh::start(plan);

@@ -48,7 +48,7 @@ fn values(balance: &BalancePolicy, path: &FieldPath, out: &mut Findings) {
     if balance.algorithm.is_hashed() && balance.hash.is_empty() {
         let message = format!("`{}` needs a key", balance.algorithm.label());
         out.error(
-            Code::MissingField,
+            Code::BadKey,
             path.clone(),
             message,
             "`hash`: attributes such as header.x-user or source.address",

@@ -7,22 +7,19 @@ use super::{Absent, DAY, MILLI, Object, Shape, Text, field, needed};
 static HASH_KEY: Shape = Shape::Text(Text::RateKey);
 static REGION: Shape = Shape::Text(Text::TagValue);
 static BALANCE_FORM: Shape = Shape::Object(&BALANCE);
-static ALGORITHM: Shape = Shape::Choice(ALGORITHMS);
+/// Those that need no key.
+static ALGORITHM: Shape = Shape::Choice(&[LEAST_REQUEST, ROUND_ROBIN, RANDOM, PEAK_EWMA]);
 
-const ALGORITHMS: &[(&str, &str)] = &[
-    (
-        "least-request",
-        "of two random endpoints the one with fewer requests in flight",
-    ),
-    ("round-robin", "in turn"),
-    ("random", "at random"),
-    (
-        "peak-ewma",
-        "of two random endpoints the one with the lower latency x requests in flight",
-    ),
-    ("ring-hash", "by a key, on a ring of hashes"),
-    ("maglev", "by a key, in Maglev's table"),
-];
+const LEAST_REQUEST: (&str, &str) = (
+    "least-request",
+    "of two random endpoints the one with fewer requests in flight",
+);
+const ROUND_ROBIN: (&str, &str) = ("round-robin", "in turn");
+const RANDOM: (&str, &str) = ("random", "at random");
+const PEAK_EWMA: (&str, &str) = (
+    "peak-ewma",
+    "of two random endpoints the one with the lower latency x requests in flight",
+);
 
 /// `balance`: an algorithm, or one with its parameters.
 pub(super) const CHOICE: Shape = Shape::Either(&ALGORITHM, &BALANCE_FORM);
@@ -33,7 +30,18 @@ static BALANCE: Object = Object {
     name: "Balance",
     doc: "How an endpoint is chosen inside a version. A parameter of another algorithm is refused.",
     fields: &[
-        needed("algorithm", Shape::Choice(ALGORITHMS), "The algorithm."),
+        needed(
+            "algorithm",
+            Shape::Choice(&[
+                LEAST_REQUEST,
+                ROUND_ROBIN,
+                RANDOM,
+                PEAK_EWMA,
+                ("ring-hash", "by a key, on a ring of hashes"),
+                ("maglev", "by a key, in Maglev's table"),
+            ]),
+            "The algorithm.",
+        ),
         field(
             "hash",
             Shape::list(&HASH_KEY, 8),

@@ -127,7 +127,7 @@ static HTTP: Object = Object {
         field(
             "statuses",
             Shape::list(&STATUS, 64),
-            Absent::Default("[200]", "as Envoy"),
+            Absent::Means("200 alone, as Envoy"),
             "Statuses that are well, by number or class.",
         ),
         field(

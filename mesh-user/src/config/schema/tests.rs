@@ -329,7 +329,9 @@ fn every_word_of_a_choice_means_something_of_its_own() {
     let mut tried = BTreeSet::new();
     for (object, field, at, shape, _) in places {
         let (words, list) = match shape {
-            Shape::Choice(words) => (words, false),
+            Shape::Choice(words) | Shape::Either(Shape::Choice(words), Shape::Object(_)) => {
+                (words, false)
+            }
             Shape::List {
                 of: Shape::Choice(words),
                 ..

@@ -87,7 +87,7 @@ impl More {
                 false => Vec::new(),
             },
             totals: groups.iter().map(|members| members.len() as u32).collect(),
-            over_provisioning: over_provisioning,
+            over_provisioning,
             threshold,
             watches: threshold > 0 || groups.len() > 1,
             kept: Kept::default(),
