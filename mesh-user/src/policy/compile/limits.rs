@@ -96,14 +96,10 @@ impl Compiler<'_> {
     }
 
     /// The limits of a rule: the ports that it covers share its limiters.
-    pub(super) fn rule_limits(
-        &mut self,
-        port: &Pending<'_>,
-        rule: &Rule,
-    ) -> Option<Box<Vec<Limit>>> {
+    pub(super) fn rule_limits(&mut self, port: &Pending<'_>, rule: &Rule) -> Box<[Limit]> {
         let limits = &rule.extra().rate_limits;
         if limits.is_empty() {
-            return None;
+            return Box::default();
         }
         let service = self.snapshot.port(port.ix).key.to_string();
         let mut made = Vec::with_capacity(limits.len());
@@ -121,6 +117,6 @@ impl Compiler<'_> {
             };
             made.push(Limit::new(limiter, &limit.matches, &self.snapshot.sources));
         }
-        Some(Box::new(made))
+        made.into()
     }
 }

@@ -171,10 +171,10 @@ impl Verdict {
             }
             if !answer.admitted && self.refused.is_none() {
                 self.refused = Some(asked.len());
-                self.style = limiter.style();
+                self.set_style(limiter.style());
             }
             asked.push(said);
-            self.fields.extend(answer.fields);
+            self.add_fields(answer.fields);
         }
         self.asked = AskedList::Many(asked);
         let reject = self.reject();

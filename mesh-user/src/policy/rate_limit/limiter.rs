@@ -3,6 +3,7 @@
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     net::IpAddr,
+    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -306,11 +307,11 @@ impl Limiter {
     }
 
     /// `pk` of the fields: says which bucket it is, and nothing of what the key holds.
-    const fn partition(&self, at: At) -> Option<u64> {
+    const fn partition(&self, at: At) -> Option<NonZeroU64> {
         if self.policy.key.is_empty() {
             None
         } else {
-            Some(at.key)
+            NonZeroU64::new(at.key)
         }
     }
 
