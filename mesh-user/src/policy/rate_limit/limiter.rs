@@ -329,7 +329,7 @@ impl Limiter {
         Asked {
             name: Arc::clone(&self.name),
             quota: shape.burst,
-            window_s: if concurrent { 0 } else { shape.window_s() },
+            window_s: if concurrent { 0 } else { window(shape.window_s()) },
             left,
             reset_s,
             unit: self.policy.unit,
@@ -345,7 +345,7 @@ impl Limiter {
         Asked {
             name: Arc::clone(&self.name),
             quota: shape.burst,
-            window_s: shape.window_s(),
+            window_s: window(shape.window_s()),
             left: left.min(shape.burst),
             reset_s: wait_s,
             unit: self.policy.unit,
@@ -353,6 +353,11 @@ impl Limiter {
             draft_03: self.policy.answer.draft_03,
         }
     }
+}
+
+/// More than a hundred years are as good as a hundred.
+pub(super) fn window(seconds: u64) -> u32 {
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 /// The value as [`Asker::attribute`] gives it.

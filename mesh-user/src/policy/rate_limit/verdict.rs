@@ -76,7 +76,7 @@ pub struct Asked {
     pub quota: u64,
     /// Window of the policy (`w`) in seconds, at least 1: how long an empty bucket takes to fill. 0:
     /// there is none, of a limit on concurrency.
-    pub window_s: u64,
+    pub window_s: u32,
     /// Left (`r`).
     pub left: u64,
     /// Seconds to more quota (`t`), rounded up; also `Retry-After` when refused: a client that
@@ -167,7 +167,7 @@ impl Verdict {
     /// The value of the `RateLimit-Policy` field (draft-ietf-httpapi-ratelimit-headers, 2025-09).
     /// Empty when no limit applies: there is then no such field.
     pub fn policy_field(&self) -> String {
-        let window = |asked: &Asked| (asked.window_s > 0).then_some(('w', asked.window_s));
+        let window = |asked: &Asked| (asked.window_s > 0).then_some(('w', u64::from(asked.window_s)));
         self.field(|asked| [Some(('q', asked.quota)), window(asked)], true)
     }
 
