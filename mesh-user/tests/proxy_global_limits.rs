@@ -445,6 +445,60 @@ fn script_that_redis_forgot_is_sent_again_and_a_restart_is_survived() {
     assert!(store.failed >= 1 && store.answered >= 3, "{store:?}");
 }
 
+/// The system's certificates are read once in a process, from where `SSL_CERT_FILE` says: so this one
+/// is a process of its own.
+#[test]
+fn redis_is_asked_over_tls_when_its_certificate_has_the_name() {
+    let folder = Folder::new();
+    let made = rcgen::generate_simple_self_signed(vec!["redis.test".to_owned()]).unwrap();
+    let certificate = folder.0.join("cert.pem");
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(folder.0.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "redis_over_tls"])
+        .env("SSL_CERT_FILE", &certificate)
+        .env("MESH_TEST_TLS", &folder.0)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+#[test]
+#[ignore = "run by redis_is_asked_over_tls_when_its_certificate_has_the_name"]
+fn redis_over_tls() {
+    let folder = PathBuf::from(std::env::var_os("MESH_TEST_TLS").unwrap());
+    let port = bind().1.port();
+    let file = |name: &str| folder.join(name).display().to_string();
+    let redis = Redis::start(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &file("cert.pem"),
+        "--tls-key-file",
+        &file("key.pem"),
+        "--tls-ca-cert-file",
+        &file("cert.pem"),
+        "--tls-auth-clients",
+        "no",
+    ]);
+    for (name, statuses) in [("redis.test", [200, 429]), ("other.test", [500, 500])] {
+        let service = RateLimitService {
+            address: StoreAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], port))),
+            ..redis.service(|store| store.tls = Some(name.into()))
+        };
+        let closed = GlobalLimit {
+            failure: StoreFailure::Closed,
+            ..without_lease()
+        };
+        let mesh = Mesh::start(http_plan(service, shared(1, HOUR, 1, closed)));
+        let mut client = Reader::new(mesh.connect());
+        let answers = [0, 1].map(|_| client.send(GET).message().unwrap().status());
+        assert_eq!(answers, statuses, "{name}");
+    }
+}
+
 /// What a dead store costs: how a listener that behaves so is used.
 fn dead(
     limit: StoreFailure,

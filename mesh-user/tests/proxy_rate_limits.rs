@@ -648,7 +648,7 @@ fn worker_cpu() -> u64 {
     sum
 }
 
-/// Runs alone: other tests' workers would count.
+/// Runs alone, since other tests' workers would count, and optimised: it is a measurement.
 #[test]
 #[ignore = "measured alone: cargo test --release --test proxy_rate_limits -- --ignored"]
 fn refusal_costs_at_most_four_tenths_of_a_forwarded_request() {

@@ -46,6 +46,7 @@ pub(crate) fn all() -> Vec<Need> {
         linker(),
         program("cc", "gcc", "build"),
         program("ip", "iproute2", "test"),
+        program("redis-server", "redis-server", "test"),
         kernel_btf(),
         cgroup2(),
         bpffs(),

@@ -19,9 +19,13 @@ pub(crate) fn run() -> Result<()> {
     }
     let names: Vec<&str> = missing.iter().map(|need| need.what).collect();
     eprintln!("setup: missing {}", names.join(", "));
-    for name in ["cc", "ip"] {
+    for name in ["cc", "ip", "redis-server"] {
         if names.contains(&name) {
-            let package = if name == "cc" { "gcc" } else { "iproute2" };
+            let package = match name {
+                "cc" => "gcc",
+                "ip" => "iproute2",
+                package => package,
+            };
             apt_install(&[package.to_owned()])?;
         }
     }
@@ -46,7 +50,14 @@ pub(crate) fn run() -> Result<()> {
 
 /// What is missing and can be installed; kernels and rights can't.
 fn installable() -> Vec<Need> {
-    let names = ["eBPF compiler", "bpf-linker", "cc", "ip", "bpffs"];
+    let names = [
+        "eBPF compiler",
+        "bpf-linker",
+        "cc",
+        "ip",
+        "redis-server",
+        "bpffs",
+    ];
     let missing = |need: &Need| names.contains(&need.what) && need.state.is_err();
     needs::all().into_iter().filter(missing).collect()
 }

@@ -124,12 +124,15 @@ pub fn admit<H: HeaderView>(
             } else {
                 Tally::Refused
             });
-            Verdict {
+            let mut verdict = Verdict {
                 asked: AskedList::One([limiter.asked(at, answer, true)]),
-                style: refused.map(|_| limiter.style()).unwrap_or_default(),
                 refused,
                 ..Verdict::default()
+            };
+            if refused.is_some() {
+                verdict.set_style(limiter.style());
             }
+            verdict
         }
         _ => {
             let asker = asker(snapshot, plan, client.into(), request);
@@ -142,11 +145,11 @@ pub fn admit<H: HeaderView>(
 }
 
 fn limits<'s>(snapshot: &'s Snapshot, plan: &Plan) -> (&'s [Limit], &'s [Limit]) {
-    let of_rule = plan
-        .rule
-        .and_then(|rule| snapshot.rule(rule).limits.as_deref());
-    let of_rule = of_rule.map(Vec::as_slice).unwrap_or_default();
-    (of_rule, &snapshot.version(plan.version).limits)
+    let of_rule = plan.rule.map(|rule| &*snapshot.rule(rule).limits);
+    (
+        of_rule.unwrap_or_default(),
+        &snapshot.version(plan.version).limits,
+    )
 }
 
 fn asker<'a, H>(
@@ -288,7 +291,7 @@ impl<'a, H: HeaderView> Admission<'a, H> {
     fn refused(&self, mut verdict: Verdict) -> Verdict {
         if let Some((limiter, _)) = verdict.refused.and_then(|at| self.local.get(at)) {
             limiter.count(Tally::Refused);
-            verdict.style = limiter.style();
+            verdict.set_style(limiter.style());
         }
         verdict
     }
@@ -314,7 +317,7 @@ impl<'a, H: HeaderView> Admission<'a, H> {
                 Known::Empty { wait } => {
                     limiter.count(Tally::Refused);
                     verdict.refused = verdict.refused.or(Some(asked.len()));
-                    verdict.style = limiter.style();
+                    verdict.set_style(limiter.style());
                     asked.push(limiter.asked_of_store(*at, 0, wait));
                 }
                 Known::Down => verdict.without_answer(limiter),

@@ -52,9 +52,8 @@ pub struct RulePlan {
     pub precedence: i32,
     /// Where to.
     pub targets: Vec<TargetPlan>,
-    /// Its own rate limits, besides those of the version. Boxed twice: most rules have none.
-    #[expect(clippy::box_collection, reason = "a rule without limits pays one word")]
-    pub(super) limits: Option<Box<Vec<super::rate_limit::Limit>>>,
+    /// Its own rate limits, besides those of the version.
+    pub(super) limits: Box<[super::rate_limit::Limit]>,
     /// Their weights, summed up and named.
     pub(super) split: Split,
     /// What happens besides; none: nothing, at no target either.

@@ -303,7 +303,7 @@ impl Store {
                         |answer| answer.map_or_else(|error| error, |_| Box::from("no error")),
                     );
                     global.failed(key);
-                    self.failed(&limiter, &*error.to_string());
+                    self.failed(&limiter, &error.to_string());
                     return self.end(&tokens, usize::MAX, &mut || None);
                 }
             };

@@ -143,14 +143,15 @@ fn numbers(limit: &RateLimitPolicy, path: &FieldPath, out: &mut Findings) {
     let concurrent = limit.unit == LimitUnit::Concurrent;
     let rate = if concurrent { "concurrent" } else { "rate" };
     for (field, value) in [(rate, limit.requests), ("burst", limit.burst)] {
-        if value == 0 {
+        // Of concurrent requests the two are one.
+        if value == 0 && !(concurrent && field == "burst") {
             zero(path.key(field), field, out);
         }
     }
     for (n, other) in limit.overrides.iter().enumerate() {
         let path = path.key("overrides").at(n);
         for (field, value) in [(rate, other.requests), ("burst", other.burst)] {
-            if value == 0 {
+            if value == 0 && !(concurrent && field == "burst") {
                 zero(path.key(field), field, out);
             }
         }

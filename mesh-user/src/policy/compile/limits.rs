@@ -67,10 +67,10 @@ impl Compiler<'_> {
         rule: &Rule,
         known: &OfRules,
         made: &mut OfRules,
-    ) -> Option<Box<Vec<Limit>>> {
+    ) -> Box<[Limit]> {
         let limits = &rule.extra().rate_limits;
         if limits.is_empty() {
-            return None;
+            return Box::default();
         }
         let service = self.next.port(port).key.to_string();
         let mut all = Vec::with_capacity(limits.len());
@@ -90,7 +90,7 @@ impl Compiler<'_> {
             };
             all.push(Limit::new(limiter, &limit.matches, &self.next.sources));
         }
-        Some(Box::new(all))
+        all.into()
     }
 }
 

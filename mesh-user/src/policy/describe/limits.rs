@@ -17,7 +17,7 @@ impl Snapshot {
         self.service_ports().flat_map(move |port| {
             let rules = port.routes.rules().iter().map(|rule| self.rule(*rule));
             rules.flat_map(move |rule| {
-                let limits = rule.limits.as_deref().into_iter().flatten();
+                let limits = rule.limits.iter();
                 limits.map(move |limit| PolicyRow {
                     service: port.key.to_string(),
                     port: port.number,

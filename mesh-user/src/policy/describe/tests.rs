@@ -211,3 +211,48 @@ fn rows_are_serializable() {
     assert!(serde_json::to_string(&snapshot.describe_routes()).is_ok());
     assert!(serde_json::to_string(&snapshot.describe_endpoints(at_ms(1))).is_ok());
 }
+
+#[test]
+fn limits_of_rules_and_their_options_stand_in_the_policies() {
+    use crate::model::{
+        Attribute, LimitUnit, Rule, RuleExtra, Target,
+        limit::{GlobalLimit, LimitOverride},
+    };
+
+    let limit = RateLimitPolicy {
+        name: "volume".into(),
+        unit: LimitUnit::Bytes,
+        requests: 1_000,
+        burst: 2_000,
+        overrides: vec![LimitOverride {
+            when: vec![(Attribute::Method, "PUT".into())],
+            requests: 5,
+            per: std::time::Duration::from_secs(60),
+            burst: 6,
+        }],
+        global: Some(GlobalLimit {
+            service: "r".into(),
+            ..GlobalLimit::default()
+        }),
+        dry_run: true,
+        ..RateLimitPolicy::default()
+    };
+    let rule = Rule {
+        name: "first".into(),
+        route: vec![Target::default()],
+        extra: Some(Box::new(RuleExtra {
+            rate_limits: vec![limit],
+            ..RuleExtra::default()
+        })),
+        ..Rule::default()
+    };
+    let snapshot = compile(model(service(1, 1), vec![rule], Vec::new()));
+    let rows = snapshot.describe_policies();
+    let row = rows.iter().find(|row| row.from == Origin::Rule).unwrap();
+    assert_eq!((&*row.version, &*row.field), ("first", "rate-limit.volume"));
+    assert_eq!(
+        row.value,
+        "1000 bytes in 1s, burst 2000, all together; 5 bytes in 1m, burst 6 when method=PUT; shared \
+         by `r`, failure open; dry run"
+    );
+}

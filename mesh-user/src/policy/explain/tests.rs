@@ -251,3 +251,94 @@ fn explanation_is_serializable() {
     assert_eq!(value["outcome"]["forwarded"]["to"][0], "10.0.1.1:8080");
     assert_eq!(value["rule"], "split");
 }
+
+#[test]
+fn shared_limit_and_dry_run_are_explained_with_what_is_held() {
+    use crate::model::limit::{GlobalLimit, RateLimitService, RedisStore, StoreAddress, StoreKind};
+
+    let shared = RateLimitPolicy {
+        name: "shared".into(),
+        key: vec![Attribute::Method],
+        requests: 10,
+        burst: 10,
+        global: Some(GlobalLimit {
+            service: "store".into(),
+            ..GlobalLimit::default()
+        }),
+        ..RateLimitPolicy::default()
+    };
+    let dry = RateLimitPolicy {
+        name: "dry".into(),
+        dry_run: true,
+        ..RateLimitPolicy::default()
+    };
+    let limits = Policy {
+        rate_limits: vec![shared, dry],
+        ..policy()
+    };
+    let mut model = model(service(1, 1), Vec::new(), vec![limits]);
+    model.rate_limit_services = vec![RateLimitService {
+        name: "store".into(),
+        address: StoreAddress::Unix("/x".into()),
+        kind: StoreKind::Redis(RedisStore::default()),
+        timeout: secs(1),
+    }];
+    let snapshot = compile(model);
+    let explained = || of(&snapshot, &get("/")).limits;
+    let first = explained();
+    let texts = |limits: &[LimitState]| -> Vec<(String, bool, String)> {
+        let text = |limit: &LimitState| (limit.name.clone(), limit.admitted, limit.note.clone());
+        limits.iter().map(text).collect()
+    };
+    let note = "lease: none, `store` default/web/shared:GET is asked";
+    assert_eq!(
+        texts(&first),
+        [
+            ("shared".to_owned(), true, note.to_owned()),
+            ("dry".to_owned(), true, "dry run".to_owned())
+        ]
+    );
+    assert_eq!(explained(), first, "nothing is spent");
+    // Tokens come, and the dry run's bucket is used up.
+    let version = &snapshot.versions[0];
+    let global = version.limits[0].limiter.global().unwrap();
+    let key = "default/web/shared:GET";
+    let wanted = global.want(key, 0, at_ms(1));
+    let grant = rate_limit::Grant {
+        wanted,
+        given: 5,
+        left: 3,
+        wait: secs(0),
+    };
+    global.granted(key, 0, grant, at_ms(1), at_ms(1));
+    let one = get("/");
+    let plan = Plan {
+        port: PORT,
+        rule: None,
+        target: 0,
+        version: snapshot.port(PORT).all,
+    };
+    let mut observer = NoObserver;
+    let live = rate_limit::admit(
+        &snapshot,
+        &plan,
+        None,
+        Some(&one.view()),
+        at_ms(2),
+        &mut observer,
+    );
+    assert_eq!(live.refused, None);
+    let cursors = Cursors::default();
+    let later = explain(&snapshot, PORT, None, &one.view(), &cursors, at_ms(2)).limits;
+    assert_eq!(
+        texts(&later),
+        [
+            (
+                "shared".to_owned(),
+                true,
+                "lease: 4 held of `store` default/web/shared:GET".to_owned()
+            ),
+            ("dry".to_owned(), false, "dry run: would refuse".to_owned())
+        ]
+    );
+}

@@ -166,15 +166,15 @@ impl Verdict {
             });
             let mut said = limiter.asked_of_store(ask.at, answer.left, answer.wait);
             if let Some((quota, window_s)) = answer.quota {
-                (said.quota, said.window_s) = (quota, window_s);
+                (said.quota, said.window_s) = (quota, super::limiter::window(window_s));
                 said.left = answer.left;
             }
             if !answer.admitted && self.refused.is_none() {
                 self.refused = Some(asked.len());
-                self.style = limiter.style();
+                self.set_style(limiter.style());
             }
             asked.push(said);
-            self.fields.extend(answer.fields);
+            self.add_fields(answer.fields);
         }
         self.asked = AskedList::Many(asked);
         let reject = self.reject();

@@ -3,6 +3,7 @@
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     net::IpAddr,
+    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -306,11 +307,11 @@ impl Limiter {
     }
 
     /// `pk` of the fields: says which bucket it is, and nothing of what the key holds.
-    const fn partition(&self, at: At) -> Option<u64> {
+    const fn partition(&self, at: At) -> Option<NonZeroU64> {
         if self.policy.key.is_empty() {
             None
         } else {
-            Some(at.key)
+            NonZeroU64::new(at.key)
         }
     }
 
@@ -328,7 +329,7 @@ impl Limiter {
         Asked {
             name: Arc::clone(&self.name),
             quota: shape.burst,
-            window_s: if concurrent { 0 } else { shape.window_s() },
+            window_s: if concurrent { 0 } else { window(shape.window_s()) },
             left,
             reset_s,
             unit: self.policy.unit,
@@ -344,7 +345,7 @@ impl Limiter {
         Asked {
             name: Arc::clone(&self.name),
             quota: shape.burst,
-            window_s: shape.window_s(),
+            window_s: window(shape.window_s()),
             left: left.min(shape.burst),
             reset_s: wait_s,
             unit: self.policy.unit,
@@ -352,6 +353,11 @@ impl Limiter {
             draft_03: self.policy.answer.draft_03,
         }
     }
+}
+
+/// More than a hundred years are as good as a hundred.
+pub(super) fn window(seconds: u64) -> u32 {
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 /// The value as [`Asker::attribute`] gives it.

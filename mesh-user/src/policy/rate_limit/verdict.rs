@@ -1,6 +1,6 @@
 //! What limits say, and how that stands in an answer's fields.
 
-use std::{fmt::Write, ops::Deref, sync::Arc};
+use std::{fmt::Write, num::NonZeroU64, ops::Deref, sync::Arc};
 
 use super::held::Held;
 use crate::{
@@ -21,12 +21,17 @@ pub struct Verdict {
     pub refused: Option<usize>,
     /// A store of shared counts did not answer, and its limit is one that then refuses.
     pub store_failed: bool,
-    /// How a refusal looks.
-    pub style: Style,
     /// What has to be done yet, or at the request's end.
     pub held: Option<Box<Held>>,
-    /// Fields that a rate limit service adds to the answer.
-    pub fields: Vec<(String, String)>,
+    /// What else the answer says; none: nothing.
+    pub(super) extra: Option<Box<Extra>>,
+}
+
+/// What few limits have to say.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    style: Style,
+    fields: Vec<(String, String)>,
 }
 
 /// How a refusal by a limit looks.
@@ -71,7 +76,7 @@ pub struct Asked {
     pub quota: u64,
     /// Window of the policy (`w`) in seconds, at least 1: how long an empty bucket takes to fill. 0:
     /// there is none, of a limit on concurrency.
-    pub window_s: u64,
+    pub window_s: u32,
     /// Left (`r`).
     pub left: u64,
     /// Seconds to more quota (`t`), rounded up; also `Retry-After` when refused: a client that
@@ -80,7 +85,7 @@ pub struct Asked {
     /// What is counted (`qu`).
     pub unit: LimitUnit,
     /// Which bucket of a limit with a key it is (`pk`).
-    pub partition: Option<u64>,
+    pub partition: Option<NonZeroU64>,
     /// Whether it is told in `x-ratelimit-*` too.
     pub draft_03: bool,
 }
@@ -106,6 +111,31 @@ impl PartialEq for AskedList {
 impl Eq for AskedList {}
 
 impl Verdict {
+    /// The refusing limit's answer looks so.
+    pub(super) fn set_style(&mut self, style: Style) {
+        if style != Style::default() || self.extra.is_some() {
+            self.extra.get_or_insert_default().style = style;
+        }
+    }
+
+    pub(super) fn add_fields(&mut self, fields: Vec<(String, String)>) {
+        if !fields.is_empty() {
+            self.extra.get_or_insert_default().fields.extend(fields);
+        }
+    }
+
+    fn style(&self) -> Style {
+        self.extra
+            .as_ref()
+            .map(|extra| extra.style)
+            .unwrap_or_default()
+    }
+
+    /// Fields that a rate limit service adds to the answer.
+    pub fn fields(&self) -> &[(String, String)] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.fields)
+    }
+
     /// Why the request is refused, when it is.
     pub fn reject(&self) -> Option<Reject> {
         if self.refused.is_some() {
@@ -117,14 +147,17 @@ impl Verdict {
 
     /// HTTP status of a refusal for this reason.
     pub fn status(&self, reject: Reject) -> u16 {
-        let own = self.style.status.filter(|_| reject == Reject::RateLimited);
+        let own = self
+            .style()
+            .status
+            .filter(|_| reject == Reject::RateLimited);
         own.unwrap_or(reject.status())
     }
 
     /// gRPC status of a refusal for this reason.
     pub fn grpc_status(&self, reject: Reject) -> u8 {
         const UNAVAILABLE: u8 = 14;
-        if self.style.grpc_unavailable && reject == Reject::RateLimited {
+        if self.style().grpc_unavailable && reject == Reject::RateLimited {
             UNAVAILABLE
         } else {
             reject.grpc_status()
@@ -134,7 +167,7 @@ impl Verdict {
     /// The value of the `RateLimit-Policy` field (draft-ietf-httpapi-ratelimit-headers, 2025-09).
     /// Empty when no limit applies: there is then no such field.
     pub fn policy_field(&self) -> String {
-        let window = |asked: &Asked| (asked.window_s > 0).then_some(('w', asked.window_s));
+        let window = |asked: &Asked| (asked.window_s > 0).then_some(('w', u64::from(asked.window_s)));
         self.field(|asked| [Some(('q', asked.quota)), window(asked)], true)
     }
 
@@ -155,8 +188,8 @@ impl Verdict {
     }
 
     /// Whether the answer carries `x-envoy-ratelimited`.
-    pub const fn is_envoy_ratelimited(&self) -> bool {
-        self.refused.is_some() && self.style.envoy_ratelimited
+    pub fn is_envoy_ratelimited(&self) -> bool {
+        self.refused.is_some() && self.style().envoy_ratelimited
     }
 
     /// Limit, rest and seconds of the `x-ratelimit-*` fields, as Envoy's `DRAFT_VERSION_03`: of the
@@ -197,7 +230,7 @@ impl Verdict {
             }
             if let Some(partition) = asked.partition {
                 field.push_str(";pk=:");
-                base64(&mut field, partition.to_be_bytes());
+                base64(&mut field, partition.get().to_be_bytes());
                 field.push(':');
             }
         }

@@ -33,7 +33,7 @@ pub(super) fn limit_lines(verdict: &Verdict) -> Vec<u8> {
             }
         }
     }
-    for (name, value) in &verdict.fields {
+    for (name, value) in verdict.fields() {
         push_field(&mut lines, name, value.as_bytes());
     }
     lines

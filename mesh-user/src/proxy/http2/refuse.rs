@@ -28,7 +28,7 @@ pub(super) fn put_limits(headers: &mut HeaderMap, verdict: &Verdict) {
             }
         }
     }
-    for (name, value) in &verdict.fields {
+    for (name, value) in verdict.fields() {
         if let (Ok(name), Ok(value)) = (
             HeaderName::from_bytes(name.as_bytes()),
             HeaderValue::from_str(value),
