@@ -186,7 +186,7 @@ async fn forward(
     let (idle, bytes) = (version.idle_timeout, &mut counted.bytes);
     let end = match Flows::watch(core, &snapshot, &plan, &endpoint) {
         None => copy(down, up, timer, idle, bytes).await,
-        Some(mut watch) => Box::pin(follow(down, up, timer, idle, bytes, &mut watch)).await,
+        Some(watch) => follow(down, up, timer, idle, bytes, watch).await,
     };
     let (_, answered) = counted.bytes;
     drop(counted);
