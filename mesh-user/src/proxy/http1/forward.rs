@@ -38,7 +38,7 @@ use crate::{
         io::poll_fill,
         record::RequestLog,
         retry::{Attempts, On, retry_after},
-        tcp::{CopyEnd, Side, copy, follow},
+        tcp::{CopyEnd, Side, carry},
         timer::{NEVER, deadline},
         upstream::{NoConnection, Target, Upstream, connect_queued, put_back},
     },
@@ -717,10 +717,7 @@ impl Session {
             buf: &mut up.buf,
         };
         let timer = &mut self.timer;
-        let end = match watch {
-            None => copy(down, up, timer, idle, &mut bytes).await,
-            Some(watch) => follow(down, up, timer, idle, &mut bytes, watch).await,
-        };
+        let end = carry(down, up, timer, idle, &mut bytes, watch).await;
         log.bytes_in += bytes.0;
         log.bytes_out += bytes.1;
         log.ended = Some(clock::now());

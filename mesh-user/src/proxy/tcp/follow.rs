@@ -13,8 +13,24 @@ use crate::{
     proxy::{flows::Watch, io::poll_fill, timer::Timer},
 };
 
+/// Copies, and follows changes where there is a watch. One future for both, so that who awaits it
+/// has room for one of them only.
+pub(in crate::proxy) async fn carry(
+    down: Side<'_>,
+    up: Side<'_>,
+    timer: &mut Timer,
+    idle: Duration,
+    bytes: &mut (u64, u64),
+    watch: Option<Box<Watch>>,
+) -> CopyEnd {
+    match watch {
+        None => copy(down, up, timer, idle, bytes).await,
+        Some(watch) => follow(down, up, timer, idle, bytes, watch).await,
+    }
+}
+
 /// See [`run`]. Boxed in here: rare, and large beside the state of a copy that nobody watches.
-pub(in crate::proxy) fn follow<'a>(
+fn follow<'a>(
     down: Side<'a>,
     up: Side<'a>,
     timer: &'a mut Timer,
