@@ -141,6 +141,7 @@ columns! {
         "MATCH" left matches,
         "TARGETS" left targets,
         "PRECEDENCE" wide_right |row| cell(&row["precedence"]),
+        "TERMS" wide |row| cell(&row["terms"]),
     ];
     /// `mesh config endpoints`.
     ENDPOINTS = [
