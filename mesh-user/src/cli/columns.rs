@@ -141,7 +141,6 @@ columns! {
         "MATCH" left matches,
         "TARGETS" left targets,
         "PRECEDENCE" wide_right |row| cell(&row["precedence"]),
-        "TERMS" wide |row| cell(&row["terms"]),
     ];
     /// `mesh config endpoints`.
     ENDPOINTS = [
