@@ -11,8 +11,8 @@ use std::rc::Rc;
 use tokio::io::Interest;
 
 pub(super) use self::{
-    copy::{CopyEnd, Side, copy},
-    follow::follow,
+    copy::{CopyEnd, Side},
+    follow::carry,
 };
 use super::{
     attempt::{self, client},
@@ -205,10 +205,8 @@ async fn forward(
         buf: &mut upstream.buf,
     };
     let (idle, bytes) = (version.idle_timeout, &mut counted.bytes);
-    let end = match Flows::watch(core, &snapshot, &plan, &endpoint) {
-        None => copy(down, up, timer, idle, bytes).await,
-        Some(mut watch) => Box::pin(follow(down, up, timer, idle, bytes, &mut watch)).await,
-    };
+    let watch = Flows::watch(core, &snapshot, &plan, &endpoint);
+    let end = carry(down, up, timer, idle, bytes, watch).await;
     let (_, answered) = counted.bytes;
     drop(counted);
     if end == CopyEnd::UpstreamReset && answered == 0 {

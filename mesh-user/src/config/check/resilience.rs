@@ -114,3 +114,68 @@ pub(super) fn rule(rule: &Rule, item: &FieldPath, out: &mut Findings) {
         out.error(Code::LimitConflict, path, message, "at most `request`");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Code, examine_text};
+
+    /// One service, and these rules and policies.
+    fn found(rest: &str) -> Vec<(Code, String)> {
+        let text = format!(
+            "apiVersion: mesh/v1alpha1\nkind: MeshConfig\nservices:\n  - name: web\n    \
+             addresses: [10.0.0.1]\n    ports: [{{name: http, number: 80, protocol: http}}]\n    \
+             endpoints: [{{address: 10.1.0.1}}]\n{rest}\n"
+        );
+        let report = examine_text("mesh.yaml", &text).report;
+        report
+            .problems
+            .iter()
+            .map(|problem| (problem.code, problem.field.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn contradictions_of_resilience_are_found_where_they_stand() {
+        for (rest, code, path) in [
+            (
+                "policies: [{service: web, breaker: {adaptive: {min: 9, max: 8}}}]",
+                Code::LimitConflict,
+                "policies[0].breaker.adaptive.max",
+            ),
+            (
+                "policies: [{service: web, hedge: {max: 1}}]",
+                Code::NoEffect,
+                "policies[0].hedge",
+            ),
+            (
+                "policies: [{service: web, retries: {attempt-header: host}}]",
+                Code::LimitConflict,
+                "policies[0].retries.attempt-header",
+            ),
+            (
+                "policies: [{service: web, retries: {headers: {x-a: {regex: '('}}}}]",
+                Code::BadRegex,
+                "policies[0].retries.headers.x-a.regex",
+            ),
+            (
+                "rules: [{service: web, route: [{}], timeout: {request: 1s, backend-request: 2s}}]",
+                Code::LimitConflict,
+                "rules[0].timeout.backend-request",
+            ),
+            (
+                "rules: [{service: web, match: {method: POST}, route: [{}], retries: {attempts: 2}}]",
+                Code::NoEffect,
+                "rules[0].retries",
+            ),
+        ] {
+            assert_eq!(found(rest), [(code, path.to_owned())], "{rest}");
+        }
+        for rest in [
+            "policies: [{service: web, hedge: {after: 50ms}}]",
+            "policies: [{service: web, hedge: {max: 1}, retries: {per-try: 1s}}]",
+            "rules: [{service: web, route: [{}], timeout: {request: 0s, backend-request: 2s}}]",
+        ] {
+            assert_eq!(found(rest), [], "{rest}");
+        }
+    }
+}

@@ -313,6 +313,7 @@ fn shared_limit_and_dry_run_are_explained_with_what_is_held() {
     global.granted(key, 0, grant, at_ms(1), at_ms(1));
     let one = get("/");
     let plan = Plan {
+        session: None,
         port: PORT,
         rule: None,
         target: 0,

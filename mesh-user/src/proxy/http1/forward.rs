@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     future::poll_fn,
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
@@ -39,7 +40,7 @@ use crate::{
         io::poll_fill,
         record::RequestLog,
         retry::{Attempts, On, retry_after},
-        tcp::{CopyEnd, Side, copy, follow},
+        tcp::{CopyEnd, Side, carry},
         timer::{NEVER, deadline},
         upstream::{NoConnection, Target, Upstream, connect_queued, put_back},
     },
@@ -417,7 +418,7 @@ impl Session {
     async fn resume(
         &mut self,
         course: &Course<'_>,
-        won: Won<'_>,
+        won: Box<Won<'_>>,
         sending: &mut Sending,
         attempts: &mut Attempts,
         log: &mut RequestLog,
@@ -429,7 +430,7 @@ impl Session {
             upstream,
             started,
             ..
-        } = won;
+        } = *won;
         log.endpoint = Some(endpoint.address);
         let target = Target::new(course.snapshot, course.at, &endpoint, &self.conn, &judged);
         Box::pin(self.exchange(
@@ -438,17 +439,48 @@ impl Session {
         .await
     }
 
+    /// [`resume`](Self::resume), boxed in here: what is passed to `Box::pin` would take its room in
+    /// every connection.
+    fn resumed<'f>(
+        &'f mut self,
+        course: &'f Course<'f>,
+        won: Box<Won<'f>>,
+        sending: &'f mut Sending,
+        attempts: &'f mut Attempts,
+        log: &'f mut RequestLog,
+    ) -> Pin<Box<dyn Future<Output = Turn> + 'f>> {
+        Box::pin(self.resume(course, won, sending, attempts, log))
+    }
+
+    /// [`race`](Self::race), boxed in here.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the end of a race, each for its own use"
+    )]
+    fn raced<'f, 'c: 'f>(
+        &'f mut self,
+        course: &'f Course<'f>,
+        race: Race<'f>,
+        left: Box<Hedges<'c, Won<'c>>>,
+        won: Option<Box<Won<'c>>>,
+        sending: &'f Sending,
+        attempts: &'f mut Attempts,
+        log: &'f mut RequestLog,
+    ) -> Pin<Box<dyn Future<Output = Raced<'c>> + 'f>> {
+        Box::pin(self.race(course, race, left, won, sending, attempts, log))
+    }
+
     /// What follows for an attempt that had hedges. Those that lost are cancelled.
     #[expect(
         clippy::too_many_arguments,
         reason = "the end of a race, each for its own use"
     )]
-    async fn raced<'c>(
+    async fn race<'c>(
         &mut self,
         course: &Course<'_>,
         race: Race<'_>,
         mut left: Box<Hedges<'c, Won<'c>>>,
-        won: Option<Won<'c>>,
+        won: Option<Box<Won<'c>>>,
         sending: &Sending,
         attempts: &mut Attempts,
         log: &mut RequestLog,
@@ -463,7 +495,7 @@ impl Session {
             _ => false,
         };
         let rest = match won {
-            Some(won) => Rest::Won(Box::new(won)),
+            Some(won) => Rest::Won(won),
             None if fails && left.in_flight() > 0 => {
                 self.rest(&mut left, sending, course.terms.request).await
             }
@@ -638,7 +670,7 @@ impl Session {
                     hedge::start(course, &conn, asked, request, tried)
                 };
                 if let Poll::Ready(answer) = hedges.poll(cx, false, &mut begin) {
-                    won = Some(answer);
+                    won = Some(Box::new(answer));
                     return Poll::Ready(End::Hedged);
                 }
                 others.set(hedges.in_flight());
@@ -675,14 +707,14 @@ impl Session {
                 // better one.
                 is_repeated: pause.is_some(),
             };
-            let raced = Box::pin(self.raced(course, race, left, won, sending, attempts, log));
+            let raced = self.raced(course, race, left, won, sending, attempts, log);
             match raced.await {
                 Raced::Alone => {}
                 Raced::Turn(turn) => return turn,
                 Raced::Won(won) => {
                     drop(upstream);
                     drop(permit);
-                    return Box::pin(self.resume(course, *won, sending, attempts, log)).await;
+                    return self.resumed(course, won, sending, attempts, log).await;
                 }
             }
         }
@@ -749,12 +781,7 @@ impl Session {
             buf: &mut up.buf,
         };
         let timer = &mut self.timer;
-        let end = match watch {
-            None => copy(down, up, timer, idle, &mut bytes).await,
-            Some(mut watch) => {
-                Box::pin(follow(down, up, timer, idle, &mut bytes, &mut watch)).await
-            }
-        };
+        let end = carry(down, up, timer, idle, &mut bytes, watch).await;
         log.bytes_in += bytes.0;
         log.bytes_out += bytes.1;
         log.ended = Some(clock::now());

@@ -1,6 +1,8 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{cell::Cell, future::poll_fn, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{
+    cell::Cell, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
@@ -500,7 +502,12 @@ impl Stream {
     }
 
     /// Goes on with the endpoint that won.
-    async fn resume(&mut self, course: &Course<'_>, won: Won<'_>, attempts: &mut Attempts) -> Turn {
+    async fn resume(
+        &mut self,
+        course: &Course<'_>,
+        won: Box<Won<'_>>,
+        attempts: &mut Attempts,
+    ) -> Turn {
         let Won {
             endpoint,
             right,
@@ -508,7 +515,7 @@ impl Stream {
             response,
             started,
             ..
-        } = won;
+        } = *won;
         self.log.endpoint = Some(endpoint.address);
         let (snapshot, edits) = (course.snapshot, self.edits.as_ref());
         self.answer_edits = attempt::answer_edits(
@@ -521,6 +528,17 @@ impl Stream {
         );
         let exchange = Exchange::resumed(sink, response, started);
         Box::pin(self.converse(course, &endpoint, right, exchange, started, None, attempts)).await
+    }
+
+    /// [`resume`](Self::resume), boxed in here: what is passed to `Box::pin` would take its room in
+    /// every stream.
+    fn resumed<'f>(
+        &'f mut self,
+        course: &'f Course<'f>,
+        won: Box<Won<'f>>,
+        attempts: &'f mut Attempts,
+    ) -> Pin<Box<dyn Future<Output = Turn> + 'f>> {
+        Box::pin(self.resume(course, won, attempts))
     }
 
     /// Waits for the hedges that are left when the first endpoint is out of the race. None: none
@@ -663,7 +681,7 @@ impl Stream {
             if won.is_some() || waits || (fails && matches!(end, End::Retry(_))) {
                 let rest = match won {
                     Some(won) => Ok(Some(won)),
-                    None => Box::pin(self.rest(&mut left, terms.request)).await,
+                    None => self.rest(&mut left, terms.request).await,
                 };
                 // An endpoint that was too slow for the per-try time-out has met it, as with Envoy.
                 let by_time_out = terms.hedge.is_some_and(|hedge| hedge.after.is_none());
@@ -680,7 +698,7 @@ impl Stream {
                 exchange.sink.send_reset(Reason::CANCEL);
                 drop((left, exchange, right));
                 return match rest {
-                    Ok(Some(won)) => Box::pin(self.resume(course, *won, attempts)).await,
+                    Ok(Some(won)) => self.resumed(course, won, attempts).await,
                     Err(reject) => Turn::Refuse(reject),
                     Ok(None) => {
                         let whole = self.kept.whole;

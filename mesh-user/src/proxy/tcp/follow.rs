@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
@@ -12,19 +13,46 @@ use crate::{
     proxy::{flows::Watch, io::poll_fill, timer::Timer},
 };
 
+/// Copies, and follows changes where there is a watch. One future for both, so that who awaits it
+/// has room for one of them only.
+pub(in crate::proxy) async fn carry(
+    down: Side<'_>,
+    up: Side<'_>,
+    timer: &mut Timer,
+    idle: Duration,
+    bytes: &mut (u64, u64),
+    watch: Option<Box<Watch>>,
+) -> CopyEnd {
+    match watch {
+        None => copy(down, up, timer, idle, bytes).await,
+        Some(watch) => follow(down, up, timer, idle, bytes, watch).await,
+    }
+}
+
+/// See [`run`]. Boxed in here: rare, and large beside the state of a copy that nobody watches.
+fn follow<'a>(
+    down: Side<'a>,
+    up: Side<'a>,
+    timer: &'a mut Timer,
+    idle: Duration,
+    bytes: &'a mut (u64, u64),
+    watch: Box<Watch>,
+) -> Pin<Box<dyn Future<Output = CopyEnd> + 'a>> {
+    Box::pin(run(down, up, timer, idle, bytes, watch))
+}
+
 /// Copies as [`copy`] does, but no longer than `watch` allows. Then both sides are told the end;
 /// who has not closed within the grace is reset, and so are both when there is none.
-pub(in crate::proxy) async fn follow(
+async fn run(
     mut down: Side<'_>,
     mut up: Side<'_>,
     timer: &mut Timer,
     idle: Duration,
     bytes: &mut (u64, u64),
-    watch: &mut Watch,
+    mut watch: Box<Watch>,
 ) -> CopyEnd {
     let end = {
-        // Boxed: rare, and large beside a copy that nobody watches.
-        let mut copying = Box::pin(copy(down.again(), up.again(), timer, idle, bytes));
+        let mut copying = pin!(copy(down.again(), up.again(), timer, idle, bytes));
         poll_fn(|cx| match copying.as_mut().poll(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
             Poll::Pending => watch.poll(cx).map(|()| None),

@@ -80,7 +80,7 @@ fn stream(spliced: bool, piece: usize, total: usize) -> (f64, f64) {
             stream: &mut up,
             buf: &mut up_buf,
         };
-        copy(down, up, &mut timer, Duration::ZERO, &mut bytes).await;
+        copy::copy(down, up, &mut timer, Duration::ZERO, &mut bytes).await;
         assert_eq!(bytes.0, total as u64);
     });
     let figures = (
