@@ -272,6 +272,13 @@ impl Installed {
         self.ranges.turn();
         self.numbers.turn(busy);
         let had = std::mem::replace(&mut self.tables, wanted.clone());
+        let of = |table: Option<&Arc<PortTable>>| table.map_or(0, |table| table.services.len());
+        let (gone, come) = had
+            .ports
+            .changes(&wanted.ports)
+            .fold((0, 0), |(gone, come), (_, old, new)| (gone + of(old), come + of(new)));
+        let stay = if self.adopted { 0 } else { self.services.len() };
+        capacity("SERVICES", (stay + come).saturating_sub(gone))?;
         let mut plan = Plan {
             before: self.services.len(),
             ..Plan::default()
@@ -298,7 +305,6 @@ impl Installed {
             }
         }
         left.into_iter().for_each(|at| self.leave_slots(at));
-        capacity("SERVICES", self.services.len())?;
         if !Arc::ptr_eq(&had.outbound, &wanted.outbound)
             || !Arc::ptr_eq(&had.outbound_udp, &wanted.outbound_udp)
         {

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 pub mod action;
 pub mod attribute;
+mod change;
 pub mod inbound;
 pub mod kernel_path;
 pub mod kernel_table;

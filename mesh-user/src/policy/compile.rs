@@ -252,6 +252,7 @@ impl Compiler<'_> {
                 with_rules.insert(at, (was, same_rules));
             }
         }
+        self.users();
         // Whoever sends to a service whose versions stand elsewhere now.
         for moved in std::mem::take(&mut self.moved) {
             let users = self.next.units.get(moved).into_iter();
@@ -271,8 +272,18 @@ impl Compiler<'_> {
             self.rules(*at, *was, *same_rules);
         }
         for (at, old, new) in light {
-            if !with_rules.contains_key(&at) {
-                self.weights(at, &old, &new);
+            self.weights(at, &old, &new);
+        }
+    }
+
+    /// What the kernel does for a service shows the endpoints of those that its rules send to.
+    fn users(&mut self) {
+        for at in &self.compiled {
+            let wanted = self.next.units.get(*at).map(|unit| &*unit.wanted);
+            for user in wanted.unwrap_or_default() {
+                if let Some(unit) = self.next.units.get(user.service as usize) {
+                    self.dirty.extend(&unit.ports);
+                }
             }
         }
     }
@@ -476,3 +487,6 @@ fn same_names(one: &Service, two: &Service) -> bool {
 
 /// The limiters that a service's policies made, by the policy's place among them.
 type Made = HashMap<usize, Vec<Arc<Limiter>>>;
+
+#[cfg(test)]
+mod tests;

@@ -12,12 +12,14 @@ use super::{
 };
 
 mod agent;
+mod change;
 mod inbound;
 mod policies;
 mod rules;
 mod services;
 
 pub(crate) use agent::agent;
+pub use change::is_sound_change;
 
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -84,7 +84,7 @@ impl Compiler<'_> {
     fn rule(&self, port: PortIx, rule: &Rule, known: Option<RuleIx>) -> RulePlan {
         let targets = rule.route.iter();
         let targets: Vec<TargetPlan> = targets.map(|target| self.target(port, target)).collect();
-        let carried = known.map(|ix| self.old.rule(ix));
+        let carried = known.and_then(|ix| self.old.rules.get(ix.0 as usize));
         let same = |carried: &&RulePlan| {
             carried.targets.len() == targets.len()
                 && carried
