@@ -253,11 +253,14 @@ impl Compiler<'_> {
             }
         }
         self.users();
-        // Whoever sends to a service whose versions stand elsewhere now.
-        for moved in std::mem::take(&mut self.moved) {
-            let users = self.next.units.get(moved).into_iter();
-            let users = users.flat_map(|unit| unit.wanted.iter().map(|user| user.service as usize));
-            for at in users.chain([moved]) {
+        // Whoever sends to a service whose versions stand elsewhere now, or are gone.
+        let gone = self.compiled.iter().copied();
+        let gone = gone.filter(|at| *at >= model.services.len());
+        for moved in std::mem::take(&mut self.moved).into_iter().chain(gone) {
+            let next = self.next.units.get(moved);
+            let unit = next.or_else(|| self.old.units.get(moved));
+            let users = unit.into_iter().flat_map(|unit| &unit.wanted);
+            for at in users.map(|user| user.service as usize).chain([moved]) {
                 with_rules.entry(at).or_insert((Some(at), true));
             }
         }
@@ -317,6 +320,21 @@ impl Compiler<'_> {
                     service: at as u32,
                     ..used
                 });
+            }
+        }
+        // What was named before it was there.
+        let known = self.old.units.len();
+        if known > 0 && model.services.len() > known {
+            for (at, unit) in (0_u32..).zip(self.old.units.iter()) {
+                for used in unit.uses.iter().filter(|used| used.service as usize >= known) {
+                    if !rules.contains_key(&(at as usize)) {
+                        let more = Use {
+                            service: at,
+                            ..used.clone()
+                        };
+                        edits.entry(used.service as usize).or_default().1.push(more);
+                    }
+                }
             }
         }
         let mut wanted = BTreeMap::new();
