@@ -153,3 +153,28 @@ fn ask_until(stop: &AtomicBool, asked: &AtomicUsize, address: SocketAddr, n: usi
         asked.fetch_add(1, Ordering::SeqCst);
     }
 }
+
+/// Without it: a worker takes a whole snapshot apart in the middle of a request.
+#[test]
+fn replaced_snapshot_is_taken_apart_by_who_swaps_not_by_a_worker() {
+    let up = serving("v1");
+    let plan = || Plan::new(Protocol::Http).endpoint(up, "v1");
+    let mesh = Mesh::start(plan());
+    let first = Arc::downgrade(&mesh.snapshot());
+    let mut client = Reader::new(mesh.connect());
+    let mut ask = || {
+        client.send("GET / HTTP/1.1\r\nhost: web\r\n\r\n");
+        assert_eq!(client.message().expect("an answer").status(), 200);
+    };
+    ask();
+    mesh.swap(plan());
+    // The worker has the new one from its next request on; the old one is there still.
+    eventually("the worker lets go", || {
+        ask();
+        first.strong_count() == 1
+    });
+    ask();
+    assert_eq!(first.strong_count(), 1, "kept until the next swap or tick");
+    mesh.workers.as_ref().unwrap().take_apart();
+    assert_eq!(first.strong_count(), 0);
+}
