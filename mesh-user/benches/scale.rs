@@ -22,10 +22,7 @@ use mesh_user::{
         Service, Tags, Target, ValueMatch,
     },
     policy::{
-        NoObserver, PortIx, RequestView, Snapshot,
-        request::HeaderList,
-        route,
-        split::Cursors,
+        NoObserver, PortIx, RequestView, Snapshot, request::HeaderList, route, split::Cursors,
     },
 };
 
@@ -256,7 +253,10 @@ fn bytes(many: usize) {
         let all = BYTES.load(Relaxed) - before;
         let each = |bytes: usize| bytes as f64 / many as f64;
         let (model, all) = (each(of_model), each(all));
-        println!("  {what:24} model {model:6.0}   snapshot {:6.0}   both {all:6.0}", all - model);
+        println!(
+            "  {what:24} model {model:6.0}   snapshot {:6.0}   both {all:6.0}",
+            all - model
+        );
         drop(snapshot);
     };
     for by in ALL {
@@ -277,7 +277,10 @@ fn lookups(many: usize) {
 }
 
 fn print_ratio(what: &str, few: f64, all: f64, many: usize) {
-    println!("  {what:24} 10: {few:6.0}   {many}: {all:6.0}   ratio {:.2}", all / few);
+    println!(
+        "  {what:24} 10: {few:6.0}   {many}: {all:6.0}   ratio {:.2}",
+        all / few
+    );
 }
 
 /// Prints how long something takes: the best of some rounds, and the processor's time of it.
@@ -308,10 +311,14 @@ fn changes(many: usize) {
     let model = services(many, true);
     let base = compile(model.clone(), None);
     took("one endpoint's weight, in place", 20, || {
-        delta(&base, &model, |model| model.services[many / 2].endpoints[0].weight = 7)
+        delta(&base, &model, |model| {
+            model.services[many / 2].endpoints[0].weight = 7
+        })
     });
     took("one rule's weight, in place", 20, || {
-        delta(&base, &model, |model| model.rules[many / 2].route[0].weight = 7)
+        delta(&base, &model, |model| {
+            model.rules[many / 2].route[0].weight = 7
+        })
     });
     took("one endpoint more", 20, || {
         delta(&base, &model, |model| {
@@ -322,7 +329,9 @@ fn changes(many: usize) {
     took("one service more", 5, || {
         delta(&base, &model, |model| model.services.push(service(many, 1)))
     });
-    took("one service less", 5, || delta(&base, &model, |model| model.remove_service(many / 2)));
+    took("one service less", 5, || {
+        delta(&base, &model, |model| model.remove_service(many / 2))
+    });
     took("nothing, from a file that was read again", 3, || {
         let again = services(many, true);
         timed(|| compile(again, Some(&base))).0
@@ -330,14 +339,22 @@ fn changes(many: usize) {
     let model = routes(By::Prefix, many);
     let base = compile(model.clone(), None);
     took("one weight among the routes of one port", 20, || {
-        delta(&base, &model, |model| model.rules[many / 2].route[0].weight = 7)
+        delta(&base, &model, |model| {
+            model.rules[many / 2].route[0].weight = 7
+        })
     });
     took("one endpoint of a port with all routes", 20, || {
-        delta(&base, &model, |model| model.services[0].endpoints[0].weight = 7)
+        delta(&base, &model, |model| {
+            model.services[0].endpoints[0].weight = 7
+        })
     });
     took("one route more on that port", 3, || {
         delta(&base, &model, |model| {
-            model.rules.push(rule(0, "more".to_owned(), vec![condition(By::Prefix, many)]));
+            model.rules.push(rule(
+                0,
+                "more".to_owned(),
+                vec![condition(By::Prefix, many)],
+            ));
         })
     });
 }
@@ -379,7 +396,11 @@ fn measure(criterion: &mut Criterion) {
     let model = services(MANY, true);
     let base = compile(model.clone(), None);
     criterion.bench_function("compile/one endpoint of 100,000 services", |bencher| {
-        bencher.iter(|| delta(&base, &model, |model| model.services[500].endpoints[0].weight = 7));
+        bencher.iter(|| {
+            delta(&base, &model, |model| {
+                model.services[500].endpoints[0].weight = 7
+            })
+        });
     });
     let mut group = criterion.benchmark_group("compile");
     group.sample_size(10);

@@ -29,7 +29,9 @@ fn serving(version: &'static str) -> SocketAddr {
     endpoint(move |stream| {
         let mut reader = Reader::new(stream);
         while reader.message().is_some() {
-            reader.send(format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{version}"));
+            reader.send(format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{version}"
+            ));
         }
     })
 }
@@ -103,7 +105,10 @@ fn thousand_changes_a_second_fail_no_request_and_the_last_is_in_force() {
         client.join().expect("no request failed");
     }
     let asked = asked.load(Ordering::SeqCst);
-    assert!(asked > 100 && applied > 100, "{asked} requests, {applied} snapshots");
+    assert!(
+        asked > 100 && applied > 100,
+        "{asked} requests, {applied} snapshots"
+    );
 }
 
 /// As `platform::Feed`, which takes no service on a loopback address.

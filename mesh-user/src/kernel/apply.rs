@@ -268,7 +268,10 @@ impl Installed {
         wanted: &KernelTables,
         busy: &dyn Fn(u32) -> bool,
     ) -> Result<Plan, KernelError> {
-        capacity("OUT_RULES", wanted.outbound.len() + wanted.outbound_udp.len())?;
+        capacity(
+            "OUT_RULES",
+            wanted.outbound.len() + wanted.outbound_udp.len(),
+        )?;
         self.ranges.turn();
         self.numbers.turn(busy);
         let had = std::mem::replace(&mut self.tables, wanted.clone());
@@ -276,7 +279,9 @@ impl Installed {
         let (gone, come) = had
             .ports
             .changes(&wanted.ports)
-            .fold((0, 0), |(gone, come), (_, old, new)| (gone + of(old), come + of(new)));
+            .fold((0, 0), |(gone, come), (_, old, new)| {
+                (gone + of(old), come + of(new))
+            });
         let stay = if self.adopted { 0 } else { self.services.len() };
         capacity("SERVICES", (stay + come).saturating_sub(gone))?;
         let mut plan = Plan {
@@ -347,7 +352,14 @@ impl Installed {
                 ..*backend
             };
             let place = self.place(&backend, plan)?;
-            self.watch(place, Some(Watched { table: at, backend: index }), plan);
+            self.watch(
+                place,
+                Some(Watched {
+                    table: at,
+                    backend: index,
+                }),
+                plan,
+            );
             places.push(place);
         }
         for (key, entry) in &table.services {
@@ -445,7 +457,10 @@ impl Installed {
             let place = placed.place;
             if placed.uses == 0 {
                 self.retire(key, plan);
-            } else if self.watched_by(place).is_some_and(|by| self.is_stale(by, at, &key)) {
+            } else if self
+                .watched_by(place)
+                .is_some_and(|by| self.is_stale(by, at, &key))
+            {
                 let other = self.other_watch(&key);
                 self.watch(place, other, plan);
             }
@@ -641,7 +656,9 @@ impl Plan {
             rules.remove_stale(tables).map_err(at("OUT_RULES"))?;
         }
         let (places, gone): (Vec<u32>, Vec<Backend>) = self.retired.into_iter().unzip();
-        tables.many_backends.update("map BACKENDS", &places, &gone)?;
+        tables
+            .many_backends
+            .update("map BACKENDS", &places, &gone)?;
         if let Some(rules) = self.rules {
             *standing = rules;
         }
@@ -656,13 +673,17 @@ impl Plan {
         let fresh = self.backends.iter().filter(|(.., new)| *new);
         let fresh: Vec<u32> = fresh.map(|(place, ..)| *place).collect();
         let zeros = vec![EndpointStats::default(); fresh.len()];
-        tables.many_ep_stats.update("map EP_STATS", &fresh, &zeros)?;
+        tables
+            .many_ep_stats
+            .update("map EP_STATS", &fresh, &zeros)?;
         let (places, backends): (Vec<u32>, Vec<Backend>) = self
             .backends
             .iter()
             .map(|(place, backend, _)| (*place, *backend))
             .unzip();
-        tables.many_backends.update("map BACKENDS", &places, &backends)?;
+        tables
+            .many_backends
+            .update("map BACKENDS", &places, &backends)?;
         Ok(fresh)
     }
 
@@ -678,7 +699,9 @@ impl Plan {
         if first {
             tables.many_services.delete("map SERVICES", &stale)?;
         }
-        tables.many_services.update("map SERVICES", &keys, &entries)?;
+        tables
+            .many_services
+            .update("map SERVICES", &keys, &entries)?;
         if first {
             return Ok(());
         }

@@ -24,7 +24,12 @@ impl Model {
             rule.service == last || backends.any(|b| b.service == at || b.service == last)
         };
         let concerned = |(place, rule): (usize, &Rule)| concerns(rule).then_some(place);
-        let rules: Vec<usize> = self.rules.iter().enumerate().filter_map(concerned).collect();
+        let rules: Vec<usize> = self
+            .rules
+            .iter()
+            .enumerate()
+            .filter_map(concerned)
+            .collect();
         for rule in rules {
             let rule = &mut self.rules[rule];
             if rule.service == last {

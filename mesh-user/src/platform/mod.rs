@@ -204,9 +204,8 @@ mod tests {
     fn feed_takes_changes_one_by_one_and_refuses_bad_ones() {
         let (feed, reader) = feed();
         feed.publish(one_service()).unwrap();
-        let weight = |weight| {
-            feed.change(move |model| model.services[0].endpoints[0].weight = weight)
-        };
+        let weight =
+            |weight| feed.change(move |model| model.services[0].endpoints[0].weight = weight);
         weight(7).unwrap();
         let now = || {
             let state = reader.borrow();

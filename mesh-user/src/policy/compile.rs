@@ -58,7 +58,8 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         next: Snapshot {
             generation: previous.map_or(0, |previous| previous.generation + 1),
             enforced: AtomicBool::new(previous.is_none()),
-            all_fresh: previous.is_none_or(|p| !p.enforced.load(std::sync::atomic::Ordering::Relaxed)),
+            all_fresh: previous
+                .is_none_or(|p| !p.enforced.load(std::sync::atomic::Ordering::Relaxed)),
             ..share(old, &model)
         },
         old,
@@ -210,9 +211,8 @@ impl Compiler<'_> {
                 let unit = self.old.units.get(*at);
                 let new_rules = rules.remove(at);
                 let same_rules = new_rules.is_none() && was.get(at) == Some(at);
-                let own = new_rules.unwrap_or_else(|| {
-                    unit.map(|unit| unit.rules.clone()).unwrap_or_default()
-                });
+                let own = new_rules
+                    .unwrap_or_else(|| unit.map(|unit| unit.rules.clone()).unwrap_or_default());
                 Some(Draft {
                     at: *at,
                     service: Arc::clone(model.services.shared(*at)?),
@@ -326,7 +326,11 @@ impl Compiler<'_> {
         let known = self.old.units.len();
         if known > 0 && model.services.len() > known {
             for (at, unit) in (0_u32..).zip(self.old.units.iter()) {
-                for used in unit.uses.iter().filter(|used| used.service as usize >= known) {
+                for used in unit
+                    .uses
+                    .iter()
+                    .filter(|used| used.service as usize >= known)
+                {
                     if !rules.contains_key(&(at as usize)) {
                         let more = Use {
                             service: at,
@@ -388,12 +392,7 @@ impl Compiler<'_> {
 
     /// Lets go of what is gone: ports of services that are, and ports that their services have no
     /// more.
-    fn forget(
-        &mut self,
-        model: &Model,
-        changed: &BTreeSet<usize>,
-        was: &BTreeMap<usize, usize>,
-    ) {
+    fn forget(&mut self, model: &Model, changed: &BTreeSet<usize>, was: &BTreeMap<usize, usize>) {
         let new: HashMap<usize, usize> = was.iter().map(|(new, old)| (*old, *new)).collect();
         for at in changed {
             let Some(unit) = self.old.units.get(*at) else {
@@ -407,7 +406,10 @@ impl Compiler<'_> {
                     ports.any(|port| port.number == old.number)
                 });
                 let same_place = new.get(at) == Some(at);
-                if !(stays && same_place && next.is_some_and(|next| same_names(&unit.service, next))) {
+                if !(stays
+                    && same_place
+                    && next.is_some_and(|next| same_names(&unit.service, next)))
+                {
                     self.claim(&unit.service, *ix, old.number, false);
                 }
                 if !stays {

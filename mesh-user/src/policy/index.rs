@@ -144,7 +144,11 @@ impl Index {
             index.query.clear();
         }
         // Without such lists nobody need be looked up.
-        let sources = if used_sets.contains(&true) { sources } else { 0 };
+        let sources = if used_sets.contains(&true) {
+            sources
+        } else {
+            0
+        };
         index.sets_of = (0..sources as u32)
             .map(|source| {
                 (0_u32..)

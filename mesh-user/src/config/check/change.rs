@@ -43,14 +43,17 @@ pub fn is_sound_change(sound: &Model, changed: &Model) -> bool {
     }
     for at in sound.policies.changes(&changed.policies) {
         let (old, new) = (&sound.policies[at], &changed.policies[at]);
-        let scope = |policy: &'_ Policy| (policy.service, policy.version.clone(), policy.port.clone());
+        let scope =
+            |policy: &'_ Policy| (policy.service, policy.version.clone(), policy.port.clone());
         if scope(old) != scope(new) {
             return false;
         }
         part.policy(new);
     }
     let findings = check(&part.model);
-    !findings.iter().any(|finding| finding.severity == Severity::Error)
+    !findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Error)
 }
 
 /// Whether two services differ in their endpoints alone.

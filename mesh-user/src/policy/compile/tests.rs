@@ -152,7 +152,10 @@ fn decisions(snapshot: &Snapshot) -> Vec<String> {
                     }
                     Err(reject) => format!("{reject:?}"),
                 });
-                all.push(format!("{:?}", tcp.map(|plan| label(snapshot, plan.version))));
+                all.push(format!(
+                    "{:?}",
+                    tcp.map(|plan| label(snapshot, plan.version))
+                ));
             }
         }
     }
@@ -167,12 +170,18 @@ fn kernel(snapshot: &Snapshot) -> BTreeMap<String, Vec<String>> {
         let slots = table.slots[slots].iter().map(|slot| {
             let backend = &table.backends[*slot as usize];
             let version = &table.versions[backend.version_id as usize];
-            format!("{:?} {} {} {version:?}", backend.addr, backend.port, backend.state)
+            format!(
+                "{:?} {} {} {version:?}",
+                backend.addr, backend.port, backend.state
+            )
         });
         let head = format!("{} {}", entry.decision, entry.flags);
         let named = table.names.contains_key(&entry.service_id);
         assert!(named, "a service number without a name");
-        (format!("{key:?}"), [head].into_iter().chain(slots).collect())
+        (
+            format!("{key:?}"),
+            [head].into_iter().chain(slots).collect(),
+        )
     };
     table.services.iter().map(entry).collect()
 }
@@ -215,7 +224,10 @@ fn states(snapshot: &Snapshot) -> BTreeMap<String, usize> {
     for port in snapshot.service_ports() {
         for version in port.versions.iter().map(|ix| snapshot.version(*ix)) {
             let name = format!("{} {}", port.label(), version.name);
-            all.insert(format!("breaker {name}"), Arc::as_ptr(&version.breaker).addr());
+            all.insert(
+                format!("breaker {name}"),
+                Arc::as_ptr(&version.breaker).addr(),
+            );
         }
         for endpoint in &snapshot.version(port.all).endpoints {
             let EndpointState { address, live, .. } = &**endpoint;
@@ -232,13 +244,21 @@ fn states(snapshot: &Snapshot) -> BTreeMap<String, usize> {
 fn assert_sound(snapshot: &Snapshot) {
     let mut ids = std::collections::BTreeSet::new();
     for port in snapshot.service_ports() {
-        assert!(port.service_id > 0 && ids.insert(port.service_id), "{}", port.label());
+        assert!(
+            port.service_id > 0 && ids.insert(port.service_id),
+            "{}",
+            port.label()
+        );
         for ix in &port.versions {
             assert_eq!(snapshot.version(*ix).port, ix_of(snapshot, port));
         }
     }
     let ports = snapshot.ports.iter().count();
-    let rules: usize = snapshot.ports.iter().map(|port| port.routes.rules().len()).sum();
+    let rules: usize = snapshot
+        .ports
+        .iter()
+        .map(|port| port.routes.rules().len())
+        .sum();
     let versions: usize = snapshot.ports.iter().map(|port| port.versions.len()).sum();
     let services = snapshot.service_ports().count();
     let inbound = snapshot.ports.iter().filter(|port| port.inbound.is_some());
@@ -250,7 +270,9 @@ fn assert_sound(snapshot: &Snapshot) {
 fn ix_of(snapshot: &Snapshot, port: &crate::policy::snapshot::PortPlan) -> PortIx {
     let mut ports = snapshot.ports.entries();
     let same = |plan: &crate::policy::snapshot::PortPlan| std::ptr::eq(plan, port);
-    let (ix, _) = ports.find(|(_, plan)| same(plan)).expect("a port of the snapshot");
+    let (ix, _) = ports
+        .find(|(_, plan)| same(plan))
+        .expect("a port of the snapshot");
     PortIx(ix)
 }
 
@@ -313,7 +335,10 @@ fn differing(one: &Snapshot, two: &Snapshot) -> (usize, usize, usize) {
         let other = two.versions.get(*ix as usize);
         !other.is_some_and(|other| Arc::ptr_eq(version, other))
     });
-    let tables = one.kernel_tables().ports.changes(&two.kernel_tables().ports);
+    let tables = one
+        .kernel_tables()
+        .ports
+        .changes(&two.kernel_tables().ports);
     (ports.count(), versions.count(), tables.count())
 }
 
@@ -345,7 +370,9 @@ fn changed_weight_keeps_the_index_and_all_other_rules() {
             ..Match::default()
         };
         let to = vec![fixture::to("v1", 1), fixture::to("v2", 1)];
-        model.rules.push(fixture::rule(&format!("r{n}"), 0, vec![path], to));
+        model
+            .rules
+            .push(fixture::rule(&format!("r{n}"), 0, vec![path], to));
     }
     let before = fixture::compile(model.clone());
     model.rules[1_234].route[0].weight = 9;

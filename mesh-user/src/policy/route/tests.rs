@@ -541,7 +541,9 @@ fn look_up_tries_no_more_alternatives_with_more_routes() {
         authority: Some(ValueMatch::Exact(format!("t{n}.example"))),
         ..Match::default()
     };
-    let ask = get("/svc/7/items").with("x-tenant", "t7").authority("t7.example");
+    let ask = get("/svc/7/items")
+        .with("x-tenant", "t7")
+        .authority("t7.example");
     let by: [&dyn Fn(usize) -> Match; 4] = [&exact, &prefix, &header, &host];
     for (which, by) in by.into_iter().enumerate() {
         let few = tried(10, by, &ask);

@@ -130,8 +130,14 @@ fn change_names(service: &mut Service, rng: &mut Rng) -> String {
 fn change_ports(service: &mut Service, rng: &mut Rng) -> String {
     if service.ports.len() < 2 {
         let protocol = [Protocol::Tcp, Protocol::Http][rng.below(2) as usize];
-        let number = if service.ports[0].number == 80 { 81 } else { 80 };
-        service.ports.push(port(&format!("p{number}"), number, protocol));
+        let number = if service.ports[0].number == 80 {
+            81
+        } else {
+            80
+        };
+        service
+            .ports
+            .push(port(&format!("p{number}"), number, protocol));
     } else {
         let gone = rng.below(2) as usize;
         service.ports.remove(gone);
@@ -202,7 +208,10 @@ fn new_rule(model: &Model, rng: &mut Rng) -> Rule {
 }
 
 fn change_policies(model: &mut Model, at: usize, rng: &mut Rng) -> String {
-    let known = model.policies.iter().position(|policy| policy.service == at);
+    let known = model
+        .policies
+        .iter()
+        .position(|policy| policy.service == at);
     if let Some(known) = known
         && rng.below(2) == 0
     {
