@@ -19,11 +19,16 @@ pub(crate) enum Metric {
     BulkMbps,
     RssStart,
     IdleKib,
+    RulesOff,
+    RulesOn,
+    Forwarded,
+    Limited,
+    Capped,
     Foreign,
 }
 
 impl Metric {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::ProxyPerRequest,
         Self::PathPerRequest,
         Self::Rps,
@@ -36,6 +41,11 @@ impl Metric {
         Self::BulkMbps,
         Self::RssStart,
         Self::IdleKib,
+        Self::RulesOff,
+        Self::RulesOn,
+        Self::Forwarded,
+        Self::Limited,
+        Self::Capped,
         Self::Foreign,
     ];
 
@@ -54,6 +64,11 @@ impl Metric {
             Self::BulkMbps => "one body, MB/s",
             Self::RssStart => "RSS at start, MiB",
             Self::IdleKib => "memory per idle connection, KiB",
+            Self::RulesOff => "CPU per request without rules, proxy, us",
+            Self::RulesOn => "CPU per request with all kinds of rules, proxy, us",
+            Self::Forwarded => "CPU per request that is forwarded, proxy, us",
+            Self::Limited => "CPU per request that a limiter refuses, proxy, us",
+            Self::Capped => "CPU per request that a cap refuses, proxy, us",
             Self::Foreign => "used by others meanwhile, % of a processor",
         }
     }

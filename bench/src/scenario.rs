@@ -12,7 +12,7 @@ use mesh_user::demo::load::Report;
 
 use crate::{
     cpu::{self, Cpu, Path_, Tree},
-    leg::{self, Leg, Started, Tools},
+    leg::{self, Leg, Started, Tools, Variant},
     results::{Measured, Metric},
     stage::{Load, Stage},
 };
@@ -30,10 +30,22 @@ pub(crate) enum Scenario {
     Idle,
     /// One large body.
     Bulk,
+    /// The same requests without any rule and with all kinds of rules. mesh alone.
+    Rules,
+    /// Requests that a limiter or a cap refuses, and the same ones forwarded. mesh alone.
+    Refuse,
 }
 
 impl Scenario {
-    const ALL: [Self; 5] = [Self::Idle, Self::Http, Self::Open, Self::Conn, Self::Bulk];
+    const ALL: [Self; 7] = [
+        Self::Idle,
+        Self::Http,
+        Self::Open,
+        Self::Conn,
+        Self::Bulk,
+        Self::Rules,
+        Self::Refuse,
+    ];
 }
 
 /// Connections of the closed loop, and the most of the open loop.
@@ -169,7 +181,57 @@ pub(crate) fn measure(
             measured.insert(Metric::ProxyPerMegabyte, micros(cpu.proxy) / megabytes);
         }
     }
+    // They start the agent anew, with other rules.
+    drop(started);
+    if leg == Leg::Mesh {
+        variants(stage, tools, plan, &mut measured)?;
+    }
     Ok(measured)
+}
+
+/// What the proxy's CPU is for a request, by what the agent's rules are.
+fn variants(stage: &Stage, tools: &Tools, plan: &Plan, measured: &mut Measured) -> Result<()> {
+    let loads: &[(Scenario, Variant, &[(Metric, Option<&str>, u16)])] = &[
+        (
+            Scenario::Rules,
+            Variant::NoRules,
+            &[(Metric::RulesOff, None, 200)],
+        ),
+        (
+            Scenario::Rules,
+            Variant::AllRules,
+            &[(Metric::RulesOn, None, 200)],
+        ),
+        (
+            Scenario::Refuse,
+            Variant::Refusing,
+            &[
+                (Metric::Forwarded, None, 200),
+                (Metric::Limited, Some("limit"), 429),
+                (Metric::Capped, Some("cap"), 503),
+            ],
+        ),
+    ];
+    for (scenario, variant, loads) in loads {
+        if !plan.has(*scenario) {
+            continue;
+        }
+        let started = leg::start_variant(stage, tools, *variant)?;
+        let tree = started.proxy.as_ref().map(|proxy| Tree::of(proxy.pid()));
+        let path = Path_::new(&stage.bed.pods_cgroup(), tree);
+        for (metric, refuse, status) in *loads {
+            let mut load = Load::new(started.to, CONNECTIONS, plan.http);
+            load.more = refuse
+                .map(|how| format!("--header=x-refuse: {how}").into())
+                .into_iter()
+                .collect();
+            let what = || format!("{scenario:?}: {metric:?}");
+            let outcome = run_to(stage, &path, &load, *status).with_context(what)?;
+            let requests = outcome.report.requests as f64;
+            measured.insert(*metric, micros(outcome.cpu.proxy) / requests);
+        }
+    }
+    Ok(())
 }
 
 /// What a load saw and used.
@@ -182,6 +244,11 @@ struct Outcome {
 
 /// Runs a load; every answer must be a 200.
 fn run(stage: &Stage, path: &Path_, load: &Load) -> Result<Outcome> {
+    run_to(stage, path, load, 200)
+}
+
+/// Runs a load; every answer must have this status.
+fn run_to(stage: &Stage, path: &Path_, load: &Load, status: u16) -> Result<Outcome> {
     let (before, machine, start) = (path.cpu()?, cpu::machine()?, Instant::now());
     let report = stage.load(load)?;
     let (used, machine) = (
@@ -195,7 +262,7 @@ fn run(stage: &Stage, path: &Path_, load: &Load) -> Result<Outcome> {
         report.errors
     );
     ensure!(
-        report.statuses.keys().eq([&200]),
+        report.statuses.keys().eq([&status]),
         "answers by status: {:?}",
         report.statuses
     );
@@ -281,13 +348,17 @@ mod tests {
     }
 
     #[test]
-    fn full_run_fits_into_six_minutes_and_a_quick_one_into_ninety_seconds() {
-        for (quick, limit) in [(false, 360), (true, 90)] {
+    fn full_run_fits_into_eight_minutes_and_a_quick_one_into_two() {
+        for (quick, limit) in [(false, 480), (true, 120)] {
             let plan = Plan::new(quick, &[], None);
             let loads = plan.http + plan.open + plan.conn + plan.bulk;
             // Start, check of the rules, processes: under three seconds for each leg and round.
             let rounds = u32::try_from(plan.rounds).expect("few");
-            let all = (loads + Duration::from_secs(3)) * rounds * 7 + Duration::from_secs(20);
+            // Five loads of other rules, in three starts, of one leg.
+            let variants = (plan.http * 5 + Duration::from_secs(9)) * rounds;
+            let all = (loads + Duration::from_secs(3)) * rounds * 7
+                + variants
+                + Duration::from_secs(20);
             assert!(all.as_secs() <= limit, "{quick} {all:?}");
         }
     }

@@ -66,7 +66,7 @@ impl Table {
         }
         Self {
             rows,
-            below: interception(results) + &noise(legs, results),
+            below: interception(results) + &rules(results) + &noise(legs, results),
         }
     }
 
@@ -128,6 +128,29 @@ fn interception(results: &Results) -> String {
             let _ = writeln!(
                 text,
                 "Interception costs {cost:.2} us of the path's CPU per {what}."
+            );
+        }
+    }
+    text
+}
+
+/// What rules add to a request, and what a refusal is of a forwarded one.
+fn rules(results: &Results) -> String {
+    let of = |metric| results.median(Leg::Mesh, metric);
+    let mut text = String::new();
+    if let (Some(off), Some(on)) = (of(Metric::RulesOff), of(Metric::RulesOn)) {
+        let more = (on / off - 1.0) * 100.0;
+        let _ = writeln!(
+            text,
+            "All kinds of rules cost {more:.1} % of the proxy's CPU per request."
+        );
+    }
+    for (metric, who) in [(Metric::Limited, "limiter"), (Metric::Capped, "cap")] {
+        if let (Some(refused), Some(forwarded)) = (of(metric), of(Metric::Forwarded)) {
+            let share = refused / forwarded;
+            let _ = writeln!(
+                text,
+                "A refusal by a {who} costs {share:.2} of a request that is forwarded."
             );
         }
     }

@@ -267,6 +267,8 @@ pub const ALL: &[Spec] = &[
         )
     },
     Spec {
+        // Few nodes have so many: what is not used costs nothing.
+        flags: NO_PREALLOC,
         writer: "agent, on every snapshot",
         full: "snapshot refused by name",
         ..spec(
@@ -274,7 +276,7 @@ pub const ALL: &[Spec] = &[
             Kind::Hash,
             ServiceKey::SIZE,
             ServiceEntry::SIZE,
-            32_768,
+            131_072,
         )
     },
     Spec {

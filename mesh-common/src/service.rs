@@ -48,7 +48,7 @@ pub const DECIDE_PROXY: u32 = 2;
 pub const FLAG_ROUTABLE: u32 = 1;
 
 /// Capacity of `SPLIT_SEQ`: service ports, one of them (0) unused.
-pub const SERVICE_PORTS_MAX: u32 = 16_384;
+pub const SERVICE_PORTS_MAX: u32 = 131_072;
 
 /// Value of `BACKENDS`: one endpoint.
 #[repr(C)]

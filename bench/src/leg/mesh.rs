@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::Variant;
 use crate::stage::{Running, SERVER_PORT, Stage};
 
 /// Nobody routes it: without the mesh it leads nowhere.
@@ -20,6 +21,21 @@ const PLAIN_PORT: u16 = 15_080;
 pub(super) fn start(stage: &Stage, program: &Path) -> Result<(SocketAddr, Running)> {
     let to = SocketAddr::from((VIP, PORT));
     run(stage, program, "mesh", to, &config(stage, to))
+}
+
+/// The agent with other rules than those that all legs have.
+pub(super) fn start_variant(
+    stage: &Stage,
+    program: &Path,
+    variant: Variant,
+) -> Result<(SocketAddr, Running)> {
+    let to = SocketAddr::from((VIP, PORT));
+    let rules = match variant {
+        Variant::NoRules => NO_RULES,
+        Variant::AllRules => ALL_RULES,
+        Variant::Refusing => REFUSING,
+    };
+    run(stage, program, "mesh", to, &variant_config(stage, to, rules))
 }
 
 /// The agent with a service that the kernel decides alone.
@@ -157,6 +173,73 @@ workloads:
         port = at.port(),
     )
 }
+
+/// One service of one endpoint, with these rules and policies.
+fn variant_config(stage: &Stage, at: SocketAddr, rules: &str) -> String {
+    format!(
+        "apiVersion: mesh/v1alpha1
+kind: MeshConfig
+attach: [{attach}]
+agent:
+  workers: 1
+  metrics: off
+  access-log: {{filter: off}}
+services:
+  - name: web
+    hostnames: [web]
+    addresses: [{ip}]
+    ports: [{{name: http, number: {port}, target: {SERVER_PORT}, protocol: http, path: proxy}}]
+    versions: {{v1: {{version: v1}}, limited: {{}}, capped: {{}}}}
+    endpoints:
+      - {{address: {v1}, tags: {{version: v1}}}}
+{rules}workloads:
+  - {{name: client, netns: {netns}, tags: {{app: client}}}}
+",
+        attach = below_mount(&stage.bed.pods_cgroup()),
+        netns = stage.client.netns.display(),
+        v1 = stage.v1.v4,
+        ip = at.ip(),
+        port = at.port(),
+    )
+}
+
+const NO_RULES: &str = "";
+
+/// What is asked of a request is asked; what comes last takes all.
+const ALL_RULES: &str = r#"rules:
+  - {service: web, precedence: 9, match: [{path: {exact: /never}}], route: [{version: capped}]}
+  - {service: web, precedence: 8, match: [{path: {prefix: /never/below}}], route: [{version: capped}]}
+  - {service: web, precedence: 7, match: [{path: {regex: "/never/[0-9]+"}}], route: [{version: capped}]}
+  - {service: web, precedence: 6, match: [{headers: {x-user: {exact: beta}}}], route: [{version: capped}]}
+  - {service: web, precedence: 5, match: [{headers: {x-user: {regex: "be.+"}}}], route: [{version: capped}]}
+  - {service: web, precedence: 4, match: [{query: {debug: "1"}}], route: [{version: capped}]}
+  - {service: web, precedence: 3, match: [{method: DELETE}], route: [{version: capped}]}
+  - {service: web, precedence: 2, match: [{authority: never.web}], route: [{version: capped}]}
+  - {service: web, precedence: 1, match: [{source: {tags: {app: another}}}], route: [{version: capped}]}
+  - {service: web, route: [{version: v1, weight: 90}, {version: limited, weight: 10}]}
+policies:
+  - service: web
+    breaker:
+      max-connections: 1000
+      max-requests: 10000
+      max-pending: 10000
+      ejection: {consecutive-5xx: 5, interval: 10s, base: 30s, max-percent: 50}
+    rate-limit:
+      - {name: all, rate: 1000000/s, burst: 1000000}
+      - {name: each, key: [source.workload], rate: 1000000/s, burst: 1000000}
+    timeout: {request: 10s, connect: 1s, idle: 1m}
+    retries: {attempts: 2, on: [connect-failure, refused-stream]}
+    balance: least-request
+"#;
+
+const REFUSING: &str = r#"rules:
+  - {service: web, precedence: 2, match: [{headers: {x-refuse: {exact: limit}}}], route: [{version: limited}]}
+  - {service: web, precedence: 1, match: [{headers: {x-refuse: {exact: cap}}}], route: [{version: capped}]}
+  - {service: web, route: [{version: v1}]}
+policies:
+  - {service: web, version: limited, rate-limit: [{name: none, rate: 1/h, burst: 1}]}
+  - {service: web, version: capped, breaker: {max-requests: 0}}
+"#;
 
 /// The bed's cgroup of pods, as the configuration names it: below the mount.
 fn below_mount(pods: &Path) -> String {

@@ -153,6 +153,30 @@ pub(crate) fn start(stage: &Stage, tools: &Tools, leg: Leg) -> Result<Started> {
     })
 }
 
+/// Which rules mesh has, when they are what is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Variant {
+    /// None at all.
+    NoRules,
+    /// Conditions of all kinds, splits, and policies of all kinds, none of which is ever in the way.
+    AllRules,
+    /// `x-refuse: limit` meets a limiter that is used up, `x-refuse: cap` a cap of 0.
+    Refusing,
+}
+
+/// Starts mesh with other rules.
+pub(crate) fn start_variant(stage: &Stage, tools: &Tools, variant: Variant) -> Result<Started> {
+    let (to, mut proxy) = mesh::start_variant(stage, tools.path(Leg::Mesh)?, variant)?;
+    let name = Leg::Mesh.name();
+    stage
+        .wait_ready(name, to, &mut proxy)
+        .with_context(|| stage.log_tail(name))?;
+    Ok(Started {
+        to,
+        proxy: Some(proxy),
+    })
+}
+
 /// What is measured must be what is said: the rules are in force before anything counts.
 fn check_rules(stage: &Stage, leg: Leg, to: SocketAddr) -> Result<()> {
     let mut load = Load::new(to, 8, Duration::from_millis(300));

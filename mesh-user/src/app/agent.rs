@@ -585,6 +585,7 @@ impl NodeAgent {
             return let_go(kernel, &self.workers);
         }
         self.look_at_links(kernel, now);
+        self.workers.take_apart();
         let events = kernel.events(EVENTS_PER_TICK);
         if !events.is_empty() {
             log_events(&events);

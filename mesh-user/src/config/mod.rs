@@ -43,7 +43,7 @@ mod tree;
 mod units;
 mod walk;
 
-pub use check::{Finding, check};
+pub use check::{Finding, check, is_sound_change};
 pub use path::{FieldPath, Step};
 pub use reference::reference_markdown;
 pub use report::{Code, ConfigError, PROBLEMS_MAX, Problem, Report, Severity};

@@ -268,10 +268,22 @@ impl Installed {
         wanted: &KernelTables,
         busy: &dyn Fn(u32) -> bool,
     ) -> Result<Plan, KernelError> {
-        capacity("OUT_RULES", wanted.outbound.len() + wanted.outbound_udp.len())?;
+        capacity(
+            "OUT_RULES",
+            wanted.outbound.len() + wanted.outbound_udp.len(),
+        )?;
         self.ranges.turn();
         self.numbers.turn(busy);
         let had = std::mem::replace(&mut self.tables, wanted.clone());
+        let of = |table: Option<&Arc<PortTable>>| table.map_or(0, |table| table.services.len());
+        let (gone, come) = had
+            .ports
+            .changes(&wanted.ports)
+            .fold((0, 0), |(gone, come), (_, old, new)| {
+                (gone + of(old), come + of(new))
+            });
+        let stay = if self.adopted { 0 } else { self.services.len() };
+        capacity("SERVICES", (stay + come).saturating_sub(gone))?;
         let mut plan = Plan {
             before: self.services.len(),
             ..Plan::default()
@@ -298,7 +310,6 @@ impl Installed {
             }
         }
         left.into_iter().for_each(|at| self.leave_slots(at));
-        capacity("SERVICES", self.services.len())?;
         if !Arc::ptr_eq(&had.outbound, &wanted.outbound)
             || !Arc::ptr_eq(&had.outbound_udp, &wanted.outbound_udp)
         {
@@ -341,7 +352,14 @@ impl Installed {
                 ..*backend
             };
             let place = self.place(&backend, plan)?;
-            self.watch(place, Some(Watched { table: at, backend: index }), plan);
+            self.watch(
+                place,
+                Some(Watched {
+                    table: at,
+                    backend: index,
+                }),
+                plan,
+            );
             places.push(place);
         }
         for (key, entry) in &table.services {
@@ -439,7 +457,10 @@ impl Installed {
             let place = placed.place;
             if placed.uses == 0 {
                 self.retire(key, plan);
-            } else if self.watched_by(place).is_some_and(|by| self.is_stale(by, at, &key)) {
+            } else if self
+                .watched_by(place)
+                .is_some_and(|by| self.is_stale(by, at, &key))
+            {
                 let other = self.other_watch(&key);
                 self.watch(place, other, plan);
             }
@@ -635,7 +656,9 @@ impl Plan {
             rules.remove_stale(tables).map_err(at("OUT_RULES"))?;
         }
         let (places, gone): (Vec<u32>, Vec<Backend>) = self.retired.into_iter().unzip();
-        tables.many_backends.update("map BACKENDS", &places, &gone)?;
+        tables
+            .many_backends
+            .update("map BACKENDS", &places, &gone)?;
         if let Some(rules) = self.rules {
             *standing = rules;
         }
@@ -650,13 +673,17 @@ impl Plan {
         let fresh = self.backends.iter().filter(|(.., new)| *new);
         let fresh: Vec<u32> = fresh.map(|(place, ..)| *place).collect();
         let zeros = vec![EndpointStats::default(); fresh.len()];
-        tables.many_ep_stats.update("map EP_STATS", &fresh, &zeros)?;
+        tables
+            .many_ep_stats
+            .update("map EP_STATS", &fresh, &zeros)?;
         let (places, backends): (Vec<u32>, Vec<Backend>) = self
             .backends
             .iter()
             .map(|(place, backend, _)| (*place, *backend))
             .unzip();
-        tables.many_backends.update("map BACKENDS", &places, &backends)?;
+        tables
+            .many_backends
+            .update("map BACKENDS", &places, &backends)?;
         Ok(fresh)
     }
 
@@ -672,7 +699,9 @@ impl Plan {
         if first {
             tables.many_services.delete("map SERVICES", &stale)?;
         }
-        tables.many_services.update("map SERVICES", &keys, &entries)?;
+        tables
+            .many_services
+            .update("map SERVICES", &keys, &entries)?;
         if first {
             return Ok(());
         }

@@ -143,7 +143,11 @@ impl Many {
     }
 
     /// Removes entries. One that is not there is no error.
-    pub(super) fn delete<K: Plain>(&self, map: &'static str, keys: &[K]) -> Result<(), KernelError> {
+    pub(super) fn delete<K: Plain>(
+        &self,
+        map: &'static str,
+        keys: &[K],
+    ) -> Result<(), KernelError> {
         sys::batch::delete(&self.0, keys).map_err(KernelError::io(map))
     }
 }

@@ -16,6 +16,7 @@ use serde::Serialize;
 pub mod action;
 pub mod attribute;
 pub mod balance;
+mod change;
 pub mod health;
 pub mod inbound;
 pub mod kernel_path;

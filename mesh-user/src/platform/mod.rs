@@ -8,7 +8,10 @@
 //!   disconnect can look like «there are no services»; [`Feed::lost`] says since when it is stale;
 //! * a model that is equal to the last one is not announced again.
 //!
-//! Whole models are compared, not deltas: diffing is done where it is cheap, at the kernel's maps.
+//! A change is a model that shares with the last one what stayed ([`Feed::change`], or a copy of the
+//! last model that the adapter keeps and edits): comparing, checking and compiling it cost what
+//! differs. Readers see the latest model, so changes that come faster than one is put in force are
+//! put in force together.
 
 use std::{future::Future, sync::Arc, time::Instant};
 
@@ -85,10 +88,14 @@ impl Feed {
     /// # Errors
     /// The model has an error; the last one stays in force and is marked stale.
     pub fn publish(&self, model: Model) -> Result<(), ModelError> {
-        let errors: Vec<_> = config::check(&model)
-            .into_iter()
-            .filter(|finding| finding.severity == Severity::Error)
-            .collect();
+        let last = self.0.borrow().model.clone();
+        let errors: Vec<_> = match last {
+            Some(last) if config::is_sound_change(&last, &model) => Vec::new(),
+            _ => config::check(&model)
+                .into_iter()
+                .filter(|finding| finding.severity == Severity::Error)
+                .collect(),
+        };
         if !errors.is_empty() {
             let error = ModelError(errors);
             self.lost(&error.to_string());
@@ -104,6 +111,18 @@ impl Feed {
             true
         });
         Ok(())
+    }
+
+    /// Puts the last model in force with a change; one from nothing before the first. Costs what
+    /// changes.
+    ///
+    /// # Errors
+    /// As [`Feed::publish`]: then the change is not kept.
+    pub fn change(&self, edit: impl FnOnce(&mut Model)) -> Result<(), ModelError> {
+        let last = self.0.borrow().model.clone();
+        let mut model = last.as_deref().cloned().unwrap_or_default();
+        edit(&mut model);
+        self.publish(model)
     }
 
     /// The platform can't be asked, or what it says can't be used: the last model stays.
@@ -178,6 +197,29 @@ mod tests {
         feed.publish(one_service()).unwrap();
         assert!(reader.borrow().stale.is_none());
         assert_eq!(reader.borrow().generation, 1);
+    }
+
+    /// Without it: one bad change of a stream of them ends in the kernel.
+    #[test]
+    fn feed_takes_changes_one_by_one_and_refuses_bad_ones() {
+        let (feed, reader) = feed();
+        feed.publish(one_service()).unwrap();
+        let weight =
+            |weight| feed.change(move |model| model.services[0].endpoints[0].weight = weight);
+        weight(7).unwrap();
+        let now = || {
+            let state = reader.borrow();
+            let model = state.model.as_ref().unwrap();
+            model.services[0].endpoints[0].weight
+        };
+        assert_eq!((now(), reader.borrow().generation), (7, 2));
+        let error = weight(1_000_001).unwrap_err();
+        assert!(error.to_string().contains("weight"), "{error}");
+        assert_eq!((now(), reader.borrow().generation), (7, 2));
+        let error = feed.change(|model| model.services.push(one_service().services[0].clone()));
+        assert!(error.unwrap_err().to_string().contains("name"));
+        feed.change(|model| model.remove_service(0)).unwrap();
+        assert!(reader.borrow().model.as_ref().unwrap().services.is_empty());
     }
 
     #[test]

@@ -63,7 +63,8 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         next: Snapshot {
             generation: previous.map_or(0, |previous| previous.generation + 1),
             enforced: AtomicBool::new(previous.is_none()),
-            all_fresh: previous.is_none_or(|p| !p.enforced.load(std::sync::atomic::Ordering::Relaxed)),
+            all_fresh: previous
+                .is_none_or(|p| !p.enforced.load(std::sync::atomic::Ordering::Relaxed)),
             ..share(old, &model)
         },
         old,
@@ -250,9 +251,8 @@ impl Compiler<'_> {
                 let unit = self.old.units.get(*at);
                 let new_rules = rules.remove(at);
                 let same_rules = new_rules.is_none() && was.get(at) == Some(at);
-                let own = new_rules.unwrap_or_else(|| {
-                    unit.map(|unit| unit.rules.clone()).unwrap_or_default()
-                });
+                let own = new_rules
+                    .unwrap_or_else(|| unit.map(|unit| unit.rules.clone()).unwrap_or_default());
                 Some(Draft {
                     at: *at,
                     service: Arc::clone(model.services.shared(*at)?),
@@ -292,11 +292,15 @@ impl Compiler<'_> {
                 with_rules.insert(at, (was, same_rules));
             }
         }
-        // Whoever sends to a service whose versions stand elsewhere now.
-        for moved in std::mem::take(&mut self.moved) {
-            let users = self.next.units.get(moved).into_iter();
-            let users = users.flat_map(|unit| unit.wanted.iter().map(|user| user.service as usize));
-            for at in users.chain([moved]) {
+        self.users();
+        // Whoever sends to a service whose versions stand elsewhere now, or are gone.
+        let gone = self.compiled.iter().copied();
+        let gone = gone.filter(|at| *at >= model.services.len());
+        for moved in std::mem::take(&mut self.moved).into_iter().chain(gone) {
+            let next = self.next.units.get(moved);
+            let unit = next.or_else(|| self.old.units.get(moved));
+            let users = unit.into_iter().flat_map(|unit| &unit.wanted);
+            for at in users.map(|user| user.service as usize).chain([moved]) {
                 with_rules.entry(at).or_insert((Some(at), true));
             }
         }
@@ -318,8 +322,18 @@ impl Compiler<'_> {
             self.rules(*at, *was, *same_rules);
         }
         for (at, old, new) in light {
-            if !with_rules.contains_key(&at) {
-                self.weights(at, &old, &new);
+            self.weights(at, &old, &new);
+        }
+    }
+
+    /// What the kernel does for a service shows the endpoints of those that its rules send to.
+    fn users(&mut self) {
+        for at in &self.compiled {
+            let wanted = self.next.units.get(*at).map(|unit| &*unit.wanted);
+            for user in wanted.unwrap_or_default() {
+                if let Some(unit) = self.next.units.get(user.service as usize) {
+                    self.dirty.extend(&unit.ports);
+                }
             }
         }
     }
@@ -353,6 +367,25 @@ impl Compiler<'_> {
                     service: at as u32,
                     ..used
                 });
+            }
+        }
+        // What was named before it was there.
+        let known = self.old.units.len();
+        if known > 0 && model.services.len() > known {
+            for (at, unit) in (0_u32..).zip(self.old.units.iter()) {
+                for used in unit
+                    .uses
+                    .iter()
+                    .filter(|used| used.service as usize >= known)
+                {
+                    if !rules.contains_key(&(at as usize)) {
+                        let more = Use {
+                            service: at,
+                            ..used.clone()
+                        };
+                        edits.entry(used.service as usize).or_default().1.push(more);
+                    }
+                }
             }
         }
         let mut wanted = BTreeMap::new();
@@ -406,12 +439,7 @@ impl Compiler<'_> {
 
     /// Lets go of what is gone: ports of services that are, and ports that their services have no
     /// more.
-    fn forget(
-        &mut self,
-        model: &Model,
-        changed: &BTreeSet<usize>,
-        was: &BTreeMap<usize, usize>,
-    ) {
+    fn forget(&mut self, model: &Model, changed: &BTreeSet<usize>, was: &BTreeMap<usize, usize>) {
         let new: HashMap<usize, usize> = was.iter().map(|(new, old)| (*old, *new)).collect();
         for at in changed {
             let Some(unit) = self.old.units.get(*at) else {
@@ -425,7 +453,10 @@ impl Compiler<'_> {
                     ports.any(|port| port.number == old.number)
                 });
                 let same_place = new.get(at) == Some(at);
-                if !(stays && same_place && next.is_some_and(|next| same_names(&unit.service, next))) {
+                if !(stays
+                    && same_place
+                    && next.is_some_and(|next| same_names(&unit.service, next)))
+                {
                     self.claim(&unit.service, *ix, old.number, false);
                 }
                 if !stays {
@@ -523,3 +554,6 @@ fn same_names(one: &Service, two: &Service) -> bool {
 
 /// The limiters that a service's policies made, by the policy's place among them.
 type Made = HashMap<usize, Vec<Arc<Limiter>>>;
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ use crate::{
     model::{
         Balance, DialFrom, Endpoint, Interception, Match, Model, Netns, PathChoice, Policy, Port,
         Protocol, Rule, Select, Service, Tags, Target, Workload,
+        inbound::{InboundAction, InboundCaps, InboundRule, WorkloadSelect},
     },
 };
 
@@ -103,6 +104,19 @@ pub(super) fn balanced(balance: Balance) -> Policy {
     Policy {
         balance: Some(balance.into()),
         ..policy()
+    }
+}
+
+pub(super) fn inbound_rule() -> InboundRule {
+    InboundRule {
+        name: "inbound".to_owned(),
+        select: WorkloadSelect::default(),
+        ports: Vec::new(),
+        action: InboundAction::Capture,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        rate_limits: Vec::new(),
+        caps: InboundCaps::default(),
     }
 }
 

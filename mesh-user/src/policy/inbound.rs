@@ -152,9 +152,8 @@ impl Snapshot {
         let spoken = |(service, endpoint): (&Service, &Endpoint)| {
             // Of two services that disagree the first counts.
             let mut ports = service.ports.iter();
-            let port = ports.find(|port| {
-                *endpoint.ports.get(&port.name).unwrap_or(&port.target) == at.port()
-            });
+            let port = ports
+                .find(|port| *endpoint.ports.get(&port.name).unwrap_or(&port.target) == at.port());
             port.map(|port| port.protocol)
         };
         let mut known = self.known_endpoints(at.ip());
@@ -162,10 +161,7 @@ impl Snapshot {
     }
 
     /// The endpoints at an address, in the order of the model.
-    fn known_endpoints(
-        &self,
-        ip: IpAddr,
-    ) -> impl Iterator<Item = (&Service, &Endpoint)> + Clone {
+    fn known_endpoints(&self, ip: IpAddr) -> impl Iterator<Item = (&Service, &Endpoint)> + Clone {
         let known = self.inbound.endpoints.get(&ip.to_canonical());
         let known = known.into_iter().flat_map(|known| known.iter());
         known.filter_map(|(service, endpoint)| {

@@ -43,8 +43,10 @@ const VALUE: u64 = 8;
 /// The lists.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// Numbers of alternatives, ascending (and so in the order of their rules).
-    lists: IdMap<Vec<u32>>,
+    /// Where each list stands in `members`: its start and length.
+    lists: IdMap<(u32, u32)>,
+    /// Numbers of alternatives: of each list ascending (and so in the order of their rules).
+    members: Box<[u32]>,
     paths: bool,
     /// Bit n: there are prefixes of n elements.
     depths: u64,
@@ -101,23 +103,27 @@ impl Index {
             query: common_names(QUERY, entries.iter().map(|entry| &*entry.query), |_| true),
             ..Self::default()
         };
-        let keys: Vec<Vec<Key>> = entries
-            .iter()
-            .map(|entry| index.keys(entry, sets))
-            .collect();
         let mut uses: IdMap<u32> = IdMap::default();
-        for key in keys.iter().flatten() {
-            *uses.entry(key.hash()).or_default() += 1;
+        let mut keys = Vec::new();
+        for entry in entries {
+            index.keys(entry, sets, &mut keys);
+            for key in keys.drain(..) {
+                *uses.entry(key.hash()).or_default() += 1;
+            }
         }
         let mut used_sets = vec![false; sets.len()];
         let (mut headers_used, mut query_used) = (false, false);
-        for (at, keys) in (0_u32..).zip(&keys) {
+        let mut listed: Vec<(u64, u32)> = Vec::with_capacity(entries.len());
+        for (at, entry) in (0_u32..).zip(entries) {
             // Never a request's; the index of names has it.
-            if entries[at as usize].sni.is_some() {
+            if entry.sni.is_some() {
                 continue;
             }
+            index.keys(entry, sets, &mut keys);
             // The first of equally rare ones: they stand in the order of their look-up's cost.
-            let Some(key) = keys.iter().min_by_key(|key| uses[&key.hash()]) else {
+            let rarest = keys.iter().min_by_key(|key| uses[&key.hash()]).copied();
+            keys.clear();
+            let Some(key) = rarest else {
                 index.rest.push(at);
                 continue;
             };
@@ -131,8 +137,9 @@ impl Index {
                     used_sets[entries[at as usize].source.unwrap_or_default() as usize] = true;
                 }
             }
-            index.lists.entry(key.hash()).or_default().push(at);
+            listed.push((key.hash(), at));
         }
+        index.list(listed);
         index.gather_patterns(entries);
         if !headers_used {
             index.headers.clear();
@@ -140,6 +147,12 @@ impl Index {
         if !query_used {
             index.query.clear();
         }
+        // Without such lists nobody need be looked up.
+        let sources = if used_sets.contains(&true) {
+            sources
+        } else {
+            0
+        };
         index.sets_of = (0..sources as u32)
             .map(|source| {
                 (0_u32..)
@@ -154,8 +167,22 @@ impl Index {
         index
     }
 
-    fn keys(&self, entry: &Entry, sets: &[SourceSet]) -> Vec<Key> {
-        let mut keys = Vec::new();
+    /// Puts alternatives, in order, into the lists of their keys.
+    fn list(&mut self, mut listed: Vec<(u64, u32)>) {
+        listed.sort_unstable();
+        self.members = listed.iter().map(|(_, at)| *at).collect();
+        let lists = listed.chunk_by(|a, b| a.0 == b.0);
+        let mut start = 0;
+        self.lists.reserve(lists.clone().count());
+        for list in lists {
+            let length = list.len() as u32;
+            self.lists.insert(list[0].0, (start, length));
+            start += length;
+        }
+    }
+
+    /// The keys under which an alternative could stand.
+    fn keys(&self, entry: &Entry, sets: &[SourceSet], keys: &mut Vec<Key>) {
         if let Some(PathCond::Exact(path)) = &entry.path {
             keys.push(Key::Path(of(PATH, path.as_bytes())));
         }
@@ -192,7 +219,6 @@ impl Index {
         {
             keys.push(Key::Source(join(SOURCE, u64::from(set))));
         }
-        keys
     }
 
     /// Calls `visit` with every list that can hold a match.
@@ -203,8 +229,8 @@ impl Index {
         mut visit: impl FnMut(&[u32]),
     ) {
         let mut look = |hash: u64| {
-            if let Some(list) = self.lists.get(&hash) {
-                visit(list);
+            if let Some((start, length)) = self.lists.get(&hash) {
+                visit(&self.members[*start as usize..(start + length) as usize]);
             }
         };
         if self.paths {
@@ -248,7 +274,7 @@ impl Index {
     /// Moves alternatives with a path pattern from the rest into sets.
     fn gather_patterns(&mut self, entries: &[Entry]) {
         let pattern = |at: &u32| match &entries[*at as usize].path {
-            Some(PathCond::Regex(Some(regex), _)) => Some(regex.as_str()),
+            Some(PathCond::Regex(regex)) => regex.0.as_ref().map(regex::bytes::Regex::as_str),
             _ => None,
         };
         let with: Vec<u32> = self

@@ -17,8 +17,8 @@ pub(super) enum PathCond {
     Exact(Box<str>),
     /// Without its trailing slashes; `/` is the empty string.
     Prefix(Box<str>),
-    /// With its source. None: not valid, matches nothing.
-    Regex(Option<Regex>, Box<str>),
+    /// With its source. None: not valid, matches nothing. Boxed: most paths are none.
+    Regex(Box<(Option<Regex>, Box<str>)>),
 }
 
 impl PathCond {
@@ -26,7 +26,9 @@ impl PathCond {
         match from {
             PathMatch::Exact(path) => Self::Exact(path.as_str().into()),
             PathMatch::Prefix(path) => Self::Prefix(path.trim_end_matches('/').into()),
-            PathMatch::Regex(pattern) => Self::Regex(whole(pattern).ok(), pattern.as_str().into()),
+            PathMatch::Regex(pattern) => {
+                Self::Regex(Box::new((whole(pattern).ok(), pattern.as_str().into())))
+            }
         }
     }
 
@@ -36,7 +38,7 @@ impl PathCond {
             Self::Prefix(prefix) => path
                 .strip_prefix(&**prefix)
                 .is_some_and(|rest| rest.starts_with('/') || (rest.is_empty() && !path.is_empty())),
-            Self::Regex(regex, _) => regex.as_ref().is_some_and(|r| r.is_match(path.as_bytes())),
+            Self::Regex(regex) => (regex.0.as_ref()).is_some_and(|r| r.is_match(path.as_bytes())),
         }
     }
 }
@@ -47,8 +49,10 @@ impl fmt::Display for PathCond {
             Self::Exact(path) => write!(f, "{path:?}"),
             Self::Prefix(prefix) if prefix.is_empty() => f.write_str("prefix \"/\""),
             Self::Prefix(prefix) => write!(f, "prefix {:?}", &**prefix),
-            Self::Regex(Some(_), pattern) => write!(f, "regex {pattern:?}"),
-            Self::Regex(None, pattern) => write!(f, "regex {pattern:?} (not valid)"),
+            Self::Regex(regex) => match &**regex {
+                (Some(_), pattern) => write!(f, "regex {pattern:?}"),
+                (None, pattern) => write!(f, "regex {pattern:?} (not valid)"),
+            },
         }
     }
 }

@@ -33,7 +33,8 @@ pub struct RouteTable {
     entries: Vec<Entry>,
     sets: Vec<SourceSet>,
     index: Index,
-    /// By source: the rank of the rule that takes an opaque connection.
+    /// By source: the rank of the rule that takes an opaque connection. Empty: no rule asks who it
+    /// is, and all are as an unknown source.
     tcp: Vec<Option<u32>>,
     /// The same for an unknown source.
     tcp_unknown: Option<u32>,
@@ -233,7 +234,9 @@ impl RouteTable {
             };
             entries.iter().find(holds).map(|entry| entry.rank)
         };
-        let tcp = (0..sources)
+        // Where no rule asks for the source, all sources are as an unknown one.
+        let asked = entries.iter().any(|entry| entry.source.is_some());
+        let tcp = (0..if asked { sources } else { 0 })
             .map(|source| first(Some(SourceIx(source))))
             .collect();
         let tcp_unknown = first(None);
@@ -241,7 +244,7 @@ impl RouteTable {
     }
 
     fn find_tcp(&self, source: Option<SourceIx>) -> Option<u32> {
-        match source {
+        match source.filter(|_| !self.tcp.is_empty()) {
             Some(SourceIx(at)) => self.tcp.get(at as usize).copied().flatten(),
             None => self.tcp_unknown,
         }

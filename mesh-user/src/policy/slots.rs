@@ -163,12 +163,16 @@ pub(super) fn flat(snapshot: &Snapshot, tables: &KernelTables) -> KernelTable {
             entry.slots_off += slots * u32::from(entry.slots_len > 0);
             table.services.entry(*key).or_insert(entry);
         }
-        table.slots.extend(port.slots.iter().map(|at| at + backends));
+        table
+            .slots
+            .extend(port.slots.iter().map(|at| at + backends));
         table.endpoints.extend(&port.endpoints);
-        table.backends.extend(port.backends.iter().map(|backend| Backend {
-            version_id: port.version_of(backend).unwrap_or_default(),
-            ..*backend
-        }));
+        table
+            .backends
+            .extend(port.backends.iter().map(|backend| Backend {
+                version_id: port.version_of(backend).unwrap_or_default(),
+                ..*backend
+            }));
     }
     table
 }
@@ -229,18 +233,25 @@ pub(super) fn port(snapshot: &Snapshot, port: &PortPlan, room: usize) -> (PortTa
         let known = lists[usize::from(v4)];
         let list = known.unwrap_or_else(|| {
             let other = lists[usize::from(!v4)];
-            add_list(&mut table, &order(&parts, v4), other.and_then(Result::ok), room)
+            add_list(
+                &mut table,
+                &order(&parts, v4),
+                other.and_then(Result::ok),
+                room,
+            )
         });
         lists[usize::from(v4)] = Some(list);
     }
     let full = lists.iter().flatten().any(Result::is_err);
     let (path, _) = settled(port, full);
     for address in &service.addresses {
-        let claims = snapshot.by_address.get(&(address.to_canonical(), port.number));
+        let claims = snapshot
+            .by_address
+            .get(&(address.to_canonical(), port.number));
         // The first that claims an address has it; the configuration refuses a second.
-        if claims.is_none_or(|claims| {
-            snapshot.port(claims.first()).service_index != port.service_index
-        }) {
+        if claims
+            .is_none_or(|claims| snapshot.port(claims.first()).service_index != port.service_index)
+        {
             continue;
         }
         let list = lists[usize::from(address.to_canonical().is_ipv4())];
@@ -310,7 +321,9 @@ fn part(table: &mut PortTable, snapshot: &Snapshot, port: &PortPlan, version: Ve
     let kernel = port.path == Path::Kernel;
     let known = table.version_ixs.iter().position(|ix| *ix == version.0);
     let number = known.unwrap_or_else(|| {
-        table.versions.push(named(snapshot, snapshot.version(version)));
+        table
+            .versions
+            .push(named(snapshot, snapshot.version(version)));
         table.version_ixs.push(version.0);
         table.versions.len() - 1
     }) as u32;

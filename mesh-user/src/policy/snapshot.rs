@@ -334,7 +334,9 @@ impl Snapshot {
 
     /// The service of a port; none for an inbound port.
     pub fn service_of(&self, port: &PortPlan) -> Option<&Service> {
-        self.units.get(port.service_index).map(|unit| &*unit.service)
+        self.units
+            .get(port.service_index)
+            .map(|unit| &*unit.service)
     }
 
     /// The workload with this `namespace/name`.

@@ -35,8 +35,9 @@ pub fn whole(pattern: &str) -> Result<Regex, regex::Error> {
 pub(super) enum ValueCond {
     Exact(Box<[u8]>),
     Prefix(Box<[u8]>),
-    /// With its source, for people. None: the pattern was not valid, and matches nothing.
-    Regex(Option<Regex>, Box<str>),
+    /// With its source, for people. None: the pattern was not valid, and matches nothing. Boxed:
+    /// most values are none.
+    Regex(Box<(Option<Regex>, Box<str>)>),
     Present(bool),
 }
 
@@ -45,7 +46,9 @@ impl ValueCond {
         match from {
             ValueMatch::Exact(value) => Self::Exact(value.as_bytes().into()),
             ValueMatch::Prefix(value) => Self::Prefix(value.as_bytes().into()),
-            ValueMatch::Regex(pattern) => Self::Regex(whole(pattern).ok(), pattern.as_str().into()),
+            ValueMatch::Regex(pattern) => {
+                Self::Regex(Box::new((whole(pattern).ok(), pattern.as_str().into())))
+            }
             ValueMatch::Present(there) => Self::Present(*there),
         }
     }
@@ -55,7 +58,7 @@ impl ValueCond {
         match self {
             Self::Exact(wanted) => **wanted == *value,
             Self::Prefix(prefix) => value.starts_with(prefix),
-            Self::Regex(regex, _) => regex.as_ref().is_some_and(|regex| regex.is_match(value)),
+            Self::Regex(regex) => regex.0.as_ref().is_some_and(|regex| regex.is_match(value)),
             Self::Present(there) => *there,
         }
     }
@@ -154,8 +157,10 @@ impl fmt::Display for ValueCond {
         match self {
             Self::Exact(value) => write!(f, "{:?}", String::from_utf8_lossy(value)),
             Self::Prefix(value) => write!(f, "prefix {:?}", String::from_utf8_lossy(value)),
-            Self::Regex(Some(_), pattern) => write!(f, "regex {pattern:?}"),
-            Self::Regex(None, pattern) => write!(f, "regex {pattern:?} (not valid)"),
+            Self::Regex(regex) => match &**regex {
+                (Some(_), pattern) => write!(f, "regex {pattern:?}"),
+                (None, pattern) => write!(f, "regex {pattern:?} (not valid)"),
+            },
             Self::Present(true) => f.write_str("present"),
             Self::Present(false) => f.write_str("absent"),
         }

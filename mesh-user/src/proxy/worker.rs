@@ -1,6 +1,7 @@
 //! Worker threads: one runtime, one shard, one set of pools each.
 
 use std::{
+    collections::VecDeque,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -111,7 +112,14 @@ pub struct Workers {
     orders: Vec<UnboundedSender<Order>>,
     /// Each returns how many connections it had to cut.
     threads: Mutex<Vec<JoinHandle<usize>>>,
+    /// Snapshots that were replaced, as long as a worker has them: the last one who lets go of a
+    /// snapshot takes it apart, and that may take milliseconds.
+    replaced: Mutex<VecDeque<Arc<Snapshot>>>,
 }
+
+/// Replaced snapshots that are kept at most: beyond, requests outlive changes by far, and what
+/// snapshots don't share is little.
+const REPLACED_MAX: usize = 1_024;
 
 impl Workers {
     /// Starts the threads.
@@ -145,6 +153,7 @@ impl Workers {
             shared,
             orders,
             threads: Mutex::default(),
+            replaced: Mutex::default(),
         };
         for (index, receiver) in receivers.into_iter().enumerate() {
             let peers = workers.orders.iter().enumerate();
@@ -190,12 +199,37 @@ impl Workers {
     pub fn swap(&self, snapshot: Arc<Snapshot>) {
         snapshot.enforce();
         self.shared.tls.follow(&snapshot.tls);
-        self.shared.snapshot.store(snapshot);
+        let old = self.shared.snapshot.swap(snapshot);
         self.shared.swaps.fetch_add(1, Ordering::Release);
         for order in &self.orders {
             // A worker that has ended has no connections.
             let _ended = order.send(Order::Swapped);
         }
+        self.replaced().push_back(old);
+        self.take_apart();
+    }
+
+    fn replaced(&self) -> MutexGuard<'_, VecDeque<Arc<Snapshot>>> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes apart replaced snapshots that no worker has any more. To be called now and then.
+    pub fn take_apart(&self) {
+        let mut replaced = self.replaced();
+        let surplus = replaced.len().saturating_sub(REPLACED_MAX);
+        let mut gone: Vec<Arc<Snapshot>> = replaced.drain(..surplus).collect();
+        let mut kept = VecDeque::with_capacity(replaced.len());
+        for snapshot in replaced.drain(..) {
+            // Nobody can get at it but through the workers' copies: one is ours for good.
+            if Arc::strong_count(&snapshot) == 1 {
+                gone.push(snapshot);
+            } else {
+                kept.push_back(snapshot);
+            }
+        }
+        *replaced = kept;
+        drop(replaced);
+        drop(gone);
     }
 
     /// Puts limits in force: the next connection uses them, and so does the next request where a

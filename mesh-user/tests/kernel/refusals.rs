@@ -263,7 +263,7 @@ fn map_pinned_with_another_layout_is_refused_by_name() {
         "map SERVICES",
         "another layout",
         "7 entries",
-        "32768 entries",
+        "131072 entries",
         "mesh cleanup",
     ] {
         assert!(error.contains(part), "{part}: {error}");
@@ -478,7 +478,7 @@ fn table_that_does_not_fit_changes_nothing() {
         .collect();
     let error = mesh.agent().table(&many, &[]).expect_err("refused");
     assert!(
-        error.contains("map SERVICES is full: 32769 entries are needed"),
+        error.contains("map SERVICES is full: 131073 entries are needed"),
         "{error}"
     );
     assert_eq!(before, format!("{:?}", mesh.view().services()));

@@ -137,6 +137,7 @@ enum Request {
     DropListeners(u32),
     Beat(bool),
     Table(Vec<Service>, Vec<Rule>),
+    Scale(u32),
     Paused(bool),
     Poll,
     Accepts,
@@ -424,6 +425,13 @@ impl Agent {
         self.done(&Request::Beat(on)).expect("a heartbeat");
     }
 
+    /// Puts so many services in force, and then one changed endpoint: milliseconds of each, from the
+    /// model to the kernel.
+    pub(crate) fn scale(&self, count: u32) -> (f64, f64) {
+        let told = self.ask(&Request::Scale(count)).expect("in force");
+        serde_json::from_value(told).expect("two figures")
+    }
+
     pub(crate) fn table(&self, services: &[Service], rules: &[Rule]) -> Result<(), String> {
         self.done(&Request::Table(services.to_vec(), rules.to_vec()))
     }
@@ -666,6 +674,7 @@ impl State {
                 .apply(&table(&services, &rules, &self.datagrams).into())
                 .map(|()| Value::Null)
                 .map_err(text),
+            Request::Scale(count) => scale(kernel, count),
             Request::Paused(paused) => kernel
                 .set_paused(paused)
                 .map(|()| Value::Null)
@@ -762,6 +771,45 @@ fn beat(heartbeat: Heartbeat, shared: Arc<Shared>) {
             std::thread::sleep(Duration::from_millis(50));
         }
     });
+}
+
+fn scale(kernel: &mut Kernel, count: u32) -> Result<Value, String> {
+    use mesh_user::{clock, model, policy::Snapshot};
+    let one = |n: u32| model::Service {
+        name: format!("s{n}"),
+        namespace: "test".into(),
+        hostnames: Vec::new(),
+        addresses: vec![std::net::Ipv4Addr::from_bits(0x0a60_0000 + n).into()],
+        ports: vec![model::Port {
+            name: "tcp".into(),
+            number: 80,
+            target: 8080,
+            protocol: model::Protocol::Tcp,
+            path: model::PathChoice::Kernel,
+        }],
+        versions: Default::default(),
+        endpoints: vec![model::Endpoint {
+            address: std::net::Ipv4Addr::from_bits(0x0b00_0000 + n).into(),
+            ..Default::default()
+        }],
+        routable: true,
+        dial_from: model::DialFrom::Workload,
+    };
+    let mut all = model::Model {
+        services: (0..count).map(one).collect(),
+        ..Default::default()
+    };
+    let mut put = |all: &model::Model, previous: Option<&Snapshot>| {
+        let begun = std::time::Instant::now();
+        let snapshot = Snapshot::compile(Arc::new(all.clone()), previous, clock::now());
+        snapshot.enforce();
+        kernel.apply(snapshot.kernel_tables()).map_err(text)?;
+        Ok::<_, String>((snapshot, begun.elapsed().as_secs_f64() * 1e3))
+    };
+    let (first, load) = put(&all, None)?;
+    all.services[count as usize / 2].endpoints[0].address = [172, 16, 0, 1].into();
+    let (_, change) = put(&all, Some(&first))?;
+    Ok(json!((load, change)))
 }
 
 fn table(services: &[Service], rules: &[Rule], datagrams: &[Rule]) -> KernelTable {

@@ -14,6 +14,7 @@ use super::{
 mod actions;
 mod agent;
 mod balance;
+mod change;
 mod health;
 mod inbound;
 mod limits;
@@ -24,6 +25,7 @@ mod services;
 mod tls;
 
 pub(crate) use agent::agent;
+pub use change::is_sound_change;
 
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Entries of the kernel's map `SERVICES` (`mesh_common::maps`).
-pub(super) const SERVICE_ENTRIES_MAX: usize = 32_768;
+pub(super) const SERVICE_ENTRIES_MAX: usize = 131_072;
 /// Entries of the kernel's map `OUT_RULES`.
 pub(super) const OUT_RULES_MAX: usize = 65_536;
 

@@ -109,8 +109,8 @@ fn check_values_that_no_file_can_hold_are_found() {
 #[test]
 fn check_what_the_kernel_maps_hold_at_and_above_the_limit() {
     let mut text = String::from("services:\n");
-    // 512 services with 64 ports each make 32,768 pairs.
-    for i in 0..512_u32 {
+    // 2,048 services with 64 ports each make 131,072 pairs.
+    for i in 0..2_048_u32 {
         let ports: Vec<_> = (1..=64).map(|port| format!("{{number: {port}}}")).collect();
         let (hi, lo) = (i >> 8, i & 255);
         text.push_str(&format!(

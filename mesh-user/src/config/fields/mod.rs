@@ -120,7 +120,7 @@ pub(crate) static ROOT: Object = Object {
         ),
         field(
             "services",
-            Shape::list(&SERVICE_ITEM, 32_768),
+            Shape::list(&SERVICE_ITEM, 131_072),
             Absent::Means("none"),
             "What clients dial, and the endpoints behind it.",
         ),

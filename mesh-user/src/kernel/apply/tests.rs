@@ -155,7 +155,7 @@ fn too_many_services_are_refused_by_map_name() {
         .expect("refused")
         .to_string();
     assert!(
-        error.contains("SERVICES is full") && error.contains("32769"),
+        error.contains("SERVICES is full") && error.contains("131073"),
         "{error}"
     );
     table.services.pop_last();

@@ -78,7 +78,8 @@ impl Compiler<'_> {
         let ports: Vec<PortIx> = ports
             .map(|port| self.port(&draft, &key, port, &mut making))
             .collect();
-        if carry.unit.is_some_and(|unit| unit.ports != ports) {
+        // Who sends to this place sends to something else now.
+        if draft.was != Some(draft.at) || carry.unit.is_some_and(|unit| unit.ports != ports) {
             self.moved.insert(draft.at);
         }
         Unit {

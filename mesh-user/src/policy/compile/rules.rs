@@ -117,7 +117,7 @@ impl Compiler<'_> {
             ..self.target(port, target)
         });
         let targets: Vec<TargetPlan> = targets.collect();
-        let carried = known.map(|ix| self.old.rule(ix));
+        let carried = known.and_then(|ix| self.old.rules.get(ix.0 as usize));
         let same = |carried: &&RulePlan| {
             carried.targets.len() == targets.len()
                 && carried

@@ -509,3 +509,45 @@ fn compile_of_20_000_rules_is_quick() {
         begun.elapsed()
     );
 }
+
+/// Without it: a request pays for every route of its port.
+#[test]
+fn look_up_tries_no_more_alternatives_with_more_routes() {
+    let tried = |count: usize, by: &dyn Fn(usize) -> Match, ask: &Ask| {
+        let rules = (0..count).map(|n| rule(&format!("r{n}"), 0, vec![by(n)], vec![to("v1", 1)]));
+        let snapshot = compile(model(service(1, 1), rules.collect(), Vec::new()));
+        let routes = &snapshot.port(PORT).routes;
+        let (mut lists, mut entries) = (0, 0);
+        routes.index.each_list(None, &ask.view(), |list| {
+            lists += 1;
+            entries += list.len();
+        });
+        assert!(rule_of(&snapshot, None, ask).is_some());
+        (lists, entries)
+    };
+    let exact = |n| Match {
+        path: Some(PathMatch::Exact(format!("/svc/{n}/items"))),
+        ..Match::default()
+    };
+    let prefix = |n| Match {
+        path: Some(PathMatch::Prefix(format!("/svc/{n}"))),
+        ..Match::default()
+    };
+    let header = |n| Match {
+        headers: vec![("x-tenant".to_owned(), ValueMatch::Exact(format!("t{n}")))],
+        ..Match::default()
+    };
+    let host = |n| Match {
+        authority: Some(ValueMatch::Exact(format!("t{n}.example"))),
+        ..Match::default()
+    };
+    let ask = get("/svc/7/items")
+        .with("x-tenant", "t7")
+        .authority("t7.example");
+    let by: [&dyn Fn(usize) -> Match; 4] = [&exact, &prefix, &header, &host];
+    for (which, by) in by.into_iter().enumerate() {
+        let few = tried(10, by, &ask);
+        assert_eq!(tried(5_000, by, &ask), few, "condition {which}");
+        assert!(few.0 <= 2 && few.1 == 1, "condition {which}: {few:?}");
+    }
+}

@@ -309,7 +309,11 @@ fn ejected_endpoint_leaves_the_slots_and_keeps_its_entry() {
     .into();
     let snapshot = compile(model);
     let table = snapshot.kernel_table();
-    assert!(snapshot.kernel_tables_now(snapshot.kernel_tables()).is_none());
+    assert!(
+        snapshot
+            .kernel_tables_now(snapshot.kernel_tables())
+            .is_none()
+    );
     let place = table
         .backends
         .iter()
