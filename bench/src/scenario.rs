@@ -356,9 +356,8 @@ mod tests {
             let rounds = u32::try_from(plan.rounds).expect("few");
             // Five loads of other rules, in three starts, of one leg.
             let variants = (plan.http * 5 + Duration::from_secs(9)) * rounds;
-            let all = (loads + Duration::from_secs(3)) * rounds * 7
-                + variants
-                + Duration::from_secs(20);
+            let all =
+                (loads + Duration::from_secs(3)) * rounds * 7 + variants + Duration::from_secs(20);
             assert!(all.as_secs() <= limit, "{quick} {all:?}");
         }
     }

@@ -14,7 +14,11 @@ use support::Mesh;
 fn many_services_fit_and_a_change_writes_what_changed() {
     let mesh = Mesh::new("scale");
     // More than ever fitted; all of them where the compiler has made it fast.
-    let count = if cfg!(debug_assertions) { 20_000 } else { 100_000 };
+    let count = if cfg!(debug_assertions) {
+        20_000
+    } else {
+        100_000
+    };
     let (load, change) = mesh.agent.as_ref().expect("an agent").scale(count);
     println!("{count} services: {load:.1} ms, one endpoint among them: {change:.2} ms");
     let endpoints = mesh.view().endpoints();

@@ -54,10 +54,17 @@ fn changes_under_traffic_fail_no_request() {
     for load in [kept, anew] {
         let report = report(load);
         assert!(report.errors.is_empty(), "{:?}", report.errors);
-        assert_eq!(report.statuses.keys().collect::<Vec<_>>(), [&200], "{report:?}");
+        assert_eq!(
+            report.statuses.keys().collect::<Vec<_>>(),
+            [&200],
+            "{report:?}"
+        );
         assert!(report.requests > 100, "{report:?}");
     }
     let now = scene.status().expect("a status").generation;
-    assert!(now > before + 10, "{before} to {now}: few changes came into force");
+    assert!(
+        now > before + 10,
+        "{before} to {now}: few changes came into force"
+    );
     scene.tear_down().expect("gone");
 }

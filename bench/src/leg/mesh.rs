@@ -35,7 +35,13 @@ pub(super) fn start_variant(
         Variant::AllRules => ALL_RULES,
         Variant::Refusing => REFUSING,
     };
-    run(stage, program, "mesh", to, &variant_config(stage, to, rules))
+    run(
+        stage,
+        program,
+        "mesh",
+        to,
+        &variant_config(stage, to, rules),
+    )
 }
 
 /// The agent with a service that the kernel decides alone.

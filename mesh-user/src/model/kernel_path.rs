@@ -114,14 +114,18 @@ fn of_policy(policy: &Policy, port: &Port) -> Option<&'static str> {
         policy.retries.is_some().then_some("retries"),
         policy.tls.is_some().then_some("tls"),
         (policy.ejection.is_some_and(|ejection| ejection.probe)).then_some("ejection.probe"),
-        (policy.ejection.is_some_and(|ejection| ejection.latency.is_some()))
-            .then_some("ejection.latency"),
+        (policy
+            .ejection
+            .is_some_and(|ejection| ejection.latency.is_some()))
+        .then_some("ejection.latency"),
         policy.retry_budget.is_some().then_some("retry-budget"),
         policy.adaptive.is_some().then_some("adaptive"),
         policy.hedge.is_some().then_some("hedge"),
         policy.connection.is_some().then_some("connection"),
-        (policy.on_change.is_some_and(|change| change.action != ChangeAction::Keep))
-            .then_some("on-change"),
+        (policy
+            .on_change
+            .is_some_and(|change| change.action != ChangeAction::Keep))
+        .then_some("on-change"),
         // An opaque connection is its own only request; see `cap`.
         (http && policy.breaker.is_some_and(request_caps)).then_some("breaker of requests"),
     ]

@@ -18,8 +18,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 pub(super) use self::{cors::CorsPlan, path::Prefixes};
 pub use self::{
     cors::is_origin,
-    fault::as_grpc,
     edits::{Edit, Edits, may_edit},
+    fault::as_grpc,
 };
 use super::{Client, HeaderView, Observer, Reject, RequestView, Snapshot, VersionIx, route::Plan};
 use crate::model::action::{AbortStatus, Fault, Fraction, PathRewrite, Terminal};

@@ -26,7 +26,9 @@ use super::{
 };
 use crate::{
     clock::MonoNanos,
-    model::{List, Model, Policy, Rule, Service, kernel_table::Path, list::Chunks, tls::UpstreamTls},
+    model::{
+        List, Model, Policy, Rule, Service, kernel_table::Path, list::Chunks, tls::UpstreamTls,
+    },
 };
 
 mod actions;
@@ -98,15 +100,23 @@ fn tls_uses(next: &mut Snapshot, old: &Snapshot, compiled: &[usize]) {
         unit.service.ports.iter().any(|port| port.tls.is_some())
             || unit.policies.iter().any(|policy| policy.tls.is_some())
     };
-    let touched = |at: &usize| [old, &*next].iter().any(|of| of.units.get(*at).is_some_and(has));
+    let touched = |at: &usize| {
+        [old, &*next]
+            .iter()
+            .any(|of| of.units.get(*at).is_some_and(has))
+    };
     if !compiled.iter().any(touched) {
         return;
     }
     let mut uses = TlsUses::default();
     for unit in next.units.iter() {
         let ports = unit.service.ports.iter();
-        uses.terminate.extend(ports.filter_map(|port| port.tls.clone()));
-        let policies = unit.policies.iter().filter_map(|policy| policy.tls.as_ref());
+        uses.terminate
+            .extend(ports.filter_map(|port| port.tls.clone()));
+        let policies = unit
+            .policies
+            .iter()
+            .filter_map(|policy| policy.tls.as_ref());
         uses.originate.extend(policies.filter_map(|tls| match tls {
             UpstreamTls::Simple(tls) => Some(Arc::clone(tls)),
             UpstreamTls::Off => None,

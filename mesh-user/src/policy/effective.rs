@@ -196,7 +196,12 @@ impl Effective {
             Some(protocols) if protocols.is_empty() => "none".to_owned(),
             Some(protocols) => protocols.join(", "),
         };
-        rows.add("upgrades", upgrades, self.upgrades.from, "the endpoint decides");
+        rows.add(
+            "upgrades",
+            upgrades,
+            self.upgrades.from,
+            "the endpoint decides",
+        );
         match &self.tls.value {
             Some(tls) => rows.tls(tls, self.tls.from),
             None => rows.add("tls", "off", self.tls.from, "only where asked for"),

@@ -503,7 +503,8 @@ impl Compiler<'_> {
             let known = self.old.inbound.limiters.get(&key);
             let known = known.map(Vec::as_slice).unwrap_or_default();
             let taken = self.made.limiters.entry(key.clone()).or_default();
-            let limiter = compile::limiter(&self.snapshot.model, known, taken, &key, limit, self.now);
+            let limiter =
+                compile::limiter(&self.snapshot.model, known, taken, &key, limit, self.now);
             taken.push(Arc::clone(&limiter));
             made.push(Limit::new(limiter, &limit.matches, &self.snapshot.sources));
         }

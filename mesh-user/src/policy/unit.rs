@@ -2,7 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{PortIx, compile::{LimiterKey, OfRules}, hash, rate_limit::Limiter};
+use super::{
+    PortIx,
+    compile::{LimiterKey, OfRules},
+    hash,
+    rate_limit::Limiter,
+};
 use crate::model::{List, Policy, Rule, Select, Service, Target};
 
 /// One service with all that is said of it.
@@ -59,9 +64,15 @@ pub(super) fn uses(rules: &List<Rule>) -> Vec<Use> {
 pub(super) fn asks_source(rules: &List<Rule>) -> bool {
     let of_limits = |rule: &'_ Rule| {
         let limits = rule.extra().rate_limits.iter();
-        limits.flat_map(|limit| &limit.matches).any(|condition| condition.source.is_some())
+        limits
+            .flat_map(|limit| &limit.matches)
+            .any(|condition| condition.source.is_some())
     };
-    let of_rule = |rule: &Rule| rule.matches.iter().any(|condition| condition.source.is_some());
+    let of_rule = |rule: &Rule| {
+        rule.matches
+            .iter()
+            .any(|condition| condition.source.is_some())
+    };
     rules.iter().any(|rule| of_rule(rule) || of_limits(rule))
 }
 

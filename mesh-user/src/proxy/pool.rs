@@ -211,9 +211,7 @@ impl Pool {
     /// Closes what has been idle longer than `max`.
     pub(super) fn expire(&self, now: MonoNanos, max: Duration) {
         if self.count.get() > 0 {
-            self.retain(|_, idle| {
-                now.since(idle.since) < max && !idle.upstream.life.is_over()
-            });
+            self.retain(|_, idle| now.since(idle.since) < max && !idle.upstream.life.is_over());
         }
     }
 

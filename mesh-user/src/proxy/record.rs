@@ -97,7 +97,9 @@ impl ConnectionLog {
     pub(super) fn tcp_opened(&self) {
         if let Some(snapshot) = &self.snapshot {
             let decided = (self.source, self.rule, self.version);
-            self.conn.told.connection(snapshot, decided, self.endpoint, clock::now());
+            self.conn
+                .told
+                .connection(snapshot, decided, self.endpoint, clock::now());
         }
         self.with(|record| self.conn.core.shared.telemetry.tcp_opened(record));
     }

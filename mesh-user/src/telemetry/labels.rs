@@ -10,9 +10,7 @@ use super::{
 };
 use crate::{
     model::Service,
-    policy::{
-        PortIx, Snapshot, SourceIx, VersionIx, inbound::InboundPlan, snapshot::VersionPlan,
-    },
+    policy::{PortIx, Snapshot, SourceIx, VersionIx, inbound::InboundPlan, snapshot::VersionPlan},
 };
 
 /// What Istio writes where a value is absent.

@@ -178,7 +178,10 @@ impl Local {
         observe(cell, BYTES_OUT, &BYTE_BOUNDS, record.bytes_out);
         self.count_reject(record.reject);
         if record.actions != Done::default() {
-            for kind in Kind::ALL.into_iter().filter(|kind| record.actions.has(*kind)) {
+            for kind in Kind::ALL
+                .into_iter()
+                .filter(|kind| record.actions.has(*kind))
+            {
                 self.plain.add(plain_numbers::ACTIONS + kind as usize, 1);
             }
         }

@@ -786,6 +786,7 @@ fn scale(kernel: &mut Kernel, count: u32) -> Result<Value, String> {
             target: 8080,
             protocol: model::Protocol::Tcp,
             path: model::PathChoice::Kernel,
+            tls: None,
         }],
         versions: Default::default(),
         endpoints: vec![model::Endpoint {

@@ -12,10 +12,7 @@ use super::{
 };
 use crate::{
     config::{collect::Collector, path::FieldPath},
-    model::{
-        BreakerPolicy, EjectionPolicy, Policy, RetryOn, RetryPolicy, Service,
-        TimeoutPolicy,
-    },
+    model::{BreakerPolicy, EjectionPolicy, Policy, RetryOn, RetryPolicy, Service, TimeoutPolicy},
 };
 
 /// Retries at most, when the policy does not say: as Envoy.

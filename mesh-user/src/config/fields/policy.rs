@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Absent, DAY, MILLI, NAME, Object, PORT_REF, Shape, Text, field, limits::RATE_LIMIT_ITEM, needed,
-    resilience,
+    Absent, DAY, MILLI, NAME, Object, PORT_REF, Shape, Text, field, limits::RATE_LIMIT_ITEM,
+    needed, resilience,
 };
 
 static STATUS: Shape = Shape::Int { min: 400, max: 599 };
@@ -29,9 +29,15 @@ static RETRY_ON: Shape = Shape::Choice(&[
          never retried otherwise",
     ),
     ("cancelled", "gRPC status 1 in the head of the answer"),
-    ("deadline-exceeded", "gRPC status 4 in the head of the answer"),
+    (
+        "deadline-exceeded",
+        "gRPC status 4 in the head of the answer",
+    ),
     ("internal", "gRPC status 13 in the head of the answer"),
-    ("resource-exhausted", "gRPC status 8 in the head of the answer"),
+    (
+        "resource-exhausted",
+        "gRPC status 8 in the head of the answer",
+    ),
     ("unavailable", "gRPC status 14 in the head of the answer"),
 ]);
 

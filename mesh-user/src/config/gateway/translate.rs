@@ -19,7 +19,8 @@ use crate::{
         path::{FieldPath, Step},
         report::Code,
     },
-    model::{List, Match, Rule, RuleExtra, Service, SourceMatch, Target, action::RouteOrigin,
+    model::{
+        List, Match, Rule, RuleExtra, Service, SourceMatch, Target, action::RouteOrigin,
         route_status::RouteStatus,
     },
 };

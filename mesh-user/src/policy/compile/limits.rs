@@ -44,7 +44,13 @@ pub(in crate::policy) fn limiter(
     });
     let before = known.first().map(|known| &**known);
     carried.cloned().unwrap_or_else(|| {
-        Arc::new(Limiter::new(limit, service.as_ref(), &scope(key), before, now))
+        Arc::new(Limiter::new(
+            limit,
+            service.as_ref(),
+            &scope(key),
+            before,
+            now,
+        ))
     })
 }
 
@@ -97,12 +103,17 @@ impl Compiler<'_> {
 /// Whether a policy's limit asks who the client is: it is compiled for a set of sources.
 pub(super) fn ask_source(unit: &Unit) -> bool {
     let limits = unit.policies.iter().flat_map(|policy| &policy.rate_limits);
-    limits.flat_map(|limit| &limit.matches).any(|condition| condition.source.is_some())
+    limits
+        .flat_map(|limit| &limit.matches)
+        .any(|condition| condition.source.is_some())
 }
 
 impl Snapshot {
     /// All limiters, with who states them.
-    pub(in crate::policy) fn each_limiter(&self, mut visit: impl FnMut(&LimiterKey, &Arc<Limiter>)) {
+    pub(in crate::policy) fn each_limiter(
+        &self,
+        mut visit: impl FnMut(&LimiterKey, &Arc<Limiter>),
+    ) {
         for unit in self.units.iter() {
             for (key, limiters) in &unit.limiters {
                 limiters.iter().for_each(|limiter| visit(key, limiter));

@@ -88,7 +88,10 @@ impl Compiler<'_> {
                 None => unit::asks_source(&draft.rules),
             },
             limiters: making.limiters,
-            rule_limiters: carry.unit.map(|unit| Arc::clone(&unit.rule_limiters)).unwrap_or_default(),
+            rule_limiters: carry
+                .unit
+                .map(|unit| Arc::clone(&unit.rule_limiters))
+                .unwrap_or_default(),
             service: draft.service,
             rules: draft.rules,
             policies: draft.policies,
@@ -322,7 +325,10 @@ impl Compiler<'_> {
             Budget::carry(policy, carried.and_then(|carried| carried.budget.as_ref()))
         });
         let adaptive = effective.adaptive.value.map(|policy| {
-            Adaptive::carry(policy, carried.and_then(|carried| carried.adaptive.as_ref()))
+            Adaptive::carry(
+                policy,
+                carried.and_then(|carried| carried.adaptive.as_ref()),
+            )
         });
         let plan = VersionPlan {
             port: place.ix,

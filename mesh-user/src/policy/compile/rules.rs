@@ -23,7 +23,9 @@ impl Compiler<'_> {
         };
         let same = same_rules && (self.same_sources || !unit.asks_source);
         let known = was.and_then(|was| self.old.units.get(was));
-        let known = known.map(|old| Arc::clone(&old.rule_limiters)).unwrap_or_default();
+        let known = known
+            .map(|old| Arc::clone(&old.rule_limiters))
+            .unwrap_or_default();
         let mut made = OfRules::new();
         for (ix, port) in unit.ports.iter().zip(&unit.service.ports) {
             let old = was.and_then(|was| self.old.units.get(was));
@@ -112,10 +114,14 @@ impl Compiler<'_> {
             (!plan.invalid).then_some(plan.version)
         };
         let actions = OfRule::new(rule, &self.next.sources, resolve);
-        let targets = rule.route.iter().enumerate().map(|(at, target)| TargetPlan {
-            actions: actions.target(at),
-            ..self.target(port, target)
-        });
+        let targets = rule
+            .route
+            .iter()
+            .enumerate()
+            .map(|(at, target)| TargetPlan {
+                actions: actions.target(at),
+                ..self.target(port, target)
+            });
         let targets: Vec<TargetPlan> = targets.collect();
         let carried = known.and_then(|ix| self.old.rules.get(ix.0 as usize));
         let same = |carried: &&RulePlan| {

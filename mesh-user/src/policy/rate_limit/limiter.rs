@@ -329,7 +329,11 @@ impl Limiter {
         Asked {
             name: Arc::clone(&self.name),
             quota: shape.burst,
-            window_s: if concurrent { 0 } else { window(shape.window_s()) },
+            window_s: if concurrent {
+                0
+            } else {
+                window(shape.window_s())
+            },
             left,
             reset_s,
             unit: self.policy.unit,

@@ -167,7 +167,8 @@ impl Verdict {
     /// The value of the `RateLimit-Policy` field (draft-ietf-httpapi-ratelimit-headers, 2025-09).
     /// Empty when no limit applies: there is then no such field.
     pub fn policy_field(&self) -> String {
-        let window = |asked: &Asked| (asked.window_s > 0).then_some(('w', u64::from(asked.window_s)));
+        let window =
+            |asked: &Asked| (asked.window_s > 0).then_some(('w', u64::from(asked.window_s)));
         self.field(|asked| [Some(('q', asked.quota)), window(asked)], true)
     }
 

@@ -137,12 +137,19 @@ fn session_is_begun_anew_when_its_endpoint_is_gone_unready_or_ejected() {
             ..Default::default()
         }),
         ..Default::default()
-    }].into();
+    }]
+    .into();
     let snapshot = fixture::compile(ejecting);
     assert!(resumed(&snapshot, &ask, T0).is_some());
     let plan = plan_at(&snapshot, &ask, T0).unwrap();
     let state = &snapshot.version(plan.version).endpoints[1];
-    let change = snapshot.record(plan.version, state, Outcome::Status(500), None, MonoNanos(1));
+    let change = snapshot.record(
+        plan.version,
+        state,
+        Outcome::Status(500),
+        None,
+        MonoNanos(1),
+    );
     assert!(change.is_some());
     assert_eq!(resumed(&snapshot, &ask, T0), None);
 }

@@ -210,9 +210,8 @@ impl Session {
             action,
         } = going;
         log.held = verdict.held.take();
-        let (edits, mirrors) = action.map_or_else(Default::default, |action| {
-            (action.response, action.mirrors)
-        });
+        let (edits, mirrors) =
+            action.map_or_else(Default::default, |action| (action.response, action.mirrors));
         log.version = Some(plan.version);
         let snapshot = Rc::clone(&log.snapshot);
         let core = Rc::clone(&self.conn.core);

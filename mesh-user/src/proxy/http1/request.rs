@@ -265,7 +265,8 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, Reject>
 pub(super) fn offered(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     const NAME: &[u8] = b"upgrade:";
     let lines = head.split(|byte| *byte == b'\n').skip(1);
-    let is = |line: &&[u8]| line.len() > NAME.len() && line[..NAME.len()].eq_ignore_ascii_case(NAME);
+    let is =
+        |line: &&[u8]| line.len() > NAME.len() && line[..NAME.len()].eq_ignore_ascii_case(NAME);
     let value = lines.filter(is).map(|line| line[NAME.len()..].trim_ascii());
     value.flat_map(offers)
 }

@@ -273,13 +273,7 @@ impl Session {
             }
             let request = {
                 let mut rng = core.rng.borrow_mut();
-                parsed.write(
-                    &mut log.head,
-                    &mut log.spans,
-                    &destination,
-                    &mut rng,
-                    None,
-                )
+                parsed.write(&mut log.head, &mut log.spans, &destination, &mut rng, None)
             };
             if request.ends_here {
                 return Ok(Decision::LastHop(request));
@@ -289,7 +283,8 @@ impl Session {
             let admitted = attempt::admit(conn, &log.snapshot, &self.place, &view, complete);
             Ok(match admitted {
                 Ok(Admitted { plan, key, verdict }) => {
-                    let action = attempt::act(conn, &log.snapshot, &self.place, &plan, &view, false);
+                    let action =
+                        attempt::act(conn, &log.snapshot, &self.place, &plan, &view, false);
                     if let Some(action) = action.as_ref().filter(|action| action.edits_head()) {
                         log.keep_asked();
                         let mut rng = core.rng.borrow_mut();

@@ -73,8 +73,7 @@ pub(super) fn timeout(span: Duration) -> HeaderValue {
     .find(|(count, _)| *count <= MOST)
     .unwrap_or((MOST, 'S'));
     // Digits and a letter are always a field value.
-    HeaderValue::try_from(format!("{count}{unit}"))
-        .unwrap_or(HeaderValue::from_static("99999999S"))
+    HeaderValue::try_from(format!("{count}{unit}")).unwrap_or(HeaderValue::from_static("99999999S"))
 }
 
 #[cfg(test)]

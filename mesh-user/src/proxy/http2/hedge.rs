@@ -65,7 +65,8 @@ impl Answer for Won<'_> {
         let ended = clock::now();
         let took = attempt::took(self.started, None, ended);
         let outcome = Outcome::Status(self.status);
-        self.course.record(&self.endpoint, outcome, took, None, ended);
+        self.course
+            .record(&self.endpoint, outcome, took, None, ended);
     }
 }
 

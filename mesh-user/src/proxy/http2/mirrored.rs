@@ -57,7 +57,8 @@ impl Stream {
             upgrades: head.is_tunnel(),
             ends: self.kept.ended,
         };
-        let Begun { tee, compare } = mirror::begin(&original, mirrors, || Some(head.request(false)))?;
+        let Begun { tee, compare } =
+            mirror::begin(&original, mirrors, || Some(head.request(false)))?;
         self.kept.listener = Some(Box::new(Listener::Mirrors(tee)));
         compare
     }

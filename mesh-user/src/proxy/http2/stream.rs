@@ -1,8 +1,6 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{
-    cell::Cell, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration,
-};
+use std::{cell::Cell, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
@@ -120,7 +118,14 @@ pub(super) async fn serve(
         begun: started,
     };
     let (reject, verdict) = match stream.decide(place, Request::from_parts(parts, ())) {
-        Ok((mut head, Admitted { plan, key, mut verdict })) => {
+        Ok((
+            mut head,
+            Admitted {
+                plan,
+                key,
+                mut verdict,
+            },
+        )) => {
             let asked = stream.ask_stores(&mut verdict).await;
             stream.log.held = verdict.held.take();
             if let Err(reject) = asked {
@@ -310,13 +315,7 @@ impl Stream {
 
     /// The request of an attempt. A client's `grpc-timeout` is shortened to what the endpoint has
     /// of it: what is left, and no more than the attempt is given.
-    fn request(
-        &self,
-        head: &Head,
-        terms: Terms<'_>,
-        attempt: u32,
-        over_tls: bool,
-    ) -> Request<()> {
+    fn request(&self, head: &Head, terms: Terms<'_>, attempt: u32, over_tls: bool) -> Request<()> {
         let mut request = head.request(over_tls);
         if let Some(name) = terms.retry.attempt_header()
             && let Ok(name) = HeaderName::try_from(name)
@@ -470,22 +469,24 @@ impl Stream {
         };
         self.kept.seal();
         let ends = self.kept.ended && self.kept.data.is_empty() && self.kept.trailers.is_none();
-        let (response, sink) =
-            match sender.send_request(self.request(head, terms, attempts.count, target.tls.is_some()), ends) {
-                Ok(sent) => sent,
-                Err(error) => {
-                    // Nothing was sent: the connection closed while the stream was on its way to it.
-                    tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
-                    lease.retire();
-                    record(Outcome::Abandoned, None, None, clock::now());
-                    if attempts.stale {
-                        return Turn::Refuse(Reject::UpstreamClosed);
-                    }
-                    attempts.stale = true;
-                    attempts.count -= 1;
-                    return Turn::Again(Duration::ZERO);
+        let (response, sink) = match sender.send_request(
+            self.request(head, terms, attempts.count, target.tls.is_some()),
+            ends,
+        ) {
+            Ok(sent) => sent,
+            Err(error) => {
+                // Nothing was sent: the connection closed while the stream was on its way to it.
+                tracing::debug!(%error, "upstream HTTP/2 connection takes no stream");
+                lease.retire();
+                record(Outcome::Abandoned, None, None, clock::now());
+                if attempts.stale {
+                    return Turn::Refuse(Reject::UpstreamClosed);
                 }
-            };
+                attempts.stale = true;
+                attempts.count -= 1;
+                return Turn::Again(Duration::ZERO);
+            }
+        };
         self.log.attempts += 1;
         let flow = Flow::new(&self.kept, ends);
         let exchange = Exchange::new(flow, sink, response, started);

@@ -338,7 +338,7 @@ fn key_is_of_all_attributes_and_none_is_any_endpoint() {
             None => get("/"),
         };
         let client = Client {
-        unix_s: 0,
+            unix_s: 0,
             source: None,
             address: address.map(|address| address.parse().unwrap()),
         };
