@@ -371,13 +371,14 @@ impl Text {
                     )
                 }),
             },
-            Self::Endpoint => text.parse::<SocketAddr>().map(drop).map_err(|_| {
-                fault(
+            Self::Endpoint => match text.parse::<SocketAddr>() {
+                Ok(at) if at.port() > 0 => Ok(()),
+                _ => Err(fault(
                     Code::BadValue,
                     format!("`{text}` is not an address with port"),
                     None,
-                )
-            }),
+                )),
+            },
             Self::Cgroup if text.split('/').any(|part| part == "." || part == "..") => Err(fault(
                 Code::BadValue,
                 format!("`{}` holds `.` or `..`", shown(text)),
