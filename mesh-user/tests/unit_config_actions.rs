@@ -227,7 +227,10 @@ fn actions_that_mean_nothing_are_refused_with_their_place() {
             "mirror: {service: c}",
             "1:23 unknown-service rules[0].mirror[0].service",
         ),
-        ("mirror: {service: b}", "1:5 bad-action rules[0].mirror[0]"),
+        (
+            "mirror: {service: b}",
+            "1:23 missing-field rules[0].mirror[0].port",
+        ),
         (
             "mirror: {service: b, port: 83}",
             "1:32 unknown-port rules[0].mirror[0].port",

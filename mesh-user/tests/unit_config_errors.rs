@@ -116,7 +116,7 @@ fn problem_as_json_has_the_promised_fields() {
         "column": 1,
         "field": "rulez",
         "message": "unknown field `rulez`",
-        "expected": "`rules`; known here: apiVersion, kind, attach, agent, services, rules, policies, workloads, outbound, inbound, gateway-api, shield",
+        "expected": "`rules`; known here: apiVersion, kind, attach, agent, services, rules, policies, rate-limit-services, workloads, outbound, inbound, gateway-api, shield",
         "severity": "error",
     }]);
     assert_eq!(error.to_json(), wanted);
