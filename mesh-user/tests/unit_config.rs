@@ -474,3 +474,19 @@ fn files_that_can_not_be_read_are_refused_by_name() {
         "YAML 1.2 allows a byte-order mark"
     );
 }
+
+/// Without it: an example could be shown that does not run.
+#[test]
+fn every_example_is_valid() {
+    let mut seen = 0;
+    for entry in fs::read_dir(root().join("examples")).unwrap().flatten() {
+        if entry.path().extension().is_none_or(|name| name != "yaml") {
+            continue;
+        }
+        let examined = mesh_user::config::examine(&entry.path());
+        let said = examined.report.render(false);
+        assert!(examined.config.is_some(), "{said}");
+        seen += 1;
+    }
+    assert!(seen >= 6, "{seen}");
+}
