@@ -6,7 +6,7 @@ mod proxy_support;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io::Write,
+    io::{Read, Write},
     net::SocketAddr,
     os::fd::BorrowedFd,
     sync::{
@@ -59,7 +59,15 @@ impl Backends {
                 // Answers in any case; the client closes.
                 let _gone = stream.write_all(label.as_bytes());
             });
-            for (protocol, address) in [("http", http), ("tcp", tcp), ("grpc", grpc(label))] {
+            let tls = endpoint(move |mut stream| {
+                // To close before the ClientHello is read would be a reset.
+                let mut hello = [0; 1 << 14];
+                if stream.read(&mut hello).is_ok_and(|len| len > 0) {
+                    let _gone = stream.write_all(label.as_bytes());
+                }
+            });
+            let grpc = grpc(label);
+            for (protocol, address) in [("http", http), ("tcp", tcp), ("tls", tls), ("grpc", grpc)] {
                 out.at
                     .insert((label.to_owned(), protocol.to_owned()), address);
             }
@@ -101,6 +109,10 @@ fn http(mut reader: Reader, label: &str, seen: &Seen, failures: &Mutex<HashMap<S
                 _ if !fails => {}
                 "slow" => thread::sleep(Duration::from_millis(1500)),
                 "reset" => return reset(reader.stream),
+                pause if pause.ends_with("ms") => {
+                    let pause = pause.trim_end_matches("ms").parse().unwrap();
+                    thread::sleep(Duration::from_millis(pause));
+                }
                 code => status = code.parse().unwrap(),
             }
         }
@@ -187,9 +199,25 @@ impl Answer {
     fn outcome(&self) -> String {
         match &self.backend {
             Some(backend) if self.status == 200 => backend.clone(),
+            _ if self.status == 0 => "closed".to_owned(),
             _ => self.status.to_string(),
         }
     }
+}
+
+/// The ClientHello of a client that means this server.
+fn hello(name: &str) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = name.to_owned().try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut out = Vec::new();
+    client.write_tls(&mut out).unwrap();
+    out
 }
 
 /// All values of a field, without spaces, joined.
@@ -237,6 +265,16 @@ impl Stage {
                 let status = if got.is_empty() { 500 } else { 200 };
                 Answer {
                     status,
+                    backend: (!got.is_empty()).then_some(got),
+                    ..Answer::default()
+                }
+            }
+            "TLS" => {
+                let mut client = Reader::new(self.mesh.connect());
+                client.send(hello(request.target));
+                let got = String::from_utf8(client.all()).unwrap();
+                Answer {
+                    status: if got.is_empty() { 0 } else { 200 },
                     backend: (!got.is_empty()).then_some(got),
                     ..Answer::default()
                 }

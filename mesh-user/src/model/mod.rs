@@ -652,6 +652,9 @@ pub struct RetryPolicy {
     pub non_idempotent: bool,
     /// Base of the back-off: full jitter in [0, (2^N - 1) x base), at most 10 x base.
     pub backoff: Duration,
+    /// No pause is shorter than `backoff` (Gateway API's `retry.backoff`): the jitter only adds, in
+    /// [b, 1.5 x b) with b = 2^(N-1) x base, at most 10 x base.
+    pub backoff_is_least: bool,
     /// Answers with one of these header fields are retried besides (names lower-case).
     pub headers: Vec<(String, ValueMatch)>,
     /// Header fields of the answer, lower-case, that say after how many seconds to try again; the
@@ -673,6 +676,7 @@ impl Default for RetryPolicy {
             statuses: Vec::new(),
             non_idempotent: false,
             backoff: Duration::from_millis(25),
+            backoff_is_least: false,
             headers: Vec::new(),
             reset_headers: Vec::new(),
             reset_max: Duration::from_secs(300),

@@ -429,6 +429,10 @@ impl Rows<'_> {
         } else {
             "idempotent ones; every method where nothing was processed"
         };
+        let backoff = match policy.backoff_is_least {
+            true => format!("{} at least", span(policy.backoff)),
+            false => span(policy.backoff),
+        };
         for (field, value) in [
             ("attempts", policy.attempts.to_string()),
             (
@@ -437,7 +441,7 @@ impl Rows<'_> {
             ),
             ("on", on.join(", ")),
             ("methods", methods.to_owned()),
-            ("backoff", span(policy.backoff)),
+            ("backoff", backoff),
             ("reset-headers", resets),
             (
                 "attempt-header",

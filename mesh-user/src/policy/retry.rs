@@ -189,6 +189,7 @@ impl RetryPlan {
             Failure::Answer(Answered {
                 reset: Some(reset), ..
             }) => reset.saturating_add(below(reset / 2, rng)),
+            _ if policy.backoff_is_least => backoff_above(policy.backoff, tried, rng),
             _ => backoff(policy.backoff, tried, rng),
         })
     }
@@ -238,6 +239,15 @@ fn backoff(base: Duration, nth: u32, rng: &mut Rng) -> Duration {
     // 2^4 - 1 is above the cap already.
     let factor = ((1_u32 << nth.min(4)) - 1).min(BACKOFF_CAP);
     below(base.saturating_mul(factor), rng)
+}
+
+/// Jitter only adds: anywhere in [b, 1.5 x b), where b is 2^(N-1) x base for the N-th retry, capped
+/// at 10 x base.
+fn backoff_above(base: Duration, nth: u32, rng: &mut Rng) -> Duration {
+    // 2^4 is above the cap already.
+    let factor = (1_u32 << nth.saturating_sub(1).min(4)).min(BACKOFF_CAP);
+    let least = base.saturating_mul(factor);
+    least.saturating_add(below(least / 2, rng))
 }
 
 /// Anywhere in [0, span).
@@ -415,6 +425,30 @@ mod tests {
         }
         assert_eq!(backoff(Duration::ZERO, 1, &mut rng), Duration::ZERO);
         assert!(backoff(Duration::MAX, 4, &mut rng) < Duration::MAX);
+    }
+
+    /// Without it: a backend that asked for a pause by its route is tried again before it is over.
+    #[test]
+    fn backoff_that_is_a_lower_bound_has_jitter_upward_only() {
+        let seed = 0x10ca1;
+        let mut rng = Rng::new(seed);
+        let plan = plan(|policy| {
+            policy.attempts = 10;
+            policy.backoff_is_least = true;
+        });
+        for (nth, least_ms) in [(1, 25), (2, 50), (3, 100), (4, 200), (5, 250), (10, 250)] {
+            let mut draw = || plan.again("GET", Failure::Connect, nth, true, &mut rng);
+            let draws: Vec<Duration> = (0..2_000).map(|_| draw().unwrap()).collect();
+            let least = Duration::from_millis(least_ms);
+            let place = format!("retry {nth}, seed {seed}");
+            assert!(draws.iter().all(|pause| *pause >= least), "{place}");
+            assert!(draws.iter().all(|pause| *pause < least * 3 / 2), "{place}");
+            // Spread: close to both ends.
+            assert!(draws.iter().any(|p| *p < least / 20 * 21), "{place}");
+            assert!(draws.iter().any(|p| *p > least / 20 * 29), "{place}");
+        }
+        assert_eq!(backoff_above(Duration::ZERO, 1, &mut rng), Duration::ZERO);
+        assert_eq!(backoff_above(Duration::MAX, 4, &mut rng), Duration::MAX);
     }
 
     struct Head(u16, Option<u8>, Vec<(&'static str, &'static str)>);

@@ -11,9 +11,7 @@ use std::net::SocketAddr;
 use mesh_user::config::{self, Config};
 
 /// What the proxy can't do yet; cases that need it are skipped, and the features are «no».
-pub(crate) const NEEDS_NOT_MERGED: &[&str] = &[
-    "actions", "mirror", "cors", "timeouts", "retry", "session", "h2c",
-];
+pub(crate) const NEEDS_NOT_MERGED: &[&str] = &["h2c"];
 
 const TABLE: &str = include_str!("../data/gateway-cases.txt");
 
@@ -103,7 +101,11 @@ fn request(line: &'static str) -> Request {
         method,
         target: words.next().expect(line),
         to: "shop/echo",
-        port: if method == "GRPC" { 81 } else { 80 },
+        port: match method {
+            "GRPC" => 81,
+            "TLS" => 85,
+            _ => 80,
+        },
         from: Some("shop/client"),
         times: 1,
         session: None,
@@ -147,6 +149,7 @@ const PORTS: &[(&str, u16, &str)] = &[
     ("tcp", 82, "tcp"),
     ("alt", 83, "http"),
     ("spare", 84, "http"),
+    ("tls", 85, "tls"),
 ];
 
 /// The services. The first is nobody's: the proxy's tests give its address to their listener.

@@ -131,6 +131,7 @@ pub(super) fn outcome(
         statuses: retry.codes.clone(),
         non_idempotent: false,
         backoff: retry.backoff.unwrap_or(BACKOFF),
+        backoff_is_least: true,
         ..RetryPolicy::default()
     });
     let extra = RuleExtra {

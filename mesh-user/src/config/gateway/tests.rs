@@ -731,6 +731,7 @@ fn gateway_filters_become_actions() {
         (3, &[500, 503][..])
     );
     assert_eq!(retries.backoff, Duration::from_millis(100));
+    assert!(retries.backoff_is_least, "Gateway API: a lower bound");
     assert!(retries.on.contains(&RetryOn::PerTryTimeout) && !retries.non_idempotent);
     let session = extra.persistence.as_ref().unwrap();
     assert_eq!(
