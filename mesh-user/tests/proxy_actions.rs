@@ -204,6 +204,32 @@ fn direct_response_to_http_1_0_says_what_becomes_of_the_connection() {
     assert!(client.is_closed());
 }
 
+/// An answer of the rule's own ends its limits as a forwarded request does.
+#[test]
+fn direct_response_is_told_with_its_version_and_the_dry_run_of_its_limits() {
+    let (up, _) = watched();
+    let plan = one(up).policy(|policy| {
+        policy.rate_limits = vec![mesh_user::model::RateLimitPolicy {
+            name: "trial".into(),
+            requests: 1,
+            per: Duration::from_secs(3_600),
+            burst: 1,
+            dry_run: true,
+            ..Default::default()
+        }];
+    });
+    let mesh = Mesh::start(with_rule(plan, acting(respond(200, "ok"))));
+    let mut client = Reader::new(mesh.connect());
+    for _ in 0..2 {
+        assert_eq!(client.send(GET).message().unwrap().status(), 200);
+    }
+    eventually("the records", || mesh.records("request").len() == 2);
+    let records = mesh.records("request");
+    let told = |at: usize| records[at]["mesh.rate_limit_dry_run"].as_str();
+    assert_eq!((told(0), told(1)), (None, Some("trial")));
+    assert_eq!(records[1]["mesh.version"], "v1");
+}
+
 fn delay(time: Duration) -> Actions {
     Actions {
         fault: Some(Fault {
