@@ -204,6 +204,32 @@ fn direct_response_to_http_1_0_says_what_becomes_of_the_connection() {
     assert!(client.is_closed());
 }
 
+/// A rewrite to what can't stand in a request line is refused: nothing of it reaches an endpoint.
+#[test]
+fn rewrite_that_would_split_a_request_is_refused() {
+    use mesh_user::model::action::{PathRewrite, Rewrite};
+    let (up, seen) = watched();
+    let paths = ["/a b", "/x HTTP/1.1\r\nx-evil: 1\r\n\r\n", "a", "/\u{e4}", "/a?b", "/a#b"];
+    let paths = paths.map(|path| (Some(PathRewrite::Full(path.to_owned())), None));
+    let hosts = ["a\r\nx-evil: 1", "a b", ""].map(|host| (None, Some(host.to_owned())));
+    for (path, hostname) in paths.into_iter().chain(hosts) {
+        let name = format!("{path:?} {hostname:?}");
+        let actions = Actions {
+            rewrite: Some(Rewrite { hostname, path }),
+            ..Actions::default()
+        };
+        let mesh = Mesh::start(with_rule(one(up), acting(actions)));
+        let mut client = Reader::new(mesh.connect());
+        for _ in 0..2 {
+            let got = client.send(GET).message().unwrap();
+            assert_eq!(got.status(), 500, "{name}");
+            let reject = got.field("x-mesh-reject");
+            assert_eq!(reject.as_deref(), Some("filter_unresolved"), "{name}");
+        }
+    }
+    assert!(seen.lock().unwrap().is_empty());
+}
+
 /// An answer of the rule's own ends its limits as a forwarded request does.
 #[test]
 fn direct_response_is_told_with_its_version_and_the_dry_run_of_its_limits() {

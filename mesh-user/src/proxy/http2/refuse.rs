@@ -55,6 +55,8 @@ pub(super) fn response(
 ) -> (Response<()>, Option<String>) {
     let mut response = Response::new(());
     let headers = response.headers_mut();
+    // In one piece: for what a refusal by a limit has.
+    headers.reserve(8);
     put_text(headers, "x-mesh-reject", reject.label());
     if reject.is_overload() {
         put_text(headers, "x-mesh-overloaded", "true");
