@@ -204,6 +204,58 @@ fn direct_response_to_http_1_0_says_what_becomes_of_the_connection() {
     assert!(client.is_closed());
 }
 
+/// A rewrite to what can't stand in a request line is refused: nothing of it reaches an endpoint.
+#[test]
+fn rewrite_that_would_split_a_request_is_refused() {
+    use mesh_user::model::action::{PathRewrite, Rewrite};
+    let (up, seen) = watched();
+    let paths = ["/a b", "/x HTTP/1.1\r\nx-evil: 1\r\n\r\n", "a", "/\u{e4}", "/a?b", "/a#b"];
+    let paths = paths.map(|path| (Some(PathRewrite::Full(path.to_owned())), None));
+    let hosts = ["a\r\nx-evil: 1", "a b", ""].map(|host| (None, Some(host.to_owned())));
+    for (path, hostname) in paths.into_iter().chain(hosts) {
+        let name = format!("{path:?} {hostname:?}");
+        let actions = Actions {
+            rewrite: Some(Rewrite { hostname, path }),
+            ..Actions::default()
+        };
+        let mesh = Mesh::start(with_rule(one(up), acting(actions)));
+        let mut client = Reader::new(mesh.connect());
+        for _ in 0..2 {
+            let got = client.send(GET).message().unwrap();
+            assert_eq!(got.status(), 500, "{name}");
+            let reject = got.field("x-mesh-reject");
+            assert_eq!(reject.as_deref(), Some("filter_unresolved"), "{name}");
+        }
+    }
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+/// An answer of the rule's own ends its limits as a forwarded request does.
+#[test]
+fn direct_response_is_told_with_its_version_and_the_dry_run_of_its_limits() {
+    let (up, _) = watched();
+    let plan = one(up).policy(|policy| {
+        policy.rate_limits = vec![mesh_user::model::RateLimitPolicy {
+            name: "trial".into(),
+            requests: 1,
+            per: Duration::from_secs(3_600),
+            burst: 1,
+            dry_run: true,
+            ..Default::default()
+        }];
+    });
+    let mesh = Mesh::start(with_rule(plan, acting(respond(200, "ok"))));
+    let mut client = Reader::new(mesh.connect());
+    for _ in 0..2 {
+        assert_eq!(client.send(GET).message().unwrap().status(), 200);
+    }
+    eventually("the records", || mesh.records("request").len() == 2);
+    let records = mesh.records("request");
+    let told = |at: usize| records[at]["mesh.rate_limit_dry_run"].as_str();
+    assert_eq!((told(0), told(1)), (None, Some("trial")));
+    assert_eq!(records[1]["mesh.version"], "*");
+}
+
 fn delay(time: Duration) -> Actions {
     Actions {
         fault: Some(Fault {

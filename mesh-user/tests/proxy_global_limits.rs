@@ -1040,3 +1040,79 @@ fn reload_with_another_address_asks_the_other_server() {
     assert_eq!(first.asked.lock().unwrap().len(), 1);
     assert_eq!(second.asked.lock().unwrap().len(), 1);
 }
+
+/// A client that goes is not waited for, whatever it speaks, and what other limits gave comes back.
+#[test]
+fn client_that_goes_while_the_store_is_asked_ends_its_request_and_gets_its_tokens_back() {
+    let here = RateLimitPolicy {
+        name: "here".into(),
+        requests: 1,
+        per: HOUR,
+        burst: 1,
+        ..RateLimitPolicy::default()
+    };
+    for protocol in [Protocol::Http, Protocol::Http2, Protocol::Tcp] {
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
+        let address = endpoint(move |mut stream| {
+            count.fetch_add(1, Ordering::SeqCst);
+            while matches!(stream.read(&mut [0; 4_096]), Ok(1..)) {}
+        });
+        let service = RateLimitService {
+            name: "store".into(),
+            address: StoreAddress::Tcp(address),
+            kind: StoreKind::Envoy { domain: "d".into() },
+            timeout: Duration::from_secs(600),
+        };
+        let to = http("ok");
+        let global = shared(1, HOUR, 1, GlobalLimit::default());
+        let mut model = plan(protocol, to, service, global);
+        model.model.policies[0].rate_limits.push(here.clone());
+        let mesh = Mesh::start(model);
+        let reached = || eventually("the store is asked", || asked.load(Ordering::SeqCst) == 1);
+        match protocol {
+            Protocol::Http2 => {
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(1)
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                let answer = runtime.block_on(async {
+                    let stream = tokio::net::TcpStream::connect(mesh.address).await.unwrap();
+                    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+                    tokio::spawn(connection);
+                    let request = Request::get("http://web/").body(()).unwrap();
+                    let (answer, mut sink) = sender.send_request(request, false).unwrap();
+                    reached();
+                    sink.send_reset(h2::Reason::CANCEL);
+                    answer.await
+                });
+                answer.unwrap_err();
+            }
+            Protocol::Tcp => {
+                let client = mesh.connect();
+                reached();
+                reset(client);
+            }
+            _ => {
+                let mut client = Reader::new(mesh.connect());
+                client.send(GET);
+                reached();
+            }
+        }
+        let kind = match protocol {
+            Protocol::Tcp => "connection",
+            _ => "request",
+        };
+        eventually("the record", || mesh.records(kind).len() == 1);
+        let record = &mesh.records(kind)[0];
+        assert_eq!(record["mesh.flags"], "DC", "{protocol:?}");
+        // The store is no longer asked, and the only token is there again.
+        let mut without = Plan::new(Protocol::Http).endpoint(to, "v1");
+        without = without.policy(|policy| policy.rate_limits = vec![here.clone()]);
+        mesh.swap(without);
+        let mut client = Reader::new(mesh.connect());
+        let answers = [0, 1].map(|_| client.send(GET).message().unwrap().status());
+        assert_eq!(answers, [200, 429], "{protocol:?}");
+    }
+}

@@ -741,7 +741,8 @@ fn many_clients_at_once_get_their_own_answers() {
 
 #[test]
 fn idle_connections_cost_little() {
-    const COUNT: usize = 1000;
+    const COUNT: usize = 400;
+    const ROUNDS: usize = 4;
     let mesh = Mesh::start(one(http("ok")));
     let serve = || {
         let mut client = Reader::new(mesh.connect());
@@ -750,9 +751,14 @@ fn idle_connections_cost_little() {
     };
     // The first ones fill the stores.
     let _warm: Vec<_> = (0..50).map(|_| serve()).collect();
-    let before = resident();
-    let idle: Vec<_> = (0..COUNT).map(|_| serve()).collect();
-    let each = resident().saturating_sub(before) / idle.len();
+    // The least of several rounds: the other tests of this process need memory, too.
+    let mut idle = Vec::new();
+    let rounds = (0..ROUNDS).map(|_| {
+        let before = resident();
+        idle.extend((0..COUNT).map(|_| serve()));
+        resident().saturating_sub(before) / COUNT
+    });
+    let each = rounds.min().unwrap();
     println!("{each} bytes for an idle connection, its client included");
     assert!(each < 16 << 10, "{each} bytes");
 }

@@ -457,6 +457,41 @@ fn mirror_takes_a_permit_that_is_free_and_waits_for_none() {
     }
 }
 
+/// A permit that an idle connection of a mirror holds is free at once when a primary needs it.
+#[test]
+fn idle_connection_of_a_mirror_makes_room_for_a_primary() {
+    let slow = http_with(|_, _| {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".into()
+    });
+    let mut plan = Plan::new(Protocol::Http)
+        .endpoint(slow, "v1")
+        .route(Vec::new(), &[("v1", 1)])
+        .breaker(|caps| (caps.max_connections, caps.max_pending) = (2, 0));
+    let mut extra = RuleExtra::default();
+    extra.actions.mirrors.push(Mirror {
+        target: Target {
+            select: Select::Version("v1".into()),
+            ..Target::default()
+        },
+        fraction: ALL,
+        compare: false,
+    });
+    plan.model.rules[0].extra = Some(Box::new(extra));
+    let mesh = Mesh::start(plan);
+    let mut clients = [0, 1].map(|_| Reader::new(mesh.connect()));
+    assert_eq!(clients[0].send(GET).message().unwrap().status(), 200);
+    eventually("the copy is answered", || {
+        mesh.metric(&["mesh_mirror_total", "shop/web", "result=\"answered\""]) == Some(1.0)
+    });
+    for client in &mut clients {
+        client.send(GET);
+    }
+    for client in &mut clients {
+        assert_eq!(client.message().unwrap().status(), 200);
+    }
+}
+
 /// The mirror goes to the version of the primary itself, which then hears of failures twice as
 /// often: only the primary's own count.
 #[test]

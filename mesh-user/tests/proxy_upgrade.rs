@@ -605,3 +605,53 @@ fn tunnel_to_h2c_or_to_no_token_is_refused() {
         }
     });
 }
+
+/// A tunnel is a long connection like any other: both sides see its end when the configuration no
+/// longer sends there, and a client that does not end it is reset.
+#[test]
+fn tunnel_to_http1_follows_changes_of_the_configuration() {
+    use mesh_user::model::{ChangeAction, OnChange};
+    for action in [ChangeAction::Drain, ChangeAction::Close, ChangeAction::Keep] {
+        let (v1, v2) = (echo1(), echo1());
+        let plan = |to: &str| {
+            Plan::new(Protocol::Http)
+                .endpoint(v1, "v1")
+                .endpoint(v2, "v2")
+                .route(Vec::new(), &[(to, 1)])
+                .policy(|policy| {
+                    policy.on_change = Some(OnChange {
+                        action,
+                        deadline: Duration::from_millis(400),
+                    });
+                })
+        };
+        let mesh = Mesh::start(plan("v1"));
+        block(async {
+            let mut sender = client(mesh.address).await;
+            let (response, mut out) = open(&mut sender, "websocket").await;
+            let mut body = response.into_body();
+            out.send_data(Bytes::from_static(b"ping"), false).unwrap();
+            assert_eq!(bytes(&mut body, 4).await, b"ping");
+            mesh.swap(plan("v2"));
+            if action == ChangeAction::Keep {
+                out.send_data(Bytes::from_static(b"pong"), true).unwrap();
+                assert_eq!(bytes(&mut body, 4).await, b"pong");
+                assert!(next(&mut body).await.is_none());
+                return;
+            }
+            let end = next(&mut body).await;
+            match end {
+                // Told the end in order; ours follows.
+                None => out.send_data(Bytes::new(), true).unwrap(),
+                Some(end) => {
+                    let reason = end.unwrap_err().reason();
+                    assert_eq!((action, reason), (ChangeAction::Close, Some(Reason::CANCEL)));
+                }
+            }
+        });
+        eventually("the record", || mesh.records("request").len() == 1);
+        let reject = mesh.records("request")[0]["mesh.reject"].clone();
+        let changed = action != ChangeAction::Keep;
+        assert_eq!(reject == "route_changed", changed, "{action:?}: {reject}");
+    }
+}

@@ -40,7 +40,7 @@ pub use lease::{Grant, LEASES_MAX};
 use limiter::At;
 pub use limiter::{Limiter, Tally};
 pub use rows::{LimitRow, StoreRow};
-pub use verdict::{Asked, AskedList, Style, Verdict};
+pub use verdict::{Asked, AskedList, Style, Verdict, decimal};
 
 /// A limiter, and for which requests.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 
 use super::{
     core::{Conn, Core, Place, Snap},
+    http1::is_authority,
     inbound,
 };
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     model::action::Fraction,
     policy::{
         Client, HeaderView, NoObserver, Reject, RequestView, Snapshot, VersionIx,
-        action::{Action, Asked, Edits},
+        action::{Action, Asked, Edits, Then},
         balance,
         rate_limit::{self, Verdict},
         route::{self, Plan},
@@ -145,8 +146,24 @@ pub(super) fn act<H: HeaderView>(
     };
     let mut rng = conn.core.rng.borrow_mut();
     let hit = |share: Fraction| rng.below(share.denominator) < share.numerator;
-    let action = actions.decide(&asked, hit, &mut NoObserver);
+    let mut action = actions.decide(&asked, hit, &mut NoObserver);
+    if matches!(action.then, Then::Forward) && !can_be_sent(&action) {
+        // Whatever a configuration says: no request is split in two by it.
+        (action.authority, action.path) = (None, None);
+        action.then = Then::Refuse(Reject::FilterUnresolved);
+    }
     Some(Box::new(action))
+}
+
+/// Whether path and authority of a rewrite can stand in a request.
+fn can_be_sent(action: &Action) -> bool {
+    let is_path = |path: &str| {
+        let is_of_path = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#');
+        path.starts_with('/') && path.bytes().all(is_of_path)
+    };
+    let is_authority = |text: &str| !text.is_empty() && is_authority(text.as_bytes());
+    action.path.as_deref().is_none_or(is_path)
+        && action.authority.as_deref().is_none_or(is_authority)
 }
 
 /// The edits of an endpoint's answer: those of the rule, and its session.

@@ -92,7 +92,12 @@ impl Mirrors {
 
     /// Closes one idle connection of this breaker. Whether there was one.
     pub(super) fn evict_of_breaker(&self, breaker: usize) -> bool {
-        self.idle.evict(breaker)
+        self.idle.evict(|key| key.counted_by(breaker))
+    }
+
+    /// Closes one idle connection. Whether there was one.
+    pub(super) fn evict_any(&self) -> bool {
+        self.idle.evict(|_| true)
     }
 
     /// Closes idle connections that have been so for long.

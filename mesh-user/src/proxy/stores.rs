@@ -14,8 +14,11 @@ mod redis;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    future::poll_fn,
+    pin::pin,
     rc::Rc,
     sync::{Arc, OnceLock},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -68,6 +71,10 @@ enum Then {
 }
 
 impl Then {
+    fn has_gone(&self) -> bool {
+        matches!(self, Self::Reply(to) if to.is_closed())
+    }
+
     fn end(self, answer: Option<StoreAnswer>) {
         match self {
             // Who waited may have gone.
@@ -108,11 +115,32 @@ impl Stores {
     }
 }
 
-/// Asks for what a request waits for, and settles its verdict.
+/// Asks for what a request waits for, and settles its verdict. `gone`: whether its client has gone;
+/// it is then given up, and what other limits gave is given back.
 ///
 /// # Errors
-/// [`Reject::RateLimited`], [`Reject::RateLimitService`].
-pub(super) async fn ask(core: &Core, verdict: &mut Verdict) -> Result<(), Reject> {
+/// [`Reject::RateLimited`], [`Reject::RateLimitService`], [`Reject::DownstreamClosed`].
+pub(super) async fn ask(
+    core: &Core,
+    verdict: &mut Verdict,
+    mut gone: impl FnMut(&mut Context<'_>) -> bool,
+) -> Result<(), Reject> {
+    let answered = {
+        let mut asking = pin!(settled(core, verdict));
+        poll_fn(|cx| match asking.as_mut().poll(cx) {
+            Poll::Ready(answered) => Poll::Ready(Some(answered)),
+            Poll::Pending if gone(cx) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    };
+    answered.unwrap_or_else(|| {
+        verdict.give_back();
+        Err(Reject::DownstreamClosed)
+    })
+}
+
+async fn settled(core: &Core, verdict: &mut Verdict) -> Result<(), Reject> {
     let questions = verdict.held.as_mut().map(|held| held.questions());
     let mut waiting = Vec::new();
     for ask in questions.unwrap_or_default() {
@@ -175,16 +203,19 @@ fn serve(mut jobs: mpsc::Receiver<Job>) {
     LocalSet::new().block_on(&runtime, async {
         let mut stores: HashMap<String, Rc<Store>> = HashMap::new();
         let waiting = Rc::new(Cell::new(0));
+        let mut looked = clock::now();
         loop {
-            let job = match timeout(LOOK, jobs.recv()).await {
+            let next = timeout(LOOK, jobs.recv()).await;
+            let now = clock::now();
+            if now.since(looked) >= LOOK {
+                looked = now;
+                stores.retain(|_, store| now.since(store.used.get()) < UNUSED);
+            }
+            let job = match next {
                 Ok(Some(job)) => job,
                 // The workers have gone.
                 Ok(None) => return,
-                Err(_) => {
-                    let now = clock::now();
-                    stores.retain(|_, store| now.since(store.used.get()) < UNUSED);
-                    continue;
-                }
+                Err(_) => continue,
             };
             let Some(global) = job.limiter.global() else {
                 job.then.end(None);
@@ -200,7 +231,7 @@ fn serve(mut jobs: mpsc::Receiver<Job>) {
                     store
                 }
             };
-            store.used.set(clock::now());
+            store.used.set(now);
             store.take(job);
         }
     });
@@ -331,11 +362,16 @@ impl Store {
         }
     }
 
-    /// How many wait for a token.
+    /// How many wait for a token; who has gone takes none.
     fn count(&self, tokens: &Tokens) -> u64 {
-        let asking = self.asking.borrow();
-        let all = asking.get(tokens).into_iter().flatten();
-        all.filter(|then| !matches!(then, Then::Refill)).count() as u64
+        let mut asking = self.asking.borrow_mut();
+        let Some(all) = asking.get_mut(tokens) else {
+            return 0;
+        };
+        let before = all.len();
+        all.retain(|then| !then.has_gone());
+        self.waiting.set(self.waiting.get() - (before - all.len()));
+        all.iter().filter(|then| !matches!(then, Then::Refill)).count() as u64
     }
 
     /// Answers the first that wait for tokens; all of them: the key is done with.

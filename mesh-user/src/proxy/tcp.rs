@@ -6,7 +6,10 @@ mod lane;
 #[cfg(test)]
 mod measure;
 
-use std::rc::Rc;
+use std::{
+    pin::{Pin, pin},
+    rc::Rc,
+};
 
 use tokio::io::Interest;
 
@@ -17,7 +20,7 @@ pub(super) use self::{
 use super::{
     attempt::{self, client},
     buffer::Buf,
-    core::{Conn, Place},
+    core::{Conn, Core, Place},
     flows::Flows,
     inbound,
     io::reset_on_close,
@@ -96,6 +99,19 @@ impl Drop for Counted<'_> {
     }
 }
 
+/// Asks the stores of shared limits, as long as the client is there: its end is no reason to give
+/// up. Boxed: rare.
+fn ask_stores<'f>(
+    core: &'f Core,
+    verdict: &'f mut rate_limit::Verdict,
+    stream: &'f Socket,
+) -> Pin<Box<dyn Future<Output = Result<(), Reject>> + 'f>> {
+    Box::pin(async move {
+        let mut reset = pin!(stream.tcp().ready(Interest::ERROR));
+        stores::ask(core, verdict, |cx| reset.as_mut().poll(cx).is_ready()).await
+    })
+}
+
 async fn forward(
     conn: &Rc<Conn>,
     place: &mut Place,
@@ -141,7 +157,7 @@ async fn forward(
     }
     if let Some(held) = &mut verdict.held {
         if held.waits() {
-            Box::pin(stores::ask(core, &mut verdict)).await?;
+            ask_stores(core, &mut verdict, stream).await?;
         } else {
             stores::tell(core, held);
         }

@@ -193,7 +193,9 @@ fn node_permit(core: &Rc<Core>) -> Result<NodePermit, Reject> {
     if let Some(permit) = core.node_permit() {
         return Ok(permit);
     }
-    core.pool.evict_any();
+    if !core.mirrors.evict_any() {
+        core.pool.evict_any();
+    }
     core.node_permit().ok_or(Reject::DialPermits)
 }
 

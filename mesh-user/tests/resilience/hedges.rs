@@ -170,3 +170,35 @@ fn hedges_are_counted_as_retries_and_limited_by_max() {
         at_rest(&mesh);
     }
 }
+
+/// An endpoint that answers a hedge before it has read all of it gets nothing else on that
+/// connection: it would take the next request for the rest of the body.
+#[test]
+fn connection_of_a_hedge_that_was_answered_early_carries_no_other_request() {
+    const BODY: usize = 24 << 20;
+    let (slow, ..) = stuck();
+    let early = endpoint(|stream| {
+        let mut reader = Reader::new(stream);
+        while let Some(head) = reader.head() {
+            reader.send(OK);
+            thread::sleep(ms(200));
+            let length = head.field("content-length").map_or(0, |it| it.parse().unwrap());
+            if reader.at_most(length).len() < length {
+                return;
+            }
+        }
+    });
+    let plan = hedged(one(slow).endpoint(early, "v1"), Some(50), 1, true);
+    let mesh = Mesh::with(plan, 1, |limits| limits.replay_bytes_max = 2 * BODY);
+    for _ in 0..2 {
+        let mut client = Reader::new(mesh.connect());
+        client.send(format!(
+            "PUT / HTTP/1.1\r\nhost: web\r\ncontent-length: {BODY}\r\n\r\n"
+        ));
+        client.send(vec![b'x'; BODY]);
+        assert_eq!(client.message().unwrap().status(), 200);
+    }
+    for _ in 0..4 {
+        assert_eq!(get(&mesh).status(), 200);
+    }
+}

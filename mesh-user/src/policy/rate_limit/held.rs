@@ -141,6 +141,13 @@ impl Drop for Held {
 }
 
 impl Verdict {
+    /// Gives back what was taken: the client went away before the request was let pass.
+    pub fn give_back(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.refund();
+        }
+    }
+
     /// Takes the answers of the stores into account; none: the store did not answer. A refusal gives
     /// back what other limits gave.
     pub fn settle(&mut self, answers: Vec<(Ask, Option<StoreAnswer>)>) -> Option<Reject> {
@@ -178,10 +185,8 @@ impl Verdict {
         }
         self.asked = AskedList::Many(asked);
         let reject = self.reject();
-        if reject.is_some()
-            && let Some(held) = &mut self.held
-        {
-            held.refund();
+        if reject.is_some() {
+            self.give_back();
         }
         reject
     }

@@ -167,16 +167,38 @@ impl Verdict {
     /// The value of the `RateLimit-Policy` field (draft-ietf-httpapi-ratelimit-headers, 2025-09).
     /// Empty when no limit applies: there is then no such field.
     pub fn policy_field(&self) -> String {
+        let mut field = String::new();
+        self.push_policy(&mut field);
+        field
+    }
+
+    /// The same, appended.
+    pub fn push_policy(&self, out: &mut String) {
         let window =
             |asked: &Asked| (asked.window_s > 0).then_some(('w', u64::from(asked.window_s)));
-        self.field(|asked| [Some(('q', asked.quota)), window(asked)], true)
+        self.field(
+            out,
+            |asked| [Some(('q', asked.quota)), window(asked)],
+            true,
+        );
     }
 
     /// The value of the `RateLimit` field. Empty when no limit applies.
     pub fn limit_field(&self) -> String {
+        let mut field = String::new();
+        self.push_limit(&mut field);
+        field
+    }
+
+    /// The same, appended.
+    pub fn push_limit(&self, out: &mut String) {
         let reset =
             |asked: &Asked| (asked.unit != LimitUnit::Concurrent).then_some(('t', asked.reset_s));
-        self.field(|asked| [Some(('r', asked.left)), reset(asked)], false)
+        self.field(
+            out,
+            |asked| [Some(('r', asked.left)), reset(asked)],
+            false,
+        );
     }
 
     /// Seconds for `Retry-After`, when refused and known.
@@ -213,30 +235,46 @@ impl Verdict {
     /// A list of strings with parameters (RFC 9651).
     fn field(
         &self,
+        field: &mut String,
         parameters: impl Fn(&Asked) -> [Option<(char, u64)>; 2],
         policy: bool,
-    ) -> String {
-        let mut field = String::new();
-        for asked in self.asked.iter() {
-            if !field.is_empty() {
+    ) {
+        for (at, asked) in self.asked.iter().enumerate() {
+            if at > 0 {
                 field.push_str(", ");
             }
-            quote(&mut field, &asked.name);
+            quote(field, &asked.name);
             for (key, value) in parameters(asked).into_iter().flatten() {
-                // Writing to a string can't fail.
-                let _ = write!(field, ";{key}={}", value.min(FIELD_INTEGER_MAX));
+                field.extend([';', key, '=']);
+                field.push_str(decimal(value.min(FIELD_INTEGER_MAX), &mut [0; 20]));
             }
             if let Some(unit) = asked.unit.quota_unit().filter(|_| policy) {
-                let _ = write!(field, ";qu=\"{unit}\"");
+                field.push_str(";qu=\"");
+                field.push_str(unit);
+                field.push('"');
             }
             if let Some(partition) = asked.partition {
                 field.push_str(";pk=:");
-                base64(&mut field, partition.get().to_be_bytes());
+                base64(field, partition.get().to_be_bytes());
                 field.push(':');
             }
         }
-        field
     }
+}
+
+/// A number in decimal, without the machinery of `fmt`: answers of limited services have many.
+pub fn decimal(number: u64, digits: &mut [u8; 20]) -> &str {
+    let mut from = digits.len();
+    let mut rest = number;
+    loop {
+        from -= 1;
+        digits[from] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    str::from_utf8(&digits[from..]).unwrap_or_default()
 }
 
 /// A byte sequence (RFC 9651 §3.3.5): base64 with padding.

@@ -4,7 +4,7 @@ use crate::{
     policy::{
         Reject,
         action::{self, Answer},
-        rate_limit::Verdict,
+        rate_limit::{Verdict, decimal},
     },
     proxy::http1::copy::push_field,
 };
@@ -16,21 +16,25 @@ pub(in crate::proxy) const DRAFT_03: [&str; 3] = [
     "x-ratelimit-reset",
 ];
 
+/// Room for the lines of one limit with a short name.
+const LIMIT_LINES_BYTES: usize = 128;
+
 /// The `RateLimit` lines of an answer, admitted or not; empty when no limit applies. An origin's
 /// own fields stay beside them: repeated list fields are one list.
 pub(super) fn limit_lines(verdict: &Verdict) -> Vec<u8> {
-    let mut lines = Vec::new();
+    let mut lines = String::new();
     if !verdict.asked.is_empty() {
-        push_field(
-            &mut lines,
-            "ratelimit-policy",
-            verdict.policy_field().as_bytes(),
-        );
-        push_field(&mut lines, "ratelimit", verdict.limit_field().as_bytes());
-        if let Some(values) = verdict.draft_03() {
-            for (name, value) in DRAFT_03.into_iter().zip(values) {
-                push_field(&mut lines, name, value.as_bytes());
-            }
+        lines.reserve(LIMIT_LINES_BYTES);
+        lines.push_str("ratelimit-policy: ");
+        verdict.push_policy(&mut lines);
+        lines.push_str("\r\nratelimit: ");
+        verdict.push_limit(&mut lines);
+        lines.push_str("\r\n");
+    }
+    let mut lines = lines.into_bytes();
+    if let Some(values) = verdict.draft_03() {
+        for (name, value) in DRAFT_03.into_iter().zip(values) {
+            push_field(&mut lines, name, value.as_bytes());
         }
     }
     for (name, value) in verdict.fields() {
@@ -51,13 +55,6 @@ pub(super) enum After {
     Close,
 }
 
-fn finish(out: &mut Vec<u8>, after: After, body: &str, is_head: bool) {
-    end(out, after);
-    if !is_head {
-        out.extend_from_slice(body.as_bytes());
-    }
-}
-
 fn end(out: &mut Vec<u8>, after: After) {
     match after {
         After::Open { http10: false } => {}
@@ -69,7 +66,20 @@ fn end(out: &mut Vec<u8>, after: After) {
 
 fn start(out: &mut Vec<u8>, status: u16) {
     let reason = action::reason(status);
-    out.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(decimal(status.into(), &mut [0; 20]).as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn push_length(out: &mut Vec<u8>, length: usize) {
+    let mut digits = [0; 20];
+    push_field(
+        out,
+        "content-length",
+        decimal(length as u64, &mut digits).as_bytes(),
+    );
 }
 
 /// A refusal: its status, one sentence, and its name in `x-mesh-reject`.
@@ -82,9 +92,9 @@ pub(super) fn refusal(
     overload: Option<&str>,
 ) {
     start(out, verdict.status(reject));
-    let body = format!("{}\n", reject.explain());
+    let body = reject.explain();
     push_field(out, "content-type", b"text/plain");
-    push_field(out, "content-length", body.len().to_string().as_bytes());
+    push_length(out, body.len() + 1);
     push_field(out, "x-mesh-reject", reject.label().as_bytes());
     if reject.is_overload() {
         push_field(out, "x-mesh-overloaded", b"true");
@@ -101,13 +111,18 @@ pub(super) fn refusal(
         );
     }
     if let Some(seconds) = verdict.retry_after_s() {
-        push_field(out, "retry-after", seconds.to_string().as_bytes());
+        let mut digits = [0; 20];
+        push_field(out, "retry-after", decimal(seconds, &mut digits).as_bytes());
     }
     if verdict.is_envoy_ratelimited() {
         push_field(out, "x-envoy-ratelimited", b"true");
     }
     out.extend_from_slice(&limit_lines(verdict));
-    finish(out, after, &body, is_head);
+    end(out, after);
+    if !is_head {
+        out.extend_from_slice(body.as_bytes());
+        out.push(b'\n');
+    }
 }
 
 /// An answer of a rule's own. How many bytes of body it has.
@@ -124,7 +139,7 @@ pub(super) fn own(
     }
     let length = answer.content_length();
     if let Some(length) = length {
-        push_field(out, "content-length", length.to_string().as_bytes());
+        push_length(out, length);
     }
     out.extend_from_slice(&limit_lines(verdict));
     end(out, after);
@@ -146,6 +161,6 @@ pub(super) fn last_hop(out: &mut Vec<u8>, method: &str, after: After) -> u16 {
         b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
     );
     push_field(out, "content-length", b"0");
-    finish(out, after, "", false);
+    end(out, after);
     status
 }

@@ -128,6 +128,8 @@ pub(super) struct Exchange<'a> {
     request_done: bool,
     /// The endpoint takes no more of the request; it may have answered all the same.
     request_broken: bool,
+    /// The endpoint never gets the rest of the request.
+    is_partial: bool,
     scan: Scan,
     /// Any byte of an answer came.
     answered: bool,
@@ -139,6 +141,8 @@ pub(super) struct Exchange<'a> {
     retry_after: Option<Duration>,
     out: HeadBuf,
     out_sent: usize,
+    /// The client takes nothing at the moment; of TLS a part may be on its way all the same.
+    is_stuck: bool,
     ready: usize,
     /// Any byte was sent to the client, or is on its way.
     responding: bool,
@@ -171,6 +175,7 @@ impl<'a> Exchange<'a> {
             kept: sending.kept.len(),
             request_done: false,
             request_broken: false,
+            is_partial: false,
             scan: Scan::default(),
             answered: false,
             response: None,
@@ -178,6 +183,7 @@ impl<'a> Exchange<'a> {
             retry_after: None,
             out: HeadBuf::default(),
             out_sent: 0,
+            is_stuck: false,
             ready: 0,
             responding: false,
             response_done: false,
@@ -194,8 +200,11 @@ impl<'a> Exchange<'a> {
         self
     }
 
-    /// The request is at the endpoint already, and its answer has begun to come.
-    pub(super) fn resume(&mut self) {
+    /// The request is at the endpoint already, and its answer has begun to come. `early`: the
+    /// endpoint has not got all of the request, and gets no more of it: what else was sent on its
+    /// connection would be taken for the rest.
+    pub(super) fn resume(&mut self, early: bool) {
+        self.is_partial = early;
         self.sent = self.head.len() + self.kept;
         self.request_done = true;
         self.answered = true;
@@ -227,10 +236,11 @@ impl<'a> Exchange<'a> {
             responding: self.responding,
             was_sent: self.sent > 0,
             // Nothing of the final head, and no half of an interim one, has gone out.
-            can_answer: self.out_sent == 0
+            can_answer: (self.out_sent == 0 && !self.is_stuck)
                 || (response.is_none() && self.out_sent == self.out.len()),
             is_delimited: response.is_some_and(|response| response.is_delimited),
             is_reusable: self.request_done
+                && !self.is_partial
                 && self.response_done
                 && up.buf.is_empty()
                 && response.is_some_and(|response| response.keeps_upstream),
@@ -371,7 +381,10 @@ impl<'a> Exchange<'a> {
             let second = &wires.up.buf.bytes()[..self.ready];
             if !first.is_empty() || !second.is_empty() {
                 match poll_write_two(wires.down, cx, first, second) {
-                    Poll::Pending => return None,
+                    Poll::Pending => {
+                        self.is_stuck = matches!(wires.down, Socket::Tls(_));
+                        return None;
+                    }
                     Poll::Ready(Ok(count)) => {
                         self.moved = true;
                         let head = first.len().min(count);

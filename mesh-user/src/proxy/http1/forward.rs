@@ -69,6 +69,13 @@ struct Chosen {
     permit: RequestPermit,
 }
 
+/// An exchange that a hedge began.
+#[derive(Clone, Copy, Debug)]
+struct Resumed {
+    /// The endpoint answered before it had the whole request.
+    early: bool,
+}
+
 /// How the hedges ended that were left alone.
 enum Rest<'a> {
     Won(Box<Won<'a>>),
@@ -194,6 +201,8 @@ impl Session {
     /// Attempts until an answer went out, or none will come.
     pub(super) async fn forward(&mut self, mut going: Going, mut log: RequestLog) -> Next {
         log.rule = going.plan.rule;
+        log.version = Some(going.plan.version);
+        log.held = going.verdict.held.take();
         if going.action.is_some() {
             // Boxed: rare, and its state is no part of what an idle connection holds.
             let ended = Box::pin(self.act(&mut going, &mut log)).await;
@@ -206,13 +215,11 @@ impl Session {
             complete,
             plan,
             key,
-            mut verdict,
+            verdict,
             action,
         } = going;
-        log.held = verdict.held.take();
         let (edits, mirrors) =
             action.map_or_else(Default::default, |action| (action.response, action.mirrors));
-        log.version = Some(plan.version);
         let snapshot = Rc::clone(&log.snapshot);
         let core = Rc::clone(&self.conn.core);
         let version = &snapshot.versions[plan.version.0 as usize];
@@ -408,7 +415,7 @@ impl Session {
             sending,
             attempts,
             log,
-            false,
+            None,
         )
         .await
     }
@@ -427,13 +434,22 @@ impl Session {
             permit,
             judged,
             upstream,
+            early,
             started,
             ..
         } = *won;
         log.endpoint = Some(endpoint.address);
         let target = Target::new(course.snapshot, course.at, &endpoint, &self.conn, &judged);
         Box::pin(self.exchange(
-            course, &target, upstream, permit, started, sending, attempts, log, true,
+            course,
+            &target,
+            upstream,
+            permit,
+            started,
+            sending,
+            attempts,
+            log,
+            Some(Resumed { early }),
         ))
         .await
     }
@@ -577,7 +593,7 @@ impl Session {
         sending: &mut Sending,
         attempts: &mut Attempts,
         log: &mut RequestLog,
-        resumed: bool,
+        resumed: Option<Resumed>,
     ) -> Turn {
         let (core, version) = (course.core, course.version);
         let spans = Spans {
@@ -611,11 +627,11 @@ impl Session {
         let method = asked.method();
         let number = attempts.count;
         let mut hedges = match resumed {
-            true => None,
-            false => Hedges::new(course.on(), method, &attempts.tried, target.endpoint.id),
+            Some(_) => None,
+            None => Hedges::new(course.on(), method, &attempts.tried, target.endpoint.id),
         };
-        if resumed {
-            exchange.resume();
+        if let Some(Resumed { early }) = resumed {
+            exchange.resume(early);
         }
         let mut won = None;
         // Legs that may still answer better than a bad answer.

@@ -33,6 +33,8 @@ pub(super) struct Won<'a> {
     pub(super) permit: RequestPermit,
     pub(super) judged: Judged<'a>,
     pub(super) upstream: Upstream,
+    /// It answered before it had the whole request.
+    pub(super) early: bool,
     pub(super) started: MonoNanos,
     _retry: RetryPermit,
     course: &'a Course<'a>,
@@ -79,11 +81,12 @@ pub(super) fn start<'a>(
         let asked = ask(&conn, &target, &request, careful).await;
         let ended = clock::now();
         match asked {
-            Ok((upstream, status)) => Some(Won {
+            Ok((upstream, status, early)) => Some(Won {
                 endpoint,
                 permit,
                 judged,
                 upstream,
+                early,
                 started: now,
                 _retry: retry,
                 course,
@@ -103,13 +106,14 @@ pub(super) fn start<'a>(
     Some((id, Box::pin(leg)))
 }
 
-/// Sends the request and reads up to the final head. The error: what the endpoint's record says.
+/// Sends the request and reads up to the final head: its status, and whether it came before the
+/// request was sent whole. The error: what the endpoint's record says.
 async fn ask(
     conn: &Rc<Conn>,
     target: &Target<'_>,
     request: &[u8],
     careful: bool,
-) -> Result<(Upstream, u16), Option<Outcome>> {
+) -> Result<(Upstream, u16, bool), Option<Outcome>> {
     let core = &conn.core;
     let mut upstream = match core.pool.take(&target.key, careful) {
         Some(upstream) => upstream,
@@ -124,7 +128,7 @@ async fn ask(
         head_max,
     };
     let status = poll_fn(|cx| talk.poll(cx, &mut upstream, request)).await?;
-    Ok((upstream, status))
+    Ok((upstream, status, talk.sent < request.len()))
 }
 
 struct Talk {

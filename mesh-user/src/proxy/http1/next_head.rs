@@ -1,6 +1,9 @@
 //! Waits for the next request head of a connection.
 
-use std::task::{Context, Poll};
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use super::scan::Scan;
 use crate::{
@@ -18,6 +21,10 @@ use crate::{
 
 /// Longest start line besides its target: method, spaces, version.
 const LINE_REST_BYTES_MAX: usize = 64;
+
+/// A connection whose time is over is closed once it has been idle so long: a client that is busy
+/// hears it with its next answer instead, and loses no request on the way.
+const AGED_IDLE: Duration = Duration::from_millis(500);
 
 /// What came instead of a request head.
 #[derive(Debug)]
@@ -139,7 +146,10 @@ impl NextHead {
                     };
                     let until = match self.began {
                         Some(_) => deadline(from, span),
-                        None => deadline(from, span).min(conn.expires(&limits)),
+                        None => {
+                            let aged = conn.expires(&limits).max(from.after(AGED_IDLE));
+                            deadline(from, span).min(aged)
+                        }
                     };
                     return timer.poll(cx, until).map(|()| {
                         Err(match self.began {

@@ -1,6 +1,6 @@
 //! A client's connection: head after head, decision, attempts, end.
 
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll, time::Duration};
 
 use super::{
     answer::{self, After},
@@ -325,9 +325,7 @@ impl Session {
             && let Some(held) = &mut going.verdict.held
         {
             if held.waits() {
-                // Boxed: rare, and large beside the state of an idle connection.
-                let asked = Box::pin(stores::ask(&self.conn.core, &mut going.verdict)).await;
-                if let Err(reject) = asked {
+                if let Err(reject) = self.ask_stores(&mut going.verdict).await {
                     decision = decision.refused(reject);
                 }
             } else {
@@ -353,9 +351,10 @@ impl Session {
                 Refused {
                     plan,
                     reject,
-                    verdict,
+                    mut verdict,
                 },
             ) => {
+                log.held = verdict.held.take();
                 log.rule = plan.and_then(|plan| plan.rule);
                 log.version = plan.map(|plan| plan.version);
                 let close = !request.is_some_and(|request| self.takes_rest(&request));
@@ -363,6 +362,18 @@ impl Session {
                     .await
             }
         }
+    }
+
+    /// Asks the stores of shared limits, as long as the client is there. Boxed: rare, and large
+    /// beside the state of an idle connection.
+    fn ask_stores<'f>(
+        &'f mut self,
+        verdict: &'f mut Verdict,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Reject>> + 'f>> {
+        Box::pin(async move {
+            let core = Rc::clone(&self.conn.core);
+            stores::ask(&core, verdict, |cx| self.client_is_gone(cx)).await
+        })
     }
 
     /// Takes the body of a request that is answered here, if all of it is at hand: then the next

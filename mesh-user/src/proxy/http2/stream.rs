@@ -1,6 +1,6 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{cell::Cell, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{cell::Cell, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::{Context, Poll}, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};
@@ -228,12 +228,14 @@ impl Stream {
     }
 
     /// Asks the stores of shared limits, where there are such.
-    async fn ask_stores(&self, verdict: &mut Verdict) -> Result<(), Reject> {
+    async fn ask_stores(&mut self, verdict: &mut Verdict) -> Result<(), Reject> {
         let Some(held) = &mut verdict.held else {
             return Ok(());
         };
         if held.waits() {
-            return Box::pin(stores::ask(&self.conn.core, verdict)).await;
+            let respond = &mut self.respond;
+            let gone = |cx: &mut Context<'_>| respond.poll_reset(cx).is_ready();
+            return Box::pin(stores::ask(&self.conn.core, verdict, gone)).await;
         }
         stores::tell(&self.conn.core, held);
         Ok(())
@@ -442,6 +444,7 @@ impl Stream {
                 verdict,
                 permit: &mut permit,
                 record: &|outcome, at| record(outcome, None, None, at),
+                watch: Flows::watch(core, &snapshot, &plan, &endpoint),
             };
             match Box::pin(self.tunnel(head, way)).await {
                 Tunnel::Http2 => self.connect(&target, until).await,

@@ -26,6 +26,7 @@ use crate::{
     model::Protocol,
     policy::{Reject, breaker::RequestPermit, rate_limit::Verdict, snapshot::Outcome},
     proxy::{
+        flows::Watch,
         http1::{Answered, Handshake, NoAnswer, Offer, Rest},
         io::{poll_fill, poll_write_two, reset_on_close},
         timer::{Timer, deadline},
@@ -53,6 +54,8 @@ pub(super) struct Way<'a> {
     pub(super) verdict: &'a Verdict,
     pub(super) permit: &'a mut RequestPermit,
     pub(super) record: &'a dyn Fn(Outcome, MonoNanos),
+    /// Says when the configuration no longer sends there.
+    pub(super) watch: Option<Box<Watch>>,
 }
 
 impl Stream {
@@ -145,7 +148,8 @@ impl Stream {
         };
         self.log.status = status;
         let mut pipe = Pipe::new(up, sink, rest);
-        let end = pipe.run(&mut self.body, &mut self.timer, way.idle).await;
+        let (body, timer) = (&mut self.body, &mut self.timer);
+        let end = pipe.run(body, timer, way.idle, way.watch).await;
         self.log.bytes_in = pipe.bytes_in;
         self.log.bytes_out = pipe.bytes_out;
         self.log.ended = Some(clock::now());
@@ -154,6 +158,7 @@ impl Stream {
             End::Downstream => Some(Reject::DownstreamClosed),
             End::Upstream => Some(Reject::UpstreamReset),
             End::Idle => Some(Reject::UpstreamTimeout),
+            End::Changed => Some(Reject::RouteChanged),
         };
         Turn::Done
     }
@@ -190,6 +195,21 @@ enum End {
     Upstream,
     /// Nothing moved for the idle time-out.
     Idle,
+    /// The configuration no longer sends there.
+    Changed,
+}
+
+fn has_ended(body: &mut RecvStream, cx: &mut Context<'_>) -> bool {
+    loop {
+        match body.poll_data(cx) {
+            Poll::Pending => return false,
+            Poll::Ready(None | Some(Err(_))) => return true,
+            // An error says that the stream has ended.
+            Poll::Ready(Some(Ok(data))) => {
+                let _ended = body.flow_control().release_capacity(data.len());
+            }
+        }
+    }
 }
 
 /// A stream and a connection, both directions at once. Dropped before its end it resets the
@@ -235,7 +255,13 @@ impl Pipe {
         }
     }
 
-    async fn run(&mut self, body: &mut RecvStream, timer: &mut Timer, idle: Duration) -> End {
+    async fn run(
+        &mut self,
+        body: &mut RecvStream,
+        timer: &mut Timer,
+        idle: Duration,
+        mut watch: Option<Box<Watch>>,
+    ) -> End {
         let mut last = clock::now();
         let mut seen = (0, 0);
         let end = poll_fn(|cx| {
@@ -249,15 +275,56 @@ impl Pipe {
                 seen = (self.bytes_in, self.bytes_out);
                 last = clock::now();
             }
+            if let Some(watch) = &mut watch
+                && watch.poll(cx).is_ready()
+            {
+                return Poll::Ready(End::Changed);
+            }
             timer.poll(cx, deadline(last, idle)).map(|()| End::Idle)
         })
         .await;
         self.closed = end == End::Closed;
-        if matches!(end, End::Upstream | End::Idle) {
+        if end == End::Changed {
+            let grace = watch.map_or(Duration::ZERO, |watch| watch.grace());
+            self.closed = !grace.is_zero() && self.part(body, timer, grace).await;
+        }
+        if !self.closed && end != End::Downstream {
             // RFC 8441, section 5: a reset of the connection is a CANCEL.
             self.sink.send_reset(Reason::CANCEL);
         }
         end
+    }
+
+    /// Tells both sides the end and drops what they still send, until both have ended too or the
+    /// grace is over. Whether they have.
+    async fn part(&mut self, body: &mut RecvStream, timer: &mut Timer, grace: Duration) -> bool {
+        let until = clock::now().after(grace);
+        self.up.stream.shut_write();
+        if !self.back_ended && self.end_back().is_err() {
+            return false;
+        }
+        // What ended before was not told the end a second time.
+        let (mut down_ended, mut up_ended) = (self.forth_ended, false);
+        poll_fn(|cx| {
+            down_ended = down_ended || has_ended(body, cx);
+            up_ended = up_ended || self.up_has_ended(cx);
+            if down_ended && up_ended {
+                return Poll::Ready(true);
+            }
+            timer.poll(cx, until).map(|()| false)
+        })
+        .await
+    }
+
+    fn up_has_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            self.up.buf.release();
+            match poll_fill(&mut self.up.stream, cx, &mut self.up.buf) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(0) | Err(_)) => return true,
+                Poll::Ready(Ok(count)) => self.up.buf.consume(count),
+            }
+        }
     }
 
     /// From the client to the endpoint, as fast as the endpoint takes it.

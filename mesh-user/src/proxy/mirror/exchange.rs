@@ -1,9 +1,12 @@
 //! One copy and its answer on a connection of its own.
 
-use std::{future::poll_fn, rc::Rc};
+use std::{cell::RefCell, future::poll_fn, rc::Rc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Uri, header, uri::PathAndQuery};
+use http::{
+    HeaderValue, Request, Uri, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::task::AbortHandle;
@@ -13,7 +16,7 @@ use super::{
     compare::{Digest, Seen},
 };
 use crate::{
-    proxy::{core::Core, http2, pool::Key, upstream::Upstream},
+    proxy::{core::Core, http2, pool::Key, upstream::{Permits, Upstream}},
     telemetry::mirror::MirrorResult,
 };
 
@@ -26,7 +29,12 @@ pub(super) struct Wire {
     sender: Sender,
     key: Key,
     driver: AbortHandle,
+    permits: Rights,
 }
+
+/// The permits of a connection: given back by whoever ends it first, its driver or its owner. A
+/// driver that is aborted ends later, and who closes an idle connection needs its permit at once.
+type Rights = Rc<RefCell<Option<Permits>>>;
 
 #[derive(Debug)]
 enum Sender {
@@ -37,6 +45,7 @@ enum Sender {
 impl Drop for Wire {
     fn drop(&mut self) {
         self.driver.abort();
+        drop(self.permits.take());
     }
 }
 
@@ -49,11 +58,13 @@ impl Wire {
             key,
             ..
         } = upstream;
+        let permits: Rights = Rc::new(RefCell::new(Some(permits)));
+        let rights = Rc::clone(&permits);
         let (sender, driver) = if http2 {
             let (sender, connection) = http2::shake(&core.limits(), stream).await.ok()?;
             let driver = tokio::task::spawn_local(async move {
-                let _permits = permits;
                 connection.await;
+                drop(rights.take());
             });
             (Sender::Http2(sender), driver)
         } else {
@@ -61,9 +72,9 @@ impl Wire {
             builder.max_buf_size(WIRE_BUFFER_BYTES);
             let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.ok()?;
             let driver = tokio::task::spawn_local(async move {
-                let _permits = permits;
                 // How it ended its last exchange has told.
                 let _ended = connection.await;
+                drop(rights.take());
             });
             (Sender::Http1(sender), driver)
         };
@@ -71,6 +82,7 @@ impl Wire {
             sender,
             key,
             driver: driver.abort_handle(),
+            permits,
         })
     }
 
@@ -119,7 +131,7 @@ impl Wire {
             }
             Sender::Http2(sender) => {
                 let ready = sender.clone().ready().await.map_err(reset)?;
-                to_http2(&mut parts).ok_or(MirrorResult::FailedReset)?;
+                to_http2(&mut parts, self.key.tls != 0).ok_or(MirrorResult::FailedReset)?;
                 sent();
                 exchange_http2(ready, Request::from_parts(parts, ()), queue).await
             }
@@ -203,19 +215,42 @@ fn to_http1(parts: &mut http::request::Parts) {
     parts.version = http::Version::HTTP_11;
 }
 
-/// With `:scheme` and `:authority`, without what HTTP/2 forbids. None: the authority is none.
-fn to_http2(parts: &mut http::request::Parts) -> Option<()> {
+/// With `:scheme` as it is spoken and `:authority`, without what HTTP/2 forbids. None: the
+/// authority is none.
+fn to_http2(parts: &mut http::request::Parts, over_tls: bool) -> Option<()> {
     strip(&mut parts.headers);
-    if parts.uri.authority().is_none() {
-        let host = parts.headers.remove(header::HOST)?;
-        let path = parts.uri.path_and_query().cloned();
-        parts.uri = Uri::builder()
-            .scheme("http")
-            .authority(host.as_bytes())
-            .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
-            .build()
-            .ok()?;
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    let host = parts.headers.remove(header::HOST);
+    if uri.authority.is_none() {
+        uri.authority = Some(Authority::try_from(host?.as_bytes()).ok()?);
     }
+    uri.scheme = Some(if over_tls { Scheme::HTTPS } else { Scheme::HTTP });
+    uri.path_and_query
+        .get_or_insert_with(|| PathAndQuery::from_static("/"));
+    parts.uri = Uri::from_parts(uri).ok()?;
     parts.version = http::Version::HTTP_2;
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copy_in_http2_says_the_scheme_that_it_is_sent_in() {
+        for (uri, host) in [("/a?b", Some("web:80")), ("http://web:80/a?b", None)] {
+            for (over_tls, want) in [(false, "http://web:80/a?b"), (true, "https://web:80/a?b")] {
+                let mut request = Request::get(uri).header("expect", "100-continue");
+                if let Some(host) = host {
+                    request = request.header("host", host);
+                }
+                let (mut parts, ()) = request.body(()).unwrap().into_parts();
+                to_http2(&mut parts, over_tls).unwrap();
+                assert_eq!(parts.uri, want);
+                assert!(parts.headers.is_empty());
+            }
+        }
+        let (mut none, ()) = Request::get("/").body(()).unwrap().into_parts();
+        assert_eq!(to_http2(&mut none, false), None);
+    }
 }

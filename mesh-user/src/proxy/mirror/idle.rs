@@ -43,11 +43,10 @@ impl Idle {
         self.0.borrow_mut().retain(|(wire, _)| !which(wire.key()));
     }
 
-    pub(super) fn evict(&self, breaker: usize) -> bool {
+    /// Closes the oldest that `matches`. Whether there was one.
+    pub(super) fn evict(&self, matches: impl Fn(&Key) -> bool) -> bool {
         let mut idle = self.0.borrow_mut();
-        let at = idle
-            .iter()
-            .position(|(wire, _)| wire.key().counted_by(breaker));
+        let at = idle.iter().position(|(wire, _)| matches(wire.key()));
         at.and_then(|at| idle.remove(at)).is_some()
     }
 
