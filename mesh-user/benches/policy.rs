@@ -207,7 +207,7 @@ fn example(count: usize) -> Model {
         extra: None,
     };
     let beta = Match {
-        headers: vec![("x-user".to_owned(), ValueMatch::Exact("beta".to_owned()))],
+        headers: vec![("x-user".to_owned(), ValueMatch::Exact("beta".to_owned()))].into(),
         ..Match::default()
     };
     let mut rules = vec![

@@ -314,7 +314,7 @@ fn rule_has_its_own_limit_beside_the_versions() {
     plan.model.rules.push(Rule {
         name: "puts".into(),
         matches: vec![Match {
-            methods: vec!["PUT".into()],
+            methods: vec!["PUT".into()].into(),
             ..Match::default()
         }],
         route: vec![Target::default()],

@@ -138,11 +138,11 @@ fn design_example_means_what_it_says() {
         ..SourceMatch::default()
     };
     let by_header = Match {
-        headers: vec![header],
+        headers: vec![header].into(),
         ..Match::default()
     };
     let by_source = Match {
-        source: Some(source),
+        source: Some(Box::new(source)),
         ..Match::default()
     };
     assert_eq!(beta.matches, [by_header, by_source]);

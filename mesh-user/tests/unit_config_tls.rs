@@ -41,7 +41,7 @@ fn server_names_arrive_in_lower_case() {
     assert_eq!(config.model.services[0].ports[0].protocol, Protocol::Tls);
     assert_eq!(config.model.services[0].ports[0].name, "tls-443");
     let names = &config.model.rules[0].matches[0].sni;
-    assert_eq!(names, &["shop.example", "*.b.example"]);
+    assert_eq!(**names, ["shop.example", "*.b.example"]);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub use attribute::Attribute;
 pub use balance::{Balance, BalancePolicy, LocalityPolicy};
 pub use health::HealthCheck;
 pub use limit::{LimitUnit, RateLimitPolicy, RateLimitService};
-pub use list::List;
+pub use list::{Few, List};
 pub use resilience::{
     AdaptivePolicy, ChangeAction, ConnectionPolicy, FailurePercentage, HedgePolicy, LatencyOutlier,
     OnChange, RetryBudget, SuccessRate,
@@ -372,24 +372,25 @@ impl Rule {
     }
 }
 
-/// Conditions that must all hold. An empty one holds always.
+/// Conditions that must all hold. An empty one holds always. What most conditions don't ask takes
+/// one word: there may be 100,000 of them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Match {
     /// Path, without the query.
     pub path: Option<PathMatch>,
     /// Methods, one of which must be equal (case-sensitive, RFC 9110 §9.1). Empty: any.
-    pub methods: Vec<String>,
+    pub methods: Few<String>,
     /// Headers, by lower-case name; all must match.
-    pub headers: Vec<(String, ValueMatch)>,
+    pub headers: Few<(String, ValueMatch)>,
     /// Query parameters; all must match. Of a repeated parameter the first counts.
-    pub query: Vec<(String, ValueMatch)>,
+    pub query: Few<(String, ValueMatch)>,
     /// `Host` or `:authority`, lower-case, without port.
-    pub authority: Option<ValueMatch>,
+    pub authority: Option<Box<ValueMatch>>,
     /// The workload that asks.
-    pub source: Option<SourceMatch>,
+    pub source: Option<Box<SourceMatch>>,
     /// Server names of a TLS ClientHello, one of which must be it: lower-case, exact or `*.` and a
     /// suffix (one label or more). Empty: any, also none.
-    pub sni: Vec<String>,
+    pub sni: Few<String>,
 }
 
 impl Match {

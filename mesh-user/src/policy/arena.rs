@@ -225,8 +225,18 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone + Default> Shards<K,
         self.entries = self.entries + shard.len() - before;
     }
 
+    /// Makes room for so many more, where there are none: spares moving them as the map grows.
+    pub(super) fn reserve(&mut self, more: usize) {
+        if self.shards.is_empty() && more > SHARD {
+            self.spread(more.div_ceil(SHARD).next_power_of_two());
+        }
+    }
+
     fn grow(&mut self) {
-        let count = (4 * self.shards.len()).max(1);
+        self.spread((4 * self.shards.len()).max(1));
+    }
+
+    fn spread(&mut self, count: usize) {
         let old = std::mem::replace(&mut self.shards, vec![Arc::default(); count]);
         // One each: `vec!` shares the first.
         for shard in &mut self.shards {

@@ -286,6 +286,9 @@ impl Compiler<'_> {
             .collect();
         self.forget(model, &changed, &was);
         self.next.units.truncate(model.services.len());
+        self.next.by_address.reserve(drafts.len());
+        // Its host name and its own.
+        self.next.by_host.reserve(2 * drafts.len());
         self.compiled = changed.into_iter().collect();
         let mut with_rules = BTreeMap::new();
         for draft in drafts {

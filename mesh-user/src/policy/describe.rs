@@ -246,7 +246,7 @@ impl Snapshot {
                 service: port.key.to_string(),
                 port: port.number,
                 order: rank + 1,
-                rule: Arc::clone(&rule.name),
+                rule: (&rule.name).into(),
                 precedence: rule.precedence,
                 matches: port.routes.texts(rank),
                 targets: self.targets_of(port, *ix),

@@ -3,7 +3,10 @@
 //! The most specific policy that says something wins: version and port, version, service and port,
 //! service, default. Of equally specific ones the first.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 mod balancing;
 
@@ -125,6 +128,20 @@ impl Effective {
                 Some(UpstreamTls::Simple(tls)) => Some(Some(Arc::clone(tls))),
             }),
         }
+    }
+
+    /// The same, shared by all to which no policy applies.
+    pub(super) fn shared(
+        policies: &[(usize, &Policy)],
+        version: Option<&str>,
+        port: &str,
+    ) -> Arc<Self> {
+        static DEFAULT: LazyLock<Arc<Effective>> =
+            LazyLock::new(|| Arc::new(Effective::new(&[], None, "")));
+        if policies.is_empty() {
+            return Arc::clone(&DEFAULT);
+        }
+        Arc::new(Self::new(policies, version, port))
     }
 
     /// Of an inbound port: its caps, and no time-out that the application's own client does not

@@ -214,7 +214,7 @@ fn finish<H: HeaderView>(
         path: port.path,
         path_reason: port.path_reason.clone(),
         source: source.map(|source| Arc::clone(&snapshot.source_of(source).key)),
-        rule: rule_ix.map(|rule| Arc::clone(&snapshot.rule(rule).name)),
+        rule: rule_ix.map(|rule| (&snapshot.rule(rule).name).into()),
         rule_ix,
         targets: match (rule_ix, port.routes.is_empty()) {
             (Some(rule), _) => snapshot.targets_of(port, rule),
@@ -330,7 +330,7 @@ impl Observer for Recorder<'_> {
             self.matched = Some(rule);
         }
         self.tried.push(TriedRule {
-            rule: Arc::clone(&plan.name),
+            rule: (&plan.name).into(),
             precedence: plan.precedence,
             failed: failed.map(ToString::to_string),
         });

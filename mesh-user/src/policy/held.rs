@@ -46,7 +46,7 @@ impl Held {
         let of = snapshot.port(version.port);
         let way = Way {
             port: (Arc::clone(&port.key), port.number),
-            rule: plan.rule.map(|rule| Arc::clone(&snapshot.rule(rule).name)),
+            rule: plan.rule.map(|rule| (&snapshot.rule(rule).name).into()),
             version: (Arc::clone(&of.key), of.number, Arc::clone(&version.name)),
             endpoint: endpoint.address,
         };
@@ -83,7 +83,7 @@ impl Held {
                 .rules()
                 .iter()
                 .map(|rule| snapshot.rule(*rule))
-                .any(|rule| rule.name == *name && rule.targets.iter().any(leads)),
+                .any(|rule| *rule.name == **name && rule.targets.iter().any(leads)),
             None => {
                 port.routes.is_empty()
                     && leads(&TargetPlan {

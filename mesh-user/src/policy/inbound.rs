@@ -483,7 +483,7 @@ impl Compiler<'_> {
             budget: None,
             adaptive: None,
             table: balance::Table::default(),
-            effective,
+            effective: Arc::new(effective),
         };
         self.snapshot.versions.set(ix.0, Arc::new(plan));
         self.snapshot.fresh.push(ix);

@@ -97,10 +97,14 @@ impl Index {
         let mut index = Self {
             headers: common_names(
                 HEADER,
-                entries.iter().map(|entry| &*entry.headers),
+                entries.iter().map(|entry| entry.headers.as_slice()),
                 |name| !name.eq_ignore_ascii_case("set-cookie"),
             ),
-            query: common_names(QUERY, entries.iter().map(|entry| &*entry.query), |_| true),
+            query: common_names(
+                QUERY,
+                entries.iter().map(|entry| entry.query.as_slice()),
+                |_| true,
+            ),
             ..Self::default()
         };
         let mut uses: IdMap<u32> = IdMap::default();
@@ -186,7 +190,7 @@ impl Index {
         if let Some(PathCond::Exact(path)) = &entry.path {
             keys.push(Key::Path(of(PATH, path.as_bytes())));
         }
-        if let Some(ValueCond::Exact(host)) = &entry.authority {
+        if let Some(ValueCond::Exact(host)) = entry.authority.as_deref() {
             keys.push(Key::Authority(authority(host)));
         }
         let named = |names: &[(Box<str>, u64)], (name, cond): &(Box<str>, ValueCond)| {

@@ -9,7 +9,7 @@ use super::{
     sni::SniCond,
     value::{ValueCond, host_of, whole},
 };
-use crate::model::{Match, PathMatch, SourceMatch, selects};
+use crate::model::{Match, PathMatch, SourceMatch, list::Few, selects};
 
 /// A compiled [`PathMatch`].
 #[derive(Debug)]
@@ -144,10 +144,10 @@ pub(super) struct Entry {
     /// Place of the rule in the port's order.
     pub(super) rank: u32,
     pub(super) path: Option<PathCond>,
-    pub(super) methods: Box<[Box<str>]>,
-    pub(super) headers: Box<[(Box<str>, ValueCond)]>,
-    pub(super) query: Box<[(Box<str>, ValueCond)]>,
-    pub(super) authority: Option<ValueCond>,
+    pub(super) methods: Few<Box<str>>,
+    pub(super) headers: Few<(Box<str>, ValueCond)>,
+    pub(super) query: Few<(Box<str>, ValueCond)>,
+    pub(super) authority: Option<Box<ValueCond>>,
     /// Index into the table's source sets.
     pub(super) source: Option<u32>,
     /// Of a TLS connection that is passed on as it is.
@@ -167,7 +167,10 @@ impl Entry {
                 .collect(),
             headers: conditions(&from.headers, str::eq_ignore_ascii_case),
             query: conditions(&from.query, |a, b| a == b),
-            authority: from.authority.as_ref().map(ValueCond::new),
+            authority: from
+                .authority
+                .as_deref()
+                .map(|value| Box::new(ValueCond::new(value))),
             source,
             sni: SniCond::new(&from.sni),
         }
@@ -259,7 +262,7 @@ impl Entry {
             let holds = request.is_some_and(|r| cond.holds_query(r.query, name));
             (holds, Condition::Query(name, cond))
         });
-        let authority = self.authority.iter().map(|cond| {
+        let authority = self.authority.as_deref().map(|cond| {
             let holds = request.is_some_and(|r| cond.holds_authority(host_of(r.authority)));
             (holds, Condition::Authority(cond))
         });
@@ -293,7 +296,7 @@ impl Entry {
             .query
             .iter()
             .map(|(name, cond)| Condition::Query(name, cond));
-        let authority = self.authority.iter().map(Condition::Authority);
+        let authority = self.authority.as_deref().map(Condition::Authority);
         let source = self
             .source
             .map(|set| Condition::Source(&sets[set as usize]));
@@ -317,7 +320,7 @@ impl Entry {
 fn conditions(
     from: &[(String, crate::model::ValueMatch)],
     same: impl Fn(&str, &str) -> bool,
-) -> Box<[(Box<str>, ValueCond)]> {
+) -> Few<(Box<str>, ValueCond)> {
     let repeated = |at: usize| from[..at].iter().any(|(name, _)| same(name, &from[at].0));
     (0..from.len())
         .filter(|at| !repeated(*at))

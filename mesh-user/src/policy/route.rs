@@ -5,7 +5,7 @@
 //! from 10 to 100,000 rules; a watched decision goes through the rules one by one instead, with
 //! the same answer.
 
-use std::sync::Arc;
+use std::{fmt, ops::Deref, sync::Arc};
 
 use super::{
     Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
@@ -44,25 +44,106 @@ pub struct RouteTable {
     sni: SniIndex,
 }
 
-/// One rule, compiled.
+/// One rule, compiled. Used as its [`RuleExtras`], too.
 #[derive(Clone, Debug)]
 pub struct RulePlan {
     /// Its name.
-    pub name: Arc<str>,
-    /// Its precedence.
-    pub precedence: i32,
+    pub name: RuleName,
     /// Where to.
-    pub targets: Vec<TargetPlan>,
-    /// Its own rate limits, besides those of the version.
-    pub(super) limits: Box<[super::rate_limit::Limit]>,
+    pub targets: Box<[TargetPlan]>,
     /// Their weights, summed up and named.
     pub(super) split: Split,
+    /// What most rules don't have.
+    extras: Option<Box<RuleExtras>>,
+}
+
+/// The name of a rule, kept in the model's rule: there are many rules.
+#[derive(Clone)]
+pub struct RuleName(Arc<Rule>);
+
+impl Deref for RuleName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0.name
+    }
+}
+
+impl fmt::Debug for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl From<&RuleName> for Arc<str> {
+    fn from(name: &RuleName) -> Self {
+        Self::from(&**name)
+    }
+}
+
+/// What a rule has besides its targets, compiled. Boxed: most rules have none of it.
+#[derive(Clone, Debug)]
+pub struct RuleExtras {
+    /// Its precedence.
+    pub precedence: i32,
+    /// Its own rate limits, besides those of the version.
+    pub(super) limits: Vec<super::rate_limit::Limit>,
     /// What happens besides; none: nothing, at no target either.
     pub actions: Option<Arc<ActionPlan>>,
     /// How a target is chosen when not in turn.
     pub(super) choice: Option<Arc<Choice>>,
     /// Its time-outs and retries, where it says something of them.
     pub(super) terms: Option<Box<RuleTerms>>,
+}
+
+impl RuleExtras {
+    const NOTHING: Self = Self {
+        precedence: 0,
+        limits: Vec::new(),
+        actions: None,
+        choice: None,
+        terms: None,
+    };
+
+    const fn is_nothing(&self) -> bool {
+        self.precedence == 0
+            && self.limits.is_empty()
+            && self.actions.is_none()
+            && self.choice.is_none()
+            && self.terms.is_none()
+    }
+}
+
+impl RulePlan {
+    pub(super) fn new(
+        rule: Arc<Rule>,
+        targets: Vec<TargetPlan>,
+        split: Split,
+        extras: RuleExtras,
+    ) -> Self {
+        Self {
+            name: RuleName(rule),
+            targets: targets.into(),
+            split,
+            extras: (!extras.is_nothing()).then(|| Box::new(extras)),
+        }
+    }
+}
+
+impl Deref for RulePlan {
+    type Target = RuleExtras;
+
+    #[inline]
+    fn deref(&self) -> &RuleExtras {
+        static NOTHING: RuleExtras = RuleExtras::NOTHING;
+        self.extras.as_deref().unwrap_or(&NOTHING)
+    }
 }
 
 /// One target of a rule, compiled.

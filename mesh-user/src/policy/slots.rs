@@ -243,7 +243,10 @@ pub(super) fn port(snapshot: &Snapshot, port: &PortPlan, room: usize) -> (PortTa
         lists[usize::from(v4)] = Some(list);
     }
     let full = lists.iter().flatten().any(Result::is_err);
-    let (path, _) = settled(port, full);
+    let path = match full {
+        true => settled(port, full).0,
+        false => port.path,
+    };
     for address in &service.addresses {
         let claims = snapshot
             .by_address

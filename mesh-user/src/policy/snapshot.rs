@@ -149,7 +149,7 @@ pub struct VersionPlan {
     /// A cap of requests that follows the latency, when a policy asks for it.
     pub adaptive: Option<Arc<Adaptive>>,
     /// The same values with their origins, for people.
-    pub effective: Effective,
+    pub effective: Arc<Effective>,
     pub(super) table: balance::Table,
 }
 

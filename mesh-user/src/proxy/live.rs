@@ -182,7 +182,7 @@ impl Last {
                 .map(|(snapshot, source)| name(&snapshot.source_of(source).key)),
             rule: snapshot
                 .zip(self.rule)
-                .map(|(snapshot, rule)| name(&snapshot.rule(rule).name)),
+                .map(|(snapshot, rule)| snapshot.rule(rule).name.to_string()),
             service: snapshot
                 .zip(version)
                 .map(|(snapshot, version)| name(&snapshot.port(version.port).key)),

@@ -159,7 +159,7 @@ pub(crate) fn tags(version: &str) -> Tags {
 /// A match on one header.
 pub(crate) fn header(name: &str, value: &str) -> Match {
     Match {
-        headers: vec![(name.into(), ValueMatch::Exact(value.into()))],
+        headers: vec![(name.into(), ValueMatch::Exact(value.into()))].into(),
         ..Match::default()
     }
 }

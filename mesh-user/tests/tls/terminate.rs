@@ -386,7 +386,7 @@ fn opaque_bytes_inside_go_by_server_name_and_keep_their_ends() {
         })
     };
     let sni = |name: &str| Match {
-        sni: vec![name.to_owned()],
+        sni: vec![name.to_owned()].into(),
         ..Match::default()
     };
     let plan = Plan::new(Protocol::Tcp)

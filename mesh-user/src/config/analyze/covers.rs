@@ -19,8 +19,8 @@ pub(super) fn covers(first: &Match, second: &Match) -> bool {
                     .all(|method| first.methods.contains(method)))
         && named(&first.headers, &second.headers)
         && named(&first.query, &second.query)
-        && value(first.authority.as_ref(), second.authority.as_ref())
-        && source(first.source.as_ref(), second.source.as_ref())
+        && value(first.authority.as_deref(), second.authority.as_deref())
+        && source(first.source.as_deref(), second.source.as_deref())
         && (first.sni.is_empty()
             || !second.sni.is_empty()
                 && second

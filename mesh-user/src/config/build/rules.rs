@@ -220,9 +220,14 @@ pub(super) fn condition(from: Reader<'_>) -> Match {
             .entries("query")
             .filter_map(|(name, node)| Some((name.to_owned(), value_match(node)?)))
             .collect(),
-        authority: from.get("authority").and_then(value_match).map(lower),
-        source: from.has("source").then(|| source(from.object("source"))),
-        sni: super::tls::names(from, "sni"),
+        authority: from
+            .get("authority")
+            .and_then(value_match)
+            .map(|value| Box::new(lower(value))),
+        source: from
+            .has("source")
+            .then(|| Box::new(source(from.object("source")))),
+        sni: super::tls::names(from, "sni").into(),
     }
 }
 

@@ -72,7 +72,7 @@ fn check_values_that_no_file_can_hold_are_found() {
         .insert("p".to_owned(), 0);
     let mut wrong = rule(0);
     wrong.route[0].weight = 1_000_001;
-    wrong.matches[0].headers = vec![("X".to_owned(), ValueMatch::Present(true))];
+    wrong.matches[0].headers = vec![("X".to_owned(), ValueMatch::Present(true))].into();
     let empty = Rule {
         name: "empty".to_owned(),
         route: Vec::new(),

@@ -31,7 +31,7 @@ pub(super) fn conditions(route: &Route, rule: &RouteRule) -> Vec<([usize; 5], Ma
         Kind::Tls => {
             let names = route.hostnames.iter();
             let condition = |name: &String| {
-                let sni = vec![name.clone()];
+                let sni = vec![name.clone()].into();
                 let condition = Match {
                     sni,
                     ..Match::default()
@@ -68,8 +68,8 @@ fn condition(of: &RouteMatch) -> Match {
         } => Match {
             path: Some(path.clone()),
             methods: method.iter().cloned().collect(),
-            headers: headers.clone(),
-            query: query.clone(),
+            headers: headers.clone().into(),
+            query: query.clone().into(),
             ..Match::default()
         },
         RouteMatch::Grpc {
@@ -79,7 +79,7 @@ fn condition(of: &RouteMatch) -> Match {
             headers,
         } => Match {
             path: Some(grpc_path(service.as_deref(), method.as_deref(), *regex)),
-            headers: headers.clone(),
+            headers: headers.clone().into(),
             ..Match::default()
         },
     }

@@ -648,11 +648,11 @@ fn gateway_defaults_are_those_of_the_api_server() {
         Some(PathMatch::Prefix("/a".to_owned()))
     );
     assert_eq!(
-        rule.matches[0].headers,
+        *rule.matches[0].headers,
         [("x-a".to_owned(), ValueMatch::Exact("b".to_owned()))]
     );
     assert_eq!(
-        rule.matches[0].query,
+        *rule.matches[0].query,
         [("Q".to_owned(), ValueMatch::Exact("1".to_owned()))]
     );
     // A route without rules has one that matches everything and goes nowhere.
@@ -670,7 +670,7 @@ fn gateway_defaults_are_those_of_the_api_server() {
         "[{{matches: [{{headers: [{{name: a, value: x}}, {{name: A, value: y}}]}}], {TO}}}]"
     ));
     assert_eq!(
-        rule.matches[0].headers,
+        *rule.matches[0].headers,
         [("a".to_owned(), ValueMatch::Exact("x".to_owned()))]
     );
 }

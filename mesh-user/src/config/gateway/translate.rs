@@ -326,7 +326,7 @@ impl Translated {
                 for (specific, condition) in rules::conditions(route, rule) {
                     let rank = Rank::new(route, number, entries.len(), specific);
                     let condition = Match {
-                        source: source.cloned(),
+                        source: source.cloned().map(Box::new),
                         ..condition
                     };
                     entries.push((rank, at.route, number, condition));
@@ -404,10 +404,10 @@ impl Translated {
             port: port.map(|port| port.name.clone()),
             precedence: 0,
             matches: vec![Match {
-                source: Some(SourceMatch {
+                source: Some(Box::new(SourceMatch {
                     except_namespaces: consumers.into_iter().collect(),
                     ..SourceMatch::default()
-                }),
+                })),
                 ..Match::default()
             }],
             route: vec![Target::default()],

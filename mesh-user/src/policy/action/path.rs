@@ -36,7 +36,7 @@ impl Prefixes {
     pub(in crate::policy) fn new(matches: &[Match], sources: &[Source]) -> Self {
         let mut prefixes = Self::default();
         for from in matches {
-            let source = from.source.as_ref().map(|source: &SourceMatch| {
+            let source = from.source.as_deref().map(|source: &SourceMatch| {
                 prefixes.sets.push(SourceSet::new(source, sources));
                 prefixes.sets.len() as u32 - 1
             });

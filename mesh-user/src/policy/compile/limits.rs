@@ -73,10 +73,10 @@ impl Compiler<'_> {
         rule: &Rule,
         known: &OfRules,
         made: &mut OfRules,
-    ) -> Box<[Limit]> {
+    ) -> Vec<Limit> {
         let limits = &rule.extra().rate_limits;
         if limits.is_empty() {
-            return Box::default();
+            return Vec::new();
         }
         let service = self.next.port(port).key.to_string();
         let mut all = Vec::with_capacity(limits.len());
@@ -96,7 +96,7 @@ impl Compiler<'_> {
             };
             all.push(Limit::new(limiter, &limit.matches, &self.next.sources));
         }
-        all.into()
+        all
     }
 }
 

@@ -294,7 +294,7 @@ impl Compiler<'_> {
         tags: Tags,
         endpoints: Vec<Arc<EndpointState>>,
     ) -> VersionIx {
-        let effective = Effective::new(place.policies, policy_name, &place.port.name);
+        let effective = Effective::shared(place.policies, policy_name, &place.port.name);
         let known = place.carried.and_then(|carried| carried.version(name));
         let limits = self.limits(place, making, &effective);
         if let Some((ix, old)) = known
@@ -417,7 +417,7 @@ fn is_same(
     tags: &Tags,
     endpoints: &[Arc<EndpointState>],
     limits: &[Limit],
-    effective: &Effective,
+    effective: &Arc<Effective>,
 ) -> bool {
     let same = |one: &[Arc<EndpointState>], two: &[Arc<EndpointState>]| {
         one.len() == two.len() && one.iter().zip(two).all(|(a, b)| Arc::ptr_eq(a, b))
@@ -431,7 +431,7 @@ fn is_same(
             .iter()
             .zip(limits)
             .all(|(a, b)| Arc::ptr_eq(&a.limiter, &b.limiter))
-        && old.effective == *effective
+        && (Arc::ptr_eq(&old.effective, effective) || old.effective == *effective)
 }
 
 fn endpoints(place: &Place<'_>, now: MonoNanos) -> Vec<Arc<EndpointState>> {

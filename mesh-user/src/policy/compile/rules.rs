@@ -7,7 +7,7 @@ use crate::{
     model::{Rule, Select, Target},
     policy::{
         PortIx, RuleIx, Snapshot, next_id,
-        route::{RouteTable, RulePlan, TargetPlan},
+        route::{RouteTable, RuleExtras, RulePlan, TargetPlan},
         snapshot::PortPlan,
         split::Split,
         terms::RuleTerms,
@@ -21,6 +21,10 @@ impl Compiler<'_> {
         let Some(unit) = self.next.units.get(at).cloned() else {
             return;
         };
+        if unit.rules.is_empty() && was.is_none() {
+            self.dirty.extend(&unit.ports);
+            return;
+        }
         let same = same_rules && (self.same_sources || !unit.asks_source);
         let known = was.and_then(|was| self.old.units.get(was));
         let known = known
@@ -31,9 +35,9 @@ impl Compiler<'_> {
             let old = was.and_then(|was| self.old.units.get(was));
             let old = old.filter(|old| old.ports.contains(ix));
             let old = old.map(|_| Arc::clone(&self.old.ports[ix.0 as usize]));
-            let rules: Vec<&Rule> = unit
+            let rules: Vec<&Arc<Rule>> = unit
                 .rules
-                .iter()
+                .iter_shared()
                 .filter(|rule| rule.covers(&port.name))
                 .collect();
             let plans = self.port_rules(*ix, &rules, old.as_deref(), &known, &mut made);
@@ -42,6 +46,7 @@ impl Compiler<'_> {
                 Some(old) => Arc::clone(&old.routes),
                 None if plans.is_empty() => super::ports::no_routes(),
                 None => {
+                    let rules = rules.into_iter().map(|rule| &**rule);
                     let with_rules: Vec<(RuleIx, &Rule)> = plans.into_iter().zip(rules).collect();
                     Arc::new(RouteTable::new(&with_rules, &self.next.sources))
                 }
@@ -69,7 +74,7 @@ impl Compiler<'_> {
     fn port_rules(
         &mut self,
         port: PortIx,
-        rules: &[&Rule],
+        rules: &[&Arc<Rule>],
         old: Option<&PortPlan>,
         limiters: &OfRules,
         made: &mut OfRules,
@@ -104,7 +109,7 @@ impl Compiler<'_> {
     fn rule(
         &self,
         port: PortIx,
-        rule: &Rule,
+        rule: &Arc<Rule>,
         known: Option<RuleIx>,
         limiters: &OfRules,
         made: &mut OfRules,
@@ -135,19 +140,15 @@ impl Compiler<'_> {
         let id = carried
             .filter(same)
             .map_or_else(next_id, |carried| carried.split.id);
-        RulePlan {
-            name: match carried.filter(|carried| *carried.name == *rule.name) {
-                Some(carried) => Arc::clone(&carried.name),
-                None => rule.name.as_str().into(),
-            },
+        let split = Split::new(id, &targets);
+        let extras = RuleExtras {
             precedence: rule.precedence,
             limits: self.rule_limits(port, rule, limiters, made),
-            split: Split::new(id, &targets),
             choice: super::actions::choice(rule, &self.next, port, &targets),
-            targets,
             actions: actions.rule,
             terms: RuleTerms::of(rule),
-        }
+        };
+        RulePlan::new(Arc::clone(rule), targets, split, extras)
     }
 
     /// Where a target leads.

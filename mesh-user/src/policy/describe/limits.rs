@@ -1,6 +1,6 @@
 //! Rate limits in rows, and in a sentence.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::fmt::Write as _;
 
 use super::{Origin, PolicyRow};
 use crate::{
@@ -21,7 +21,7 @@ impl Snapshot {
                 limits.map(move |limit| PolicyRow {
                     service: port.key.to_string(),
                     port: port.number,
-                    version: Arc::clone(&rule.name),
+                    version: (&rule.name).into(),
                     field: format!("rate-limit.{}", limit.limiter.policy().name),
                     value: limit_text(limit.limiter.policy()),
                     from: Origin::Rule,

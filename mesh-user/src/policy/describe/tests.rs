@@ -13,14 +13,14 @@ use crate::model::{
 fn example() -> Snapshot {
     let beta = Match {
         path: Some(PathMatch::Prefix("/api/".into())),
-        methods: vec!["GET".into(), "HEAD".into()],
-        headers: vec![("x-user".into(), ValueMatch::Exact("beta".into()))],
-        query: vec![("q".into(), ValueMatch::Present(true))],
-        authority: Some(ValueMatch::Regex("web.*".into())),
-        source: Some(SourceMatch {
+        methods: vec!["GET".into(), "HEAD".into()].into(),
+        headers: vec![("x-user".into(), ValueMatch::Exact("beta".into()))].into(),
+        query: vec![("q".into(), ValueMatch::Present(true))].into(),
+        authority: Some(Box::new(ValueMatch::Regex("web.*".into()))),
+        source: Some(Box::new(SourceMatch {
             tags: super::super::fixture::tags(&[("app", "tester")]),
             ..SourceMatch::default()
-        }),
+        })),
         ..Match::default()
     };
     let rules = vec![

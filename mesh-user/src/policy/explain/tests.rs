@@ -29,15 +29,15 @@ fn of(snapshot: &Snapshot, ask: &super::super::fixture::Ask) -> Explanation {
 
 fn beta() -> crate::model::Rule {
     let header = Match {
-        headers: vec![("x-user".into(), ValueMatch::Exact("beta".into()))],
+        headers: vec![("x-user".into(), ValueMatch::Exact("beta".into()))].into(),
         ..Match::default()
     };
     let tester = Match {
         path: Some(PathMatch::Prefix("/".into())),
-        source: Some(SourceMatch {
+        source: Some(Box::new(SourceMatch {
             workload: Some("tester".into()),
             ..SourceMatch::default()
-        }),
+        })),
         ..Match::default()
     };
     rule("beta", 10, vec![header, tester], vec![to("v2", 1)])

@@ -33,14 +33,14 @@ fn path(path: PathMatch) -> Match {
 
 fn header(name: &str, value: ValueMatch) -> Match {
     Match {
-        headers: vec![(name.to_owned(), value)],
+        headers: vec![(name.to_owned(), value)].into(),
         ..Match::default()
     }
 }
 
 fn from(source: SourceMatch) -> Match {
     Match {
-        source: Some(source),
+        source: Some(Box::new(source)),
         ..Match::default()
     }
 }
@@ -97,7 +97,7 @@ fn path_is_matched_without_query() {
 fn alternatives_are_ored_and_conditions_anded() {
     let both = Match {
         path: Some(PathMatch::Prefix("/a".into())),
-        headers: vec![("x".into(), exact("1")), ("y".into(), exact("2"))],
+        headers: vec![("x".into(), exact("1")), ("y".into(), exact("2"))].into(),
         ..Match::default()
     };
     let snapshot = only(vec![both, path(PathMatch::Exact("/other".into()))]);
@@ -113,7 +113,7 @@ fn alternatives_are_ored_and_conditions_anded() {
 #[test]
 fn methods_are_alternatives_and_case_sensitive() {
     let methods = Match {
-        methods: vec!["GET".into(), "PUT".into()],
+        methods: vec!["GET".into(), "PUT".into()].into(),
         ..Match::default()
     };
     let snapshot = only(vec![methods]);
@@ -126,8 +126,8 @@ fn methods_are_alternatives_and_case_sensitive() {
 #[test]
 fn duplicate_names_in_a_rule_count_once_the_first() {
     let twice = Match {
-        headers: vec![("x".into(), exact("1")), ("X".into(), exact("2"))],
-        query: vec![("q".into(), exact("1")), ("q".into(), exact("2"))],
+        headers: vec![("x".into(), exact("1")), ("X".into(), exact("2"))].into(),
+        query: vec![("q".into(), exact("1")), ("q".into(), exact("2"))].into(),
         ..Match::default()
     };
     let snapshot = only(vec![twice]);
@@ -307,7 +307,7 @@ impl Observer for Heard {
 fn observer_hears_every_rule_tried_and_the_condition_that_came_furthest() {
     let far = Match {
         path: Some(PathMatch::Prefix("/a".into())),
-        headers: vec![("x".into(), exact("1"))],
+        headers: vec![("x".into(), exact("1"))].into(),
         ..Match::default()
     };
     let rules = vec![
@@ -429,15 +429,15 @@ fn many(count: usize, kind: usize) -> (Model, Ask) {
         2 => header("x-user", exact(&format!("user-{n}"))),
         3 => Match {
             path: Some(PathMatch::Prefix("/".into())),
-            headers: vec![("x-user".into(), exact(&format!("user-{n}")))],
+            headers: vec![("x-user".into(), exact(&format!("user-{n}")))].into(),
             ..Match::default()
         },
         4 => Match {
-            authority: Some(exact(&format!("host-{n}"))),
+            authority: Some(Box::new(exact(&format!("host-{n}")))),
             ..Match::default()
         },
         _ => Match {
-            query: vec![("id".into(), exact(&n.to_string()))],
+            query: vec![("id".into(), exact(&n.to_string()))].into(),
             ..Match::default()
         },
     };
@@ -534,11 +534,11 @@ fn look_up_tries_no_more_alternatives_with_more_routes() {
         ..Match::default()
     };
     let header = |n| Match {
-        headers: vec![("x-tenant".to_owned(), ValueMatch::Exact(format!("t{n}")))],
+        headers: vec![("x-tenant".to_owned(), ValueMatch::Exact(format!("t{n}")))].into(),
         ..Match::default()
     };
     let host = |n| Match {
-        authority: Some(ValueMatch::Exact(format!("t{n}.example"))),
+        authority: Some(Box::new(ValueMatch::Exact(format!("t{n}.example")))),
         ..Match::default()
     };
     let ask = get("/svc/7/items")

@@ -103,7 +103,7 @@ fn unroutable_service_without_rules_is_served_by_the_proxy() {
 #[test]
 fn slots_follow_the_first_rule_without_conditions() {
     let conditional = Match {
-        methods: vec!["GET".into()],
+        methods: vec!["GET".into()].into(),
         ..Match::default()
     };
     let rules = vec![
@@ -124,7 +124,7 @@ fn slots_follow_the_first_rule_without_conditions() {
 #[test]
 fn slots_without_such_a_rule_are_all_endpoints_by_weight() {
     let conditional = Match {
-        methods: vec!["GET".into()],
+        methods: vec!["GET".into()].into(),
         ..Match::default()
     };
     let mut web_service = service(2, 1);

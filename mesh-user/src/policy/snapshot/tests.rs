@@ -13,7 +13,7 @@ use super::{
 };
 use crate::model::{
     BreakerPolicy, EjectionPolicy, Match, Policy, RateLimitPolicy, RetryPolicy, Rule, Select,
-    SourceMatch, Target, TimeoutPolicy,
+    Target, TimeoutPolicy,
 };
 
 fn names(snapshot: &Snapshot) -> Vec<&str> {
@@ -168,7 +168,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
         decided(&|model| model.rules = vec![rule("r", 0, matches.clone(), route.clone())].into())
     };
     let header = Match {
-        methods: vec!["GET".into()],
+        methods: vec!["GET".into()].into(),
         ..Match::default()
     };
     assert_eq!(
@@ -184,7 +184,7 @@ fn port_passes_only_when_there_is_nothing_to_decide() {
         proxy("rule \"r\" chooses endpoints")
     );
     let source = Match {
-        source: Some(SourceMatch::default()),
+        source: Some(Box::default()),
         ..Match::default()
     };
     assert_eq!(

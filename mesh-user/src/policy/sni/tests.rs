@@ -88,10 +88,10 @@ fn first_rule_in_order_decides_however_specific() {
 #[test]
 fn source_and_name_must_both_hold() {
     let mut both = sni(&["a.example"]);
-    both.source = Some(SourceMatch {
+    both.source = Some(Box::new(SourceMatch {
         workload: Some("a".into()),
         ..SourceMatch::default()
-    });
+    }));
     let snapshot = compile(with(vec![named("both", vec![both])]));
     let name = Some("a.example");
     assert_eq!(of(&snapshot, "default/a", name), Ok("both".to_owned()));
@@ -167,8 +167,8 @@ fn index_and_one_by_one_agree() {
                     ..SourceMatch::default()
                 });
                 matches.push(Match {
-                    sni: names,
-                    source,
+                    sni: names.into(),
+                    source: source.map(Box::new),
                     ..Match::default()
                 });
             }

@@ -192,7 +192,7 @@ fn position_survives_a_reload_that_leaves_the_weights() {
         vec![crate::model::Match::default()],
         vec![to("v1", 1)],
     );
-    other.matches[0].methods = vec!["POST".to_owned()];
+    other.matches[0].methods = vec!["POST".to_owned()].into();
     with_more.rules.insert(0, other);
     let after = recompile(with_more, &before, MonoNanos(1));
     let second = counts(&after, &mut cursors, 2, 2);

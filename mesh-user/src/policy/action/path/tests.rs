@@ -61,7 +61,7 @@ fn replace_prefix_counts_the_alternative_that_matched() {
     assert_eq!(path("/a/c"), "/x/c");
     // The first that holds, header and all.
     let mut first = prefix("/a/b");
-    first.methods = vec!["POST".to_owned()];
+    first.methods = vec!["POST".to_owned()].into();
     let matches = [first, prefix("/a")];
     assert_eq!(new_path(&matches, "/a/b/c", &rewrite).unwrap(), "/x/b/c");
     // Without a condition on the path the prefix is `/`.

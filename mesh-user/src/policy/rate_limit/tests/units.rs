@@ -227,14 +227,14 @@ fn override_gives_other_values_and_buckets_and_the_first_that_holds_counts() {
 #[test]
 fn limit_with_a_condition_leaves_other_requests_alone() {
     let put = Match {
-        methods: vec!["PUT".into()],
+        methods: vec!["PUT".into()].into(),
         ..Match::default()
     };
     let of_a = Match {
-        source: Some(crate::model::SourceMatch {
+        source: Some(Box::new(crate::model::SourceMatch {
             workload: Some("a".into()),
             ..Default::default()
-        }),
+        })),
         ..Match::default()
     };
     let policy = RateLimitPolicy {
@@ -303,7 +303,7 @@ fn with_rule_limit(rule_burst: u64, version_burst: u64) -> Model {
     model.rules.push(Rule {
         name: "r".into(),
         matches: vec![Match {
-            methods: vec!["GET".into()],
+            methods: vec!["GET".into()].into(),
             ..Match::default()
         }],
         route: vec![crate::model::Target::default()],

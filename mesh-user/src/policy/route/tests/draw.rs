@@ -82,12 +82,12 @@ impl Draw {
         let source = self.chance(20).then(|| self.source());
         Match {
             path,
-            methods,
-            headers,
-            query,
-            authority,
-            source,
-            sni: Vec::new(),
+            methods: methods.into(),
+            headers: headers.into(),
+            query: query.into(),
+            authority: authority.map(Box::new),
+            source: source.map(Box::new),
+            sni: Vec::new().into(),
         }
     }
 

@@ -73,7 +73,7 @@ fn naive_match(from: &Match, source: Option<&Workload>, ask: &Ask) -> bool {
         (Some(cond), None) => {
             let mut only = cond.clone();
             only.except_namespaces.clear();
-            !cond.except_namespaces.is_empty() && only == SourceMatch::default()
+            !cond.except_namespaces.is_empty() && *only == SourceMatch::default()
         }
         (Some(cond), Some(source)) => {
             cond.workload
