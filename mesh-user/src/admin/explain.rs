@@ -1,14 +1,14 @@
 //! `mesh explain`: the same question answered by a live agent and from a file.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    clock::MonoNanos,
+    clock::{self, MonoNanos},
     model::{OutboundAction, Protocol},
     policy::{
-        PortIx, RequestView, Snapshot,
+        Client, PortIx, RequestView, Snapshot,
         explain::{Explanation, explain, explain_tcp, explain_tls},
         request::HeaderList,
         split::Cursors,
@@ -149,6 +149,11 @@ pub fn answer(
         return outside(question, address);
     };
     let cursors = Cursors::default();
+    let client = Client {
+        source: Some(source),
+        address: None,
+        unix_s: (clock::epoch() + Duration::from_nanos(now.0)).as_secs(),
+    };
     let tls = snapshot.port(port).protocol == Protocol::Tls;
     if question.sni.is_some() || tls {
         let name = question
@@ -158,11 +163,11 @@ pub fn answer(
             .to_ascii_lowercase();
         let name = name.strip_suffix('.').unwrap_or(&name);
         let name = (!name.is_empty()).then_some(name);
-        let explanation = explain_tls(snapshot, port, Some(source), name, &cursors, now);
+        let explanation = explain_tls(snapshot, port, client, name, &cursors, now);
         return Ok(Answer::Service(Box::new(explanation)));
     }
     if question.tcp {
-        let explanation = explain_tcp(snapshot, port, Some(source), &cursors, now);
+        let explanation = explain_tcp(snapshot, port, client, &cursors, now);
         return Ok(Answer::Service(Box::new(explanation)));
     }
     let (path, query) = match question.path.split_once('?') {
@@ -182,7 +187,7 @@ pub fn answer(
         authority: given.map_or(&*dialled, |(_, value)| value),
         headers: &headers,
     };
-    let explanation = explain(snapshot, port, Some(source), &request, &cursors, now);
+    let explanation = explain(snapshot, port, client, &request, &cursors, now);
     Ok(Answer::Service(Box::new(explanation)))
 }
 

@@ -75,6 +75,7 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         freed: Freed::default(),
         dirty: BTreeSet::new(),
         moved: BTreeSet::new(),
+        reshaped: BTreeSet::new(),
         compiled: Vec::new(),
     };
     if !same_sources {
@@ -193,6 +194,8 @@ struct Compiler<'a> {
     dirty: BTreeSet<PortIx>,
     /// Services of whose selections one leads elsewhere now.
     moved: BTreeSet<usize>,
+    /// Services of whose versions one has its endpoints at other places now.
+    reshaped: BTreeSet<usize>,
     /// Services that were compiled, by place, also those that are gone.
     compiled: Vec<usize>,
 }
@@ -315,6 +318,16 @@ impl Compiler<'_> {
             let users = unit.into_iter().flat_map(|unit| &unit.wanted);
             for at in users.map(|user| user.service as usize).chain([moved]) {
                 with_rules.entry(at).or_insert((Some(at), true));
+            }
+        }
+        // Sessions name endpoints by their places.
+        for at in std::mem::take(&mut self.reshaped) {
+            let users = self.next.units.get(at).map(|unit| &*unit.wanted);
+            let users = users.unwrap_or_default().iter();
+            for at in users.map(|user| user.service as usize).chain([at]) {
+                if self.next.units.get(at).is_some_and(|unit| unit.sessions) {
+                    with_rules.entry(at).or_insert((Some(at), true));
+                }
             }
         }
         if self.old.model.rate_limit_services != model.rate_limit_services {

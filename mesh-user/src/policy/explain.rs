@@ -5,7 +5,7 @@ use std::{fmt::Display, net::SocketAddr, sync::Arc};
 use serde::Serialize;
 
 use super::{
-    Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot, SourceIx,
+    Client, HeaderView, Observer, PortIx, Reject, RequestView, RuleIx, Snapshot,
     action::{Asked, Then},
     balance::{self, candidates},
     breaker::Gauges,
@@ -40,6 +40,9 @@ pub struct Explanation {
     /// Its index, to compare with a live decision.
     #[serde(skip)]
     pub rule_ix: Option<RuleIx>,
+    /// What was decided, likewise; none when nobody is asked.
+    #[serde(skip)]
+    pub plan: Option<Plan>,
     /// All targets of the rule with their shares.
     pub targets: Vec<TargetRow>,
     /// What the target is chosen by, when not by turns: a session, a key.
@@ -121,16 +124,17 @@ pub enum Fate {
 pub fn explain<H: HeaderView>(
     snapshot: &Snapshot,
     port: PortIx,
-    source: Option<SourceIx>,
+    client: impl Into<Client>,
     request: &RequestView<'_, H>,
     cursors: &Cursors,
     now: MonoNanos,
 ) -> Explanation {
+    let client = client.into();
     let mut recorder = Recorder::new(snapshot);
     let decided = route::decide(
         snapshot,
         port,
-        source,
+        client,
         request,
         &mut cursors.clone(),
         &mut recorder,
@@ -138,7 +142,7 @@ pub fn explain<H: HeaderView>(
     finish(
         snapshot,
         port,
-        source,
+        client,
         Some(request),
         decided,
         recorder,
@@ -151,34 +155,36 @@ pub fn explain<H: HeaderView>(
 pub fn explain_tls(
     snapshot: &Snapshot,
     port: PortIx,
-    source: Option<SourceIx>,
+    client: impl Into<Client>,
     sni: Option<&str>,
     cursors: &Cursors,
     now: MonoNanos,
 ) -> Explanation {
+    let client = client.into();
     let mut recorder = Recorder::new(snapshot);
     let cursors = &mut cursors.clone();
-    let decided = route::decide_tls(snapshot, port, source, sni, cursors, &mut recorder);
-    finish::<HeaderList>(snapshot, port, source, None, decided, recorder, now)
+    let decided = route::decide_tls(snapshot, port, client, sni, cursors, &mut recorder);
+    finish::<HeaderList>(snapshot, port, client, None, decided, recorder, now)
 }
 
 /// Explains an opaque connection. `cursors` are not moved.
 pub fn explain_tcp(
     snapshot: &Snapshot,
     port: PortIx,
-    source: Option<SourceIx>,
+    client: impl Into<Client>,
     cursors: &Cursors,
     now: MonoNanos,
 ) -> Explanation {
+    let client = client.into();
     let mut recorder = Recorder::new(snapshot);
-    let decided = route::decide_tcp(snapshot, port, source, &mut cursors.clone(), &mut recorder);
-    finish::<HeaderList>(snapshot, port, source, None, decided, recorder, now)
+    let decided = route::decide_tcp(snapshot, port, client, &mut cursors.clone(), &mut recorder);
+    finish::<HeaderList>(snapshot, port, client, None, decided, recorder, now)
 }
 
 fn finish<H: HeaderView>(
     snapshot: &Snapshot,
     ix: PortIx,
-    source: Option<SourceIx>,
+    client: Client,
     request: Option<&RequestView<'_, H>>,
     decided: Result<Plan, Reject>,
     mut recorder: Recorder<'_>,
@@ -188,23 +194,24 @@ fn finish<H: HeaderView>(
     // A rule that answers by itself sends to no version.
     let sent = decided.ok().filter(|plan| plan.target != u32::MAX);
     let version = sent.map(|plan| snapshot.version(plan.version));
-    let outcome = decided.and_then(|plan| {
-        let verdict = rate_limit::peek(snapshot, &plan, source, request, now, &mut recorder);
+    let refused = |reject: Reject| (reject, reject.status());
+    let outcome = decided.map_err(refused).and_then(|plan| {
+        let verdict = rate_limit::peek(snapshot, &plan, client, request, now, &mut recorder);
         if let Some(reject) = verdict.reject() {
-            return Err(reject);
+            // A limit may say with which status it refuses.
+            return Err((reject, verdict.status(reject)));
         }
         if let Some(request) = request {
-            let client = Client::from(source);
             match acted(snapshot, &plan, client, request, &mut recorder) {
                 Then::Forward => {}
-                Then::Refuse(reject) => return Err(reject),
+                Then::Refuse(reject) => return Err(refused(reject)),
                 Then::Answer(answer) => {
                     let (status, by) = (answer.status, answer.kind.label());
                     return Ok(Fate::Answered { status, by });
                 }
             }
         }
-        let to = admitted(snapshot, &plan, request.is_some())?;
+        let to = admitted(snapshot, &plan, request.is_some()).map_err(refused)?;
         Ok(Fate::Forwarded { to })
     });
     let rule_ix = recorder.matched;
@@ -213,9 +220,12 @@ fn finish<H: HeaderView>(
         port: port.number,
         path: port.path,
         path_reason: port.path_reason.clone(),
-        source: source.map(|source| Arc::clone(&snapshot.source_of(source).key)),
+        source: client
+            .source
+            .map(|source| Arc::clone(&snapshot.source_of(source).key)),
         rule: rule_ix.map(|rule| (&snapshot.rule(rule).name).into()),
         rule_ix,
+        plan: decided.ok(),
         targets: match (rule_ix, port.routes.is_empty()) {
             (Some(rule), _) => snapshot.targets_of(port, rule),
             (None, true) => vec![snapshot.target(port.all, 1, 1)],
@@ -232,7 +242,7 @@ fn finish<H: HeaderView>(
             .unwrap_or_default(),
         balance: sent
             .map(|plan| {
-                let key = balance::key(snapshot, &plan, source.into(), request);
+                let key = balance::key(snapshot, &plan, client, request);
                 balance::describe(snapshot.version(plan.version), key)
             })
             .unwrap_or_default(),
@@ -242,9 +252,9 @@ fn finish<H: HeaderView>(
         limits: recorder.limits,
         outcome: match outcome {
             Ok(fate) => fate,
-            Err(reject) => Fate::Refused {
+            Err((reject, status)) => Fate::Refused {
                 reject,
-                status: reject.status(),
+                status,
                 because: reject.explain(),
             },
         },
@@ -294,7 +304,8 @@ fn admitted(snapshot: &Snapshot, plan: &Plan, http: bool) -> Result<Vec<SocketAd
         return Err(Reject::OverflowRequests);
     }
     // A request may wait for a connection; an opaque connection may not.
-    if !http && gauges.connections >= caps.max_connections {
+    let full = gauges.connections >= caps.max_connections || version.breaker.has_waiters();
+    if !http && full {
         return Err(Reject::OverflowConnections);
     }
     Ok(to)
@@ -366,5 +377,7 @@ impl Observer for Recorder<'_> {
     }
 }
 
+#[cfg(test)]
+mod pairs;
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,8 @@ pub(super) struct Unit {
     pub(super) rule_limiters: Arc<OfRules>,
     /// Whether a rule asks who the client is.
     pub(super) asks_source: bool,
+    /// Whether a rule has sessions.
+    pub(super) sessions: bool,
 }
 
 /// A service's port as a target of another service's rule.
@@ -74,6 +76,11 @@ pub(super) fn asks_source(rules: &List<Rule>) -> bool {
             .any(|condition| condition.source.is_some())
     };
     rules.iter().any(|rule| of_rule(rule) || of_limits(rule))
+}
+
+/// Whether any of the rules has sessions.
+pub(super) fn sessions(rules: &List<Rule>) -> bool {
+    rules.iter().any(|rule| rule.extra().persistence.is_some())
 }
 
 /// Whether a rule's place, conditions and targets are those of another: only weights may differ.

@@ -37,6 +37,8 @@ use crate::{
 /// The port that is being compiled.
 struct Place<'a> {
     ix: PortIx,
+    /// The service's place in the model.
+    at: usize,
     key: &'a Arc<str>,
     service: &'a Service,
     port: &'a Port,
@@ -87,6 +89,10 @@ impl Compiler<'_> {
                 Some(unit) => unit.asks_source,
                 None => unit::asks_source(&draft.rules),
             },
+            sessions: match carry.unit.filter(|_| draft.same_rules) {
+                Some(unit) => unit.sessions,
+                None => unit::sessions(&draft.rules),
+            },
             limiters: making.limiters,
             rule_limiters: carry
                 .unit
@@ -128,6 +134,7 @@ impl Compiler<'_> {
         );
         let place = Place {
             ix,
+            at: draft.at,
             key,
             service,
             port,
@@ -309,6 +316,9 @@ impl Compiler<'_> {
             None => VersionIx(self.next.versions.reserve()),
         };
         let carried = known.map(|(_, version)| version);
+        if carried.is_some_and(|carried| !same_places(&carried.endpoints, &endpoints)) {
+            self.reshaped.insert(place.at);
+        }
         let breaker = carried.map_or_else(
             || Arc::new(Breaker::new(effective.breaker.value)),
             |carried| Arc::clone(&carried.breaker),
@@ -432,6 +442,12 @@ fn is_same(
             .zip(limits)
             .all(|(a, b)| Arc::ptr_eq(&a.limiter, &b.limiter))
         && (Arc::ptr_eq(&old.effective, effective) || old.effective == *effective)
+}
+
+/// Whether each endpoint stands where it stood.
+fn same_places(one: &[Arc<EndpointState>], two: &[Arc<EndpointState>]) -> bool {
+    let address = |of: &Arc<EndpointState>| of.address;
+    one.iter().map(address).eq(two.iter().map(address))
 }
 
 fn endpoints(place: &Place<'_>, now: MonoNanos) -> Vec<Arc<EndpointState>> {

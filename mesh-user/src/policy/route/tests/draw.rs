@@ -46,7 +46,7 @@ impl Draw {
         }
     }
 
-    fn alternative(&mut self) -> Match {
+    pub(in crate::policy) fn alternative(&mut self) -> Match {
         let path = self.chance(60).then(|| match self.0.below(6) {
             0 => PathMatch::Regex(
                 self.one(&["/a.*", "/[ab]/?", ".*/1", "/(a|b)/.*"])
