@@ -281,26 +281,27 @@ fn world(draw: &mut Draw) -> Model {
     for rule in model.rules.iter_mut() {
         for condition in &mut rule.matches {
             if seldom(draw, 6) {
-                condition.sni = vec![draw.one(&["a.example", "*.example", "*.a.example"]).into()];
+                condition.sni =
+                    vec![draw.one(&["a.example", "*.example", "*.a.example"]).into()].into();
             }
             if seldom(draw, 12) {
                 *condition = Match {
-                    sni: vec![draw.one(&NAMES).to_owned()],
+                    sni: vec![draw.one(&NAMES).to_owned()].into(),
                     ..Match::default()
                 };
             }
             if seldom(draw, 12) {
                 *condition = Match {
-                    source: Some(SourceMatch {
+                    source: Some(Box::new(SourceMatch {
                         except_namespaces: vec![draw.one(&["default", "other"]).to_owned()],
                         ..SourceMatch::default()
-                    }),
+                    })),
                     ..Match::default()
                 };
             }
             if seldom(draw, 12) {
                 *condition = Match {
-                    headers: vec![("sid".to_owned(), ValueMatch::Present(true))],
+                    headers: vec![("sid".to_owned(), ValueMatch::Present(true))].into(),
                     ..Match::default()
                 };
             }
