@@ -483,7 +483,7 @@ fn every_example_is_valid() {
         if entry.path().extension().is_none_or(|name| name != "yaml") {
             continue;
         }
-        let examined = mesh_user::config::examine(&entry.path());
+        let examined = config::examine(&entry.path());
         let said = examined.report.render(false);
         assert!(examined.config.is_some(), "{said}");
         seen += 1;
