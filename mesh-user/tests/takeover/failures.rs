@@ -250,10 +250,12 @@ fn other_kernel_layout_and_what_is_no_successor_are_refused_by_name() {
     assert!(get.starts_with("HTTP/1.1 405 "), "{get}");
     let head = "POST /takeover HTTP/1.1\r\nhost: mesh\r\nconnection: upgrade\r\n\
                 upgrade: mesh-takeover";
-    let hello = r#"{"abi":3,"version":"9.9.9","pid":1}"#;
-    let refused = speak(&scene, head, Some(hello));
+    let ours = mesh_common::abi::ABI_VERSION;
+    let hello = format!(r#"{{"abi":{},"version":"9.9.9","pid":1}}"#, ours + 1);
+    let refused = speak(&scene, head, Some(&hello));
     assert!(refused.starts_with("HTTP/1.1 101 "), "{refused}");
-    for word in ["Refused", "9.9.9", "kernel layout 2", "mesh cleanup"] {
+    let layout = format!("kernel layout {ours}");
+    for word in ["Refused", "9.9.9", &layout, "mesh cleanup"] {
         assert!(refused.contains(word), "{word}: {refused}");
     }
     let nonsense = speak(&scene, head, Some("{}"));
