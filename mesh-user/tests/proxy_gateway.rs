@@ -67,7 +67,8 @@ impl Backends {
                 }
             });
             let grpc = grpc(label);
-            for (protocol, address) in [("http", http), ("tcp", tcp), ("tls", tls), ("grpc", grpc)] {
+            for (protocol, address) in [("http", http), ("tcp", tcp), ("tls", tls), ("grpc", grpc)]
+            {
                 out.at
                     .insert((label.to_owned(), protocol.to_owned()), address);
             }

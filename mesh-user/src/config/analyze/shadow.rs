@@ -61,12 +61,12 @@ pub(super) fn find(service: &Service, rules: &[Placed<'_>], out: &mut Vec<Findin
         if gone.len() == rule.matches.len() {
             let (first, _) = by(gone[0]);
             if first != at {
-                out.push(whole(*place, &rule.name, rules[first]));
+                out.push(whole((*place, rule), rules[first]));
                 continue;
             }
         }
         for k in gone {
-            out.push(part(*place, &rule.name, k, rules[by(k).0], by(k).1));
+            out.push(part((*place, rule), k, rules[by(k).0], by(k).1));
         }
     }
     if cut {
@@ -87,24 +87,33 @@ pub(super) fn find(service: &Service, rules: &[Placed<'_>], out: &mut Vec<Findin
     }
 }
 
-fn whole(place: usize, name: &str, (by, rule): Placed<'_>) -> Finding {
+fn whole((place, rule): Placed<'_>, by: Placed<'_>) -> Finding {
     let message = format!(
-        "`{name}` never decides: whatever it matches, `{}` (rules[{by}]) has matched before",
-        rule.name
+        "`{}` never decides: whatever it matches, `{}` ({}) has matched before",
+        rule.name,
+        by.1.name,
+        written(by, None),
     );
+    let expected = if rule.extra().origin.is_some() {
+        "a narrower match there, or none here: the order of routes is that of Gateway API"
+    } else {
+        "a higher `precedence`, a place before that rule, or a narrower match there"
+    };
     finding(
         Severity::Warning,
         Code::ShadowedRule,
         FieldPath::item("rules", place),
         message,
-        "a higher `precedence`, a place before that rule, or a narrower match there",
+        expected,
     )
 }
 
-fn part(place: usize, name: &str, k: usize, (by, rule): Placed<'_>, of: usize) -> Finding {
+fn part((place, rule): Placed<'_>, k: usize, by: Placed<'_>, of: usize) -> Finding {
     let message = format!(
-        "this alternative of `{name}` never decides: `{}` (rules[{by}].match[{of}]) takes all of it",
-        rule.name
+        "this alternative of `{}` never decides: `{}` ({}) takes all of it",
+        rule.name,
+        by.1.name,
+        written(by, Some(of)),
     );
     finding(
         Severity::Note,
@@ -113,6 +122,19 @@ fn part(place: usize, name: &str, k: usize, (by, rule): Placed<'_>, of: usize) -
         message,
         "to be left out, or an order in which it comes first",
     )
+}
+
+/// Where a rule, or an alternative of it, is written. Alternatives of a route may be spread over
+/// several rules here: there its rule is named.
+fn written((at, rule): Placed<'_>, alternative: Option<usize>) -> String {
+    match (&rule.extra().origin, alternative) {
+        (Some(from), _) => format!(
+            "{} {}/{}, spec.rules[{}]",
+            from.kind, from.namespace, from.name, from.rule
+        ),
+        (None, None) => format!("rules[{at}]"),
+        (None, Some(of)) => format!("rules[{at}].match[{of}]"),
+    }
 }
 
 /// Earlier alternatives of a port, by what of the path they ask: an alternative can only be covered

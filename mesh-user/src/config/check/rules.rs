@@ -334,7 +334,11 @@ fn unreachable(model: &Model, out: &mut Findings) {
                     rule.name
                 );
                 let path = FieldPath::item("rules", i);
-                let expected = "a higher `precedence`, or a place before that rule";
+                let expected = if is_made(rule) {
+                    "a narrower match there, or none here: the order of routes is that of Gateway API"
+                } else {
+                    "a higher `precedence`, or a place before that rule"
+                };
                 out.warning(Code::UnreachableRule, path, message, expected);
             } else if takes_all(rule, service) {
                 for name in ports {

@@ -1031,6 +1031,45 @@ fn gateway_native_rules_stand_around_routes() {
     );
 }
 
+/// Without it: `mesh analyze` points at a place that is in no file.
+#[test]
+fn gateway_findings_of_the_analysis_point_into_the_route() {
+    let rules = format!(
+        "[{{matches: [{{path: {{value: /a}}}}], {TO}}},\n    {{matches: [{{path: {{value: /a}}}}], {TO}}},\n    \
+         {{matches: [{{path: {{value: /b}}}}], backendRefs: [{{name: web, port: 80, weight: 30}}, {{name: next, port: 80, weight: 30}}]}}]"
+    );
+    let text = format!("{HEAD}{}", http(&rules));
+    let report = crate::config::analyze_text("mesh.yaml", &text).report;
+    let line = |of: &str| 1 + text.lines().position(|line| line.contains(of)).unwrap();
+    let first = line("rules: [");
+    for (code, field, at) in [
+        ("shadowed-rule", "spec.rules[1]", first + 1),
+        ("weights-sum", "spec.rules[2]", first + 2),
+        ("no-catch-all", "spec.rules[2]", first + 2),
+    ] {
+        let mut found = report.problems.iter();
+        let problem = found.find(|problem| problem.code.name() == code);
+        let problem = problem.unwrap_or_else(|| panic!("{code}: {}", report.render(false)));
+        assert_eq!(
+            (
+                problem.field.as_str(),
+                problem.line as usize,
+                problem.file.as_str()
+            ),
+            (field, at, "mesh.yaml"),
+            "{code}: {}",
+            problem.message
+        );
+    }
+    let shadowed = report
+        .problems
+        .iter()
+        .find(|p| p.code.name() == "shadowed-rule");
+    let message = &shadowed.unwrap().message;
+    let place = "`httproute/shop/r/0` (HTTPRoute shop/r, spec.rules[0]) has matched before";
+    assert!(message.contains(place), "{message}");
+}
+
 #[test]
 fn gateway_matches_of_one_rule_stand_where_their_rank_is() {
     let config = load(&http(&format!(
