@@ -645,7 +645,10 @@ fn tunnel_to_http1_follows_changes_of_the_configuration() {
                 None => out.send_data(Bytes::new(), true).unwrap(),
                 Some(end) => {
                     let reason = end.unwrap_err().reason();
-                    assert_eq!((action, reason), (ChangeAction::Close, Some(Reason::CANCEL)));
+                    assert_eq!(
+                        (action, reason),
+                        (ChangeAction::Close, Some(Reason::CANCEL))
+                    );
                 }
             }
         });

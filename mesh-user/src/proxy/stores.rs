@@ -371,7 +371,9 @@ impl Store {
         let before = all.len();
         all.retain(|then| !then.has_gone());
         self.waiting.set(self.waiting.get() - (before - all.len()));
-        all.iter().filter(|then| !matches!(then, Then::Refill)).count() as u64
+        all.iter()
+            .filter(|then| !matches!(then, Then::Refill))
+            .count() as u64
     }
 
     /// Answers the first that wait for tokens; all of them: the key is done with.

@@ -182,7 +182,9 @@ fn connection_of_a_hedge_that_was_answered_early_carries_no_other_request() {
         while let Some(head) = reader.head() {
             reader.send(OK);
             thread::sleep(ms(200));
-            let length = head.field("content-length").map_or(0, |it| it.parse().unwrap());
+            let length = head
+                .field("content-length")
+                .map_or(0, |it| it.parse().unwrap());
             if reader.at_most(length).len() < length {
                 return;
             }

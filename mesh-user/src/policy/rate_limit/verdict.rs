@@ -176,11 +176,7 @@ impl Verdict {
     pub fn push_policy(&self, out: &mut String) {
         let window =
             |asked: &Asked| (asked.window_s > 0).then_some(('w', u64::from(asked.window_s)));
-        self.field(
-            out,
-            |asked| [Some(('q', asked.quota)), window(asked)],
-            true,
-        );
+        self.field(out, |asked| [Some(('q', asked.quota)), window(asked)], true);
     }
 
     /// The value of the `RateLimit` field. Empty when no limit applies.
@@ -194,11 +190,7 @@ impl Verdict {
     pub fn push_limit(&self, out: &mut String) {
         let reset =
             |asked: &Asked| (asked.unit != LimitUnit::Concurrent).then_some(('t', asked.reset_s));
-        self.field(
-            out,
-            |asked| [Some(('r', asked.left)), reset(asked)],
-            false,
-        );
+        self.field(out, |asked| [Some(('r', asked.left)), reset(asked)], false);
     }
 
     /// Seconds for `Retry-After`, when refused and known.

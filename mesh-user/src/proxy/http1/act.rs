@@ -48,7 +48,7 @@ impl Session {
     async fn wait(&mut self, delay: Duration) -> bool {
         let end = clock::now().after(delay);
         poll_fn(|cx| {
-            if self.client_is_gone(cx) {
+            if self.client_has_left(cx) {
                 return Poll::Ready(false);
             }
             self.timer.poll(cx, end).map(|()| true)

@@ -309,6 +309,19 @@ impl Session {
             )
     }
 
+    /// The same for a wait in which nobody takes what the client sends: its end is seen behind as
+    /// much of a body as a block holds.
+    pub(super) fn client_has_left(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.buf.has_room() {
+            match poll_fill(&mut self.stream, cx, &mut self.buf) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(0) | Err(_)) => return true,
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+        false
+    }
+
     /// A connection to the endpoint: an idle one, or a new one while the client waits.
     async fn connect(
         &mut self,

@@ -372,7 +372,7 @@ impl Session {
     ) -> Pin<Box<dyn Future<Output = Result<(), Reject>> + 'f>> {
         Box::pin(async move {
             let core = Rc::clone(&self.conn.core);
-            stores::ask(&core, verdict, |cx| self.client_is_gone(cx)).await
+            stores::ask(&core, verdict, |cx| self.client_has_left(cx)).await
         })
     }
 

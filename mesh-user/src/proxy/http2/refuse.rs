@@ -19,7 +19,10 @@ fn put(headers: &mut HeaderMap, name: HeaderName, value: String) {
 
 /// Adds one of our own texts.
 fn put_text(headers: &mut HeaderMap, name: &'static str, value: &'static str) {
-    headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    headers.insert(
+        HeaderName::from_static(name),
+        HeaderValue::from_static(value),
+    );
 }
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");

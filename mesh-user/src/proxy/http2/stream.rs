@@ -1,6 +1,14 @@
 //! One stream: decision, attempts, both directions at once.
 
-use std::{cell::Cell, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::{Context, Poll}, time::Duration};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest, server::SendResponse};

@@ -16,7 +16,12 @@ use super::{
     compare::{Digest, Seen},
 };
 use crate::{
-    proxy::{core::Core, http2, pool::Key, upstream::{Permits, Upstream}},
+    proxy::{
+        core::Core,
+        http2,
+        pool::Key,
+        upstream::{Permits, Upstream},
+    },
     telemetry::mirror::MirrorResult,
 };
 
@@ -224,7 +229,11 @@ fn to_http2(parts: &mut http::request::Parts, over_tls: bool) -> Option<()> {
     if uri.authority.is_none() {
         uri.authority = Some(Authority::try_from(host?.as_bytes()).ok()?);
     }
-    uri.scheme = Some(if over_tls { Scheme::HTTPS } else { Scheme::HTTP });
+    uri.scheme = Some(if over_tls {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    });
     uri.path_and_query
         .get_or_insert_with(|| PathAndQuery::from_static("/"));
     parts.uri = Uri::from_parts(uri).ok()?;
