@@ -44,6 +44,7 @@ rules:
   - service: reviews
     match: [{path: {prefix: /api}}]
     route: [{version: v1}]
+    timeout: {request: 5s}
 workloads:
   - {name: client, netns: /run/netns/client}
 "#;

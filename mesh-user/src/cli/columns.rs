@@ -147,6 +147,7 @@ columns! {
         "MATCH" left matches,
         "TARGETS" left targets,
         "ACTIONS" left actions,
+        "TERMS" left |row| cell(&row["terms"]),
         "PRECEDENCE" wide_right |row| cell(&row["precedence"]),
     ];
     /// `mesh config endpoints`.

@@ -159,13 +159,18 @@ fn version(answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
     for endpoint in items(&answer["endpoints"]) {
         writeln!(
             io.out,
-            "endpoint  {} {}, {} in flight, {} requests, {} failures",
+            "endpoint  {} {}, {} in flight, {} requests, {} failures{}",
             cell(&endpoint["address"]),
             cell(&endpoint["state"]),
             cell(&endpoint["in_flight"]),
             cell(&endpoint["requests"]),
             cell(&endpoint["failures"]),
+            check(endpoint),
         )?;
+    }
+    let terms: Vec<String> = items(&answer["terms"]).iter().map(cell).collect();
+    if !terms.is_empty() {
+        writeln!(io.out, "terms     {}", harmless(&terms.join(", ")))?;
     }
     let (caps, gauges) = (&answer["caps"], &answer["gauges"]);
     if caps.is_object() {
@@ -182,6 +187,14 @@ fn version(answer: &Value, io: &mut Io<'_>) -> std::io::Result<()> {
         writeln!(io.out, "breaker   {all}")?;
     }
     Ok(())
+}
+
+/// What active checks found last of an endpoint, where somebody checks it.
+fn check(endpoint: &Value) -> String {
+    match endpoint["check"].as_str() {
+        Some(found) => format!(", check: {}", harmless(found)),
+        None => String::new(),
+    }
 }
 
 fn limits(answer: &Value, paint: Paint, io: &mut Io<'_>) -> std::io::Result<()> {

@@ -348,8 +348,8 @@ spec:
     let snapshot = crate::policy::Snapshot::compile(model, None, now);
     assert_eq!(
         shown(TABLE, columns::ROUTES, &snapshot.describe_routes()[..1]),
-        "SERVICE   PORT  ORDER  RULE                    MATCH            TARGETS                                            ACTIONS\n\
-         shop/web    80      1  httproute/shop/split/0  path prefix \"/\"  * 50% (1/1), shop/api:81 * 25% (1/1), invalid 25%  -\n"
+        "SERVICE   PORT  ORDER  RULE                    MATCH            TARGETS                                            ACTIONS  TERMS\n\
+         shop/web    80      1  httproute/shop/split/0  path prefix \"/\"  * 50% (1/1), shop/api:81 * 25% (1/1), invalid 25%  -        -\n"
     );
 }
 

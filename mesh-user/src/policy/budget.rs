@@ -65,6 +65,21 @@ impl Budget {
         }
     }
 
+    /// What is used of it, for people.
+    pub(super) fn text(&self, breaker: &Breaker, now: MonoNanos) -> String {
+        let percent = self.policy.percent;
+        let Some(window) = &self.window else {
+            let used = breaker.gauges();
+            let own = (used.requests + used.pending).saturating_sub(used.retries);
+            let share = u64::from(own) * u64::from(percent) / 100;
+            let most = share.max(u64::from(self.policy.floor));
+            return format!("retry budget {} of {most} in flight", used.retries);
+        };
+        let window = window.lock().unwrap_or_else(PoisonError::into_inner);
+        let (requests, retries) = window.sums(now);
+        format!("retry budget {retries} retries of {requests} requests, at most {percent} %")
+    }
+
     /// Admits one retry; none when the budget is used up: the first failure is then the answer.
     pub(super) fn retry(&self, breaker: &Arc<Breaker>, now: MonoNanos) -> Option<RetryPermit> {
         let Some(window) = &self.window else {
@@ -90,16 +105,20 @@ impl Window {
         part
     }
 
-    fn admit(&mut self, policy: RetryBudget, now: MonoNanos) -> bool {
+    /// Requests and retries of the interval.
+    fn sums(&self, now: MonoNanos) -> (u64, u64) {
         let newest = now.0 / nanos(self.span);
         let recent = |part: &&Part| part.number + PARTS as u64 > newest;
-        let (requests, retries) = self
-            .parts
+        self.parts
             .iter()
             .filter(recent)
             .fold((0, 0), |(all, again), part| {
                 (all + part.requests, again + part.retries)
-            });
+            })
+    }
+
+    fn admit(&mut self, policy: RetryBudget, now: MonoNanos) -> bool {
+        let (requests, retries) = self.sums(now);
         let second = now.0 / nanos(FLOOR_PER);
         if self.floor.0 != second {
             self.floor = (second, 0);

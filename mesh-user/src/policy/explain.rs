@@ -20,6 +20,8 @@ use crate::{
     model::{BreakerPolicy, action::Fraction, kernel_table::Path},
 };
 
+mod terms;
+
 /// The whole answer of `mesh explain`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Explanation {
@@ -55,6 +57,8 @@ pub struct Explanation {
     pub endpoints: Vec<EndpointRow>,
     /// How one of them is chosen, when there is more to it than an algorithm.
     pub balance: String,
+    /// The terms on which it is sent: time-outs, retries, hedges, budgets.
+    pub terms: Vec<String>,
     /// Rate limits: what they would say now. Nothing is spent.
     pub limits: Vec<LimitState>,
     /// Caps of the version.
@@ -245,6 +249,9 @@ fn finish<H: HeaderView>(
                 let key = balance::key(snapshot, &plan, client, request);
                 balance::describe(snapshot.version(plan.version), key)
             })
+            .unwrap_or_default(),
+        terms: sent
+            .map(|plan| terms::terms(snapshot, &plan, request.is_some(), now))
             .unwrap_or_default(),
         caps: version.map(|version| version.breaker.caps()),
         gauges: version.map(|version| version.breaker.gauges()),

@@ -391,12 +391,17 @@ impl<'a, H: HeaderView> Admission<'a, H> {
     fn look(&self, observer: &mut impl Observer) -> Verdict {
         let mut verdict = self.look_local();
         self.tell(&verdict, observer);
+        if let Some((limiter, _)) = verdict.refused.and_then(|at| self.local.get(at)) {
+            verdict.set_style(limiter.style());
+        }
         let AskedList::Many(mut asked) = std::mem::take(&mut verdict.asked) else {
             return verdict;
         };
         let shared = self.global.iter().chain(&self.dry);
         for (limiter, at) in shared {
             let dry = limiter.policy().dry_run;
+            // The first that refuses decides, and no other is asked then.
+            let decided = dry || verdict.reject().is_some();
             let (admitted, said, note) = match limiter.global() {
                 None => {
                     let answer = limiter.peek(*at, self.now);
@@ -417,7 +422,7 @@ impl<'a, H: HeaderView> Admission<'a, H> {
                         Known::Down => {
                             let closed =
                                 global.failure() == crate::model::limit::StoreFailure::Closed;
-                            verdict.store_failed |= closed && !dry;
+                            verdict.store_failed |= closed && !decided;
                             (!closed, None)
                         }
                     };
@@ -436,8 +441,9 @@ impl<'a, H: HeaderView> Admission<'a, H> {
                 observer.limit_note(note.trim_end());
             }
             if let Some(said) = said.filter(|_| !dry) {
-                if !admitted && verdict.refused.is_none() {
+                if !admitted && !decided {
                     verdict.refused = Some(asked.len());
+                    verdict.set_style(limiter.style());
                 }
                 asked.push(said);
             }

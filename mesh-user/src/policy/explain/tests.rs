@@ -4,15 +4,17 @@ use super::{
         fixture::{
             PORT, at_ms, compile, decide, get, model, policy, rule, secs, service, to, workload,
         },
-        rng::Rng,
-        route::tests::draw::Draw,
         snapshot::Outcome,
     },
     *,
 };
-use crate::model::{
-    Attribute, BreakerPolicy, EjectionPolicy, Match, PathMatch, Policy, RateLimitPolicy,
-    SourceMatch, ValueMatch,
+use crate::{
+    model::{
+        AdaptivePolicy, Attribute, BreakerPolicy, EjectionPolicy, HedgePolicy, Match, PathMatch,
+        Policy, RateLimitPolicy, RetryBudget, RetryPolicy, RuleExtra, SourceMatch, ValueMatch,
+        action::RuleTimeouts, limit::LimitAnswer,
+    },
+    policy::health::{CheckResult, Finding},
 };
 
 fn of(snapshot: &Snapshot, ask: &super::super::fixture::Ask) -> Explanation {
@@ -212,37 +214,100 @@ fn explanation_of_an_opaque_connection_tries_the_same_rules() {
 }
 
 #[test]
-fn explained_rule_is_the_one_that_decides_live() {
-    let seed = 0xe8;
-    let mut draw = Draw(Rng::new(seed));
-    let mut pairs = 0;
-    for case in 0..100 {
-        let model = draw.model();
-        let snapshot = compile(model.clone());
-        let mut cursors = Cursors::default();
-        for _ in 0..40 {
-            let ask = draw.ask();
-            let at = draw.0.below(4) as usize;
-            let workload = model.workloads.get(at);
-            let source = workload.and_then(|workload| snapshot.source(&workload.key()));
-            let why = explain(&snapshot, PORT, source, &ask.view(), &cursors, at_ms(1));
-            let live = decide(&snapshot, source, &ask.view(), &mut cursors);
-            let what = format!("seed {seed}, case {case}: {ask:?}");
-            match live {
-                Ok(plan) => {
-                    assert_eq!(why.rule_ix, plan.rule, "{what}");
-                    assert_eq!(
-                        why.next,
-                        Some(Arc::clone(&snapshot.version(plan.version).name)),
-                        "{what}"
-                    );
-                }
-                Err(reject) => assert_eq!(why.outcome, fate(reject), "{what}"),
-            }
-            pairs += 1;
-        }
-    }
-    assert!(pairs >= 2_000);
+fn explanation_tells_the_terms_in_force() {
+    let mut model = model(service(1, 1), vec![beta()], Vec::new());
+    model.rules[0].extra = Some(Box::new(RuleExtra {
+        timeouts: RuleTimeouts {
+            request: Some(secs(7)),
+            backend_request: Some(secs(2)),
+        },
+        ..RuleExtra::default()
+    }));
+    model.policies = vec![Policy {
+        retries: Some(RetryPolicy {
+            attempts: 2,
+            per_try: Some(secs(1)),
+            ..RetryPolicy::default()
+        }),
+        hedge: Some(HedgePolicy {
+            after: None,
+            max: 1,
+            non_idempotent: false,
+        }),
+        retry_budget: Some(RetryBudget {
+            percent: 20,
+            floor: 3,
+            interval: None,
+        }),
+        adaptive: Some(AdaptivePolicy::default()),
+        ..policy()
+    }]
+    .into();
+    let snapshot = compile(model);
+    let ask = get("/").with("x-user", "beta");
+    let why = of(&snapshot, &ask);
+    let adaptive = snapshot.version(why.plan.unwrap().version);
+    let limit = adaptive.adaptive.as_ref().unwrap().limit();
+    let wanted = [
+        "request 7s",
+        "backend-request 2s",
+        // With a hedge upon it the per-try time-out ends nothing.
+        "per-try none",
+        "connect 5s",
+        "retries 2",
+        "hedge after 1s, at most 1",
+        "retry budget 0 of 3 in flight",
+        &format!("adaptive limit {limit}"),
+    ];
+    assert_eq!(why.terms, wanted);
+    let endpoint = &snapshot.version(why.plan.unwrap().version).endpoints[0];
+    assert_eq!(why.endpoints[0].check, None);
+    let finding = Finding {
+        sick: true,
+        last: CheckResult::Status(503),
+    };
+    endpoint.live.set_health(Some(finding), at_ms(1));
+    let sick = of(&snapshot, &ask);
+    assert_eq!(sick.endpoints[0].check.as_deref(), Some("status 503"));
+    assert_eq!(sick.outcome, fate(Reject::NoHealthyEndpoint));
+    let tcp = explain_tcp(
+        &example(Vec::new()),
+        PORT,
+        None,
+        &Cursors::default(),
+        at_ms(1),
+    );
+    assert_eq!(tcp.terms, ["connect 5s", "idle 1h"]);
+    let nobody = of(&snapshot, &get("/"));
+    assert_eq!(nobody.terms, [""; 0]);
+}
+
+/// Without it: explain tells 429 where the limit answers with its own status, or that a limit
+/// refuses which is never asked.
+#[test]
+fn explanation_tells_the_status_of_the_limit_that_refuses() {
+    let limit = RateLimitPolicy {
+        name: "own".into(),
+        answer: LimitAnswer {
+            status: 503,
+            ..LimitAnswer::default()
+        },
+        ..RateLimitPolicy::default()
+    };
+    let snapshot = example(vec![Policy {
+        rate_limits: vec![limit],
+        ..policy()
+    }]);
+    let ask = get("/");
+    let plan = decide(&snapshot, None, &ask.view(), &mut Cursors::default()).unwrap();
+    let (view, now) = (ask.view(), at_ms(1_000));
+    rate_limit::admit(&snapshot, &plan, None, Some(&view), now, &mut NoObserver);
+    let refused = Fate::Refused {
+        reject: Reject::RateLimited,
+        status: 503,
+        because: Reject::RateLimited.explain(),
+    };
+    assert_eq!(of(&snapshot, &ask).outcome, refused);
 }
 
 #[test]

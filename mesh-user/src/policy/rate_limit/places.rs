@@ -37,12 +37,11 @@ impl Places {
     /// Takes a place, if fewer than `max` are taken. How many were taken before.
     pub(super) fn take(&self, key: u64, max: u64) -> Result<u64, u64> {
         let mut shard = self.shard(key);
-        let count = shard.entry(key).or_insert(0);
-        let before = *count;
+        let before = shard.get(&key).copied().unwrap_or(0);
         if before >= max {
             return Err(before);
         }
-        *count += 1;
+        shard.insert(key, before + 1);
         Ok(before)
     }
 

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod rules;
+
 /// Changes a model somehow; what was done.
 pub(super) fn change(model: &mut Model, rng: &mut Rng) -> String {
     let services = model.services.len();
@@ -10,7 +12,7 @@ pub(super) fn change(model: &mut Model, rng: &mut Rng) -> String {
         return "first service".to_owned();
     }
     let at = rng.below(services as u32) as usize;
-    match rng.below(20) {
+    match rng.below(25) {
         0 => {
             model.services.push(new_service(rng));
             "push service".to_owned()
@@ -35,7 +37,7 @@ pub(super) fn change(model: &mut Model, rng: &mut Rng) -> String {
         }
         8..=10 => change_weight(model, rng),
         11 | 12 => {
-            let rule = new_rule(model, rng);
+            let rule = rules::new_rule(model, rng);
             let to = rng.below(model.rules.len() as u32 + 1) as usize;
             model.rules.insert(to, rule);
             format!("insert rule {to}")
@@ -47,7 +49,7 @@ pub(super) fn change(model: &mut Model, rng: &mut Rng) -> String {
         }
         14 if !model.rules.is_empty() => {
             let of = rng.below(model.rules.len() as u32) as usize;
-            let new = new_rule(model, rng);
+            let new = rules::new_rule(model, rng);
             model.rules[of].matches = new.matches;
             format!("match of {of}")
         }
@@ -58,6 +60,18 @@ pub(super) fn change(model: &mut Model, rng: &mut Rng) -> String {
         }
         16 | 17 => change_policies(model, at, rng),
         18 => change_workloads(model, rng),
+        19 | 20 if !model.rules.is_empty() => {
+            let of = rng.below(model.rules.len() as u32) as usize;
+            let extra = rules::extra(model, rng);
+            model.rules[of].extra = Some(Box::new(extra));
+            format!("extra of {of}")
+        }
+        21 => {
+            let places = ["", "eu/a", "eu/b", "us"];
+            model.locality = places[rng.below(4) as usize].to_owned();
+            format!("locality {}", model.locality)
+        }
+        22 => change_stores(model, rng),
         _ => change_inbound(model, rng),
     }
 }
@@ -87,11 +101,11 @@ fn insert_service(model: &mut Model, at: usize, service: Service) {
     let up = |place: &mut usize| *place += usize::from(*place >= at);
     for rule in model.rules.iter_mut() {
         up(&mut rule.service);
-        for target in &mut rule.route {
+        rule.each_target_mut(|target| {
             if let Some(backend) = &mut target.backend {
                 up(&mut backend.service);
             }
-        }
+        });
     }
     for policy in model.policies.iter_mut() {
         up(&mut policy.service);
@@ -102,10 +116,21 @@ fn change_endpoints(service: &mut Service, rng: &mut Rng) -> String {
     let n = rng.below(250);
     let endpoints = &mut service.endpoints;
     let of = rng.below(endpoints.len().max(1) as u32) as usize;
-    match rng.below(4) {
+    match rng.below(7) {
         0 => {
             let version = ["v1", "v2"][rng.below(2) as usize];
             endpoints.push(endpoint(&format!("10.4.0.{n}"), version));
+        }
+        3 if !endpoints.is_empty() => {
+            endpoints.rotate_left(of);
+        }
+        4 if !endpoints.is_empty() => {
+            let version = ["v1", "v2"][rng.below(2) as usize];
+            endpoints[of].tags = tags(&[("version", version)]);
+        }
+        5 if !endpoints.is_empty() => {
+            endpoints[of].locality = ["", "eu/a", "us/c"][rng.below(3) as usize].to_owned();
+            endpoints[of].priority = rng.below(2);
         }
         1 if !endpoints.is_empty() => drop(endpoints.remove(of)),
         2 if !endpoints.is_empty() => endpoints[of].weight = rng.below(4),
@@ -157,56 +182,6 @@ fn change_weight(model: &mut Model, rng: &mut Rng) -> String {
     format!("weight of rule {of}")
 }
 
-fn new_rule(model: &Model, rng: &mut Rng) -> Rule {
-    let services = model.services.len() as u32;
-    let target = |rng: &mut Rng| {
-        let own = rng.below(3) > 0;
-        let port = if rng.below(4) == 0 { 81 } else { 80 };
-        Target {
-            select: match rng.below(6) {
-                0 => Select::All,
-                1 => Select::Tags(tags(&[("version", "v1")])),
-                2 => Select::Tags(tags(&[("version", "v3")])),
-                3 => Select::Invalid("no such service".to_owned()),
-                4 => Select::Endpoints(vec![([10, 4, 0, 1], 8080).into()]),
-                _ => Select::Version("v2".to_owned()),
-            },
-            weight: rng.below(4),
-            backend: (!own).then(|| Backend {
-                service: rng.below(services) as usize,
-                port,
-            }),
-            ..Target::default()
-        }
-    };
-    let condition = |rng: &mut Rng| {
-        let n = rng.below(4);
-        let mut condition = Match::default();
-        match rng.below(5) {
-            0 => condition.path = Some(PathMatch::Prefix(format!("/p{n}"))),
-            1 => condition.path = Some(PathMatch::Exact(format!("/p{n}/x"))),
-            2 => {
-                let value = ValueMatch::Exact(format!("u{n}"));
-                condition.headers = vec![("x-user".to_owned(), value)].into();
-            }
-            3 => {
-                condition.source = Some(Box::new(SourceMatch {
-                    tags: tags(&[("app", ["a", "b"][n as usize % 2])]),
-                    ..SourceMatch::default()
-                }));
-            }
-            _ => {}
-        }
-        condition
-    };
-    let mut rule = fixture::rule(&format!("r{}", rng.below(1_000_000)), 0, vec![], vec![]);
-    rule.service = rng.below(services) as usize;
-    rule.precedence = rng.below(3) as i32;
-    rule.matches = (0..rng.below(3)).map(|_| condition(rng)).collect();
-    rule.route = (0..=rng.below(2)).map(|_| target(rng)).collect();
-    rule
-}
-
 fn change_policies(model: &mut Model, at: usize, rng: &mut Rng) -> String {
     let known = model
         .policies
@@ -219,14 +194,7 @@ fn change_policies(model: &mut Model, at: usize, rng: &mut Rng) -> String {
         return format!("no policy of {at}");
     }
     let cap = 1 + rng.below(5);
-    let limit = RateLimitPolicy {
-        name: "each".to_owned(),
-        key: Vec::new(),
-        requests: u64::from(cap),
-        per: fixture::secs(1),
-        burst: 1,
-        ..RateLimitPolicy::default()
-    };
+    let limit = rules::limit(rng);
     let policy = Policy {
         service: at,
         version: (rng.below(3) == 0).then(|| "v1".to_owned()),
@@ -235,6 +203,36 @@ fn change_policies(model: &mut Model, at: usize, rng: &mut Rng) -> String {
             ..BreakerPolicy::default()
         }),
         ejection: (rng.below(2) == 0).then(EjectionPolicy::default),
+        health_checks: vec![HealthCheck::default(); rng.below(2) as usize],
+        locality: (rng.below(2) == 0).then(|| LocalityPolicy {
+            prefer: [None, Some(Level::Region), Some(Level::Zone)][rng.below(3) as usize],
+            ..LocalityPolicy::default()
+        }),
+        balance: (rng.below(2) == 0).then(|| BalancePolicy {
+            hash: vec![Attribute::Path],
+            table_size: [101, 103][rng.below(2) as usize],
+            panic_threshold: (rng.below(2) == 0).then_some(40),
+            ..BalancePolicy::from([Balance::Maglev, Balance::Random][rng.below(2) as usize])
+        }),
+        retry_budget: (rng.below(2) == 0).then(|| RetryBudget {
+            percent: 10 + cap as u8,
+            floor: 1,
+            interval: None,
+        }),
+        adaptive: (rng.below(3) == 0).then(AdaptivePolicy::default),
+        hedge: (rng.below(3) == 0).then(|| HedgePolicy {
+            after: Some(fixture::secs(u64::from(cap))),
+            max: 1,
+            non_idempotent: false,
+        }),
+        on_change: (rng.below(3) == 0).then(OnChange::default),
+        tls: (rng.below(3) == 0).then(|| {
+            let sni = Some(format!("{cap}.example"));
+            UpstreamTls::Simple(Arc::new(Originate {
+                sni,
+                ..Originate::default()
+            }))
+        }),
         rate_limits: if rng.below(2) == 0 {
             vec![limit]
         } else {
@@ -247,6 +245,18 @@ fn change_policies(model: &mut Model, at: usize, rng: &mut Rng) -> String {
         None => model.policies.push(policy),
     }
     format!("policy of {at}")
+}
+
+fn change_stores(model: &mut Model, rng: &mut Rng) -> String {
+    if model.rate_limit_services.pop().is_none() {
+        model.rate_limit_services.push(RateLimitService {
+            name: "store".to_owned(),
+            address: StoreAddress::Unix("/x".into()),
+            kind: StoreKind::Redis(RedisStore::default()),
+            timeout: fixture::secs(1 + u64::from(rng.below(2))),
+        });
+    }
+    "stores".to_owned()
 }
 
 fn change_workloads(model: &mut Model, rng: &mut Rng) -> String {
