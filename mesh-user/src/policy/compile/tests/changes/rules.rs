@@ -44,13 +44,13 @@ fn condition(rng: &mut Rng) -> Match {
         1 => condition.path = Some(PathMatch::Exact(format!("/p{n}/x"))),
         2 => {
             let value = ValueMatch::Exact(format!("u{n}"));
-            condition.headers = vec![("x-user".to_owned(), value)];
+            condition.headers = vec![("x-user".to_owned(), value)].into();
         }
         3 => {
-            condition.source = Some(SourceMatch {
+            condition.source = Some(Box::new(SourceMatch {
                 tags: tags(&[("app", ["a", "b"][n as usize % 2])]),
                 ..SourceMatch::default()
-            });
+            }));
         }
         _ => {}
     }
