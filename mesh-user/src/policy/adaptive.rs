@@ -25,6 +25,8 @@ const SAMPLES_MIN: u64 = 5;
 /// A version's limit: shared by all cores and carried over a reload.
 #[derive(Debug)]
 pub struct Adaptive {
+    /// Unique for the life of the process.
+    id: u64,
     policy: AdaptivePolicy,
     limit: AtomicU32,
     window_end: AtomicU64,
@@ -47,6 +49,7 @@ impl Adaptive {
             Some(previous) if previous.policy == policy => Arc::clone(previous),
             _ => Arc::new(Self {
                 // As Envoy, it begins at the bottom: nothing is known yet.
+                id: super::next_id(),
                 limit: AtomicU32::new(policy.min),
                 policy,
                 window_end: AtomicU64::new(0),
@@ -61,8 +64,13 @@ impl Adaptive {
         self.limit.load(Relaxed)
     }
 
+    /// Its number, and the limit now: what [`Breaker::set_caps`] wants.
+    pub(super) fn in_force(&self) -> (u64, u32) {
+        (self.id, self.limit())
+    }
+
     /// Counts an answer; the first after a window's end reckons the limit anew.
-    pub(super) fn record(&self, took: Duration, breaker: &Breaker, cap: u32, now: MonoNanos) {
+    pub(super) fn record(&self, took: Duration, breaker: &Breaker, now: MonoNanos) {
         self.latencies.add(took);
         let end = self.window_end.load(Relaxed);
         if now.0 < end {
@@ -78,7 +86,7 @@ impl Adaptive {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(limit) = self.next(&mut state, used, now) {
                 self.limit.store(limit, Relaxed);
-                breaker.set_requests_cap(limit.min(cap));
+                breaker.adapt(self.id, limit);
             }
         }
     }
@@ -127,8 +135,12 @@ impl Adaptive {
 mod tests {
     use super::*;
     use crate::{
-        model::BreakerPolicy,
-        policy::fixture::{at_ms, compile, model, service},
+        model::{BreakerPolicy, Policy},
+        policy::{
+            Snapshot, VersionIx,
+            fixture::{at_ms, compile, model, policy, recompile, service},
+            snapshot::Outcome,
+        },
     };
 
     /// A server that works on `places` requests at once, 10 ms each; more wait in its queue.
@@ -141,10 +153,12 @@ mod tests {
     ) -> Vec<u32> {
         let snapshot = compile(model(service(1, 0), vec![], vec![]));
         let endpoint = &snapshot.versions[0].endpoints[0];
-        let breaker = Arc::new(Breaker::new(BreakerPolicy {
-            max_requests: adaptive.limit(),
+        let breaker: Arc<Breaker> = Arc::default();
+        let caps = BreakerPolicy {
+            max_requests: u32::MAX,
             ..BreakerPolicy::default()
-        }));
+        };
+        breaker.set_caps(caps, Some(adaptive.in_force()));
         // The queue: when each request will be answered, and since when it has been there.
         let mut flights: Vec<(u64, u64, super::super::breaker::RequestPermit)> = Vec::new();
         let mut free_at = vec![0_u64; places as usize];
@@ -155,7 +169,7 @@ mod tests {
             flights = still;
             for (end, began, permit) in done {
                 let took = Duration::from_millis(end - began);
-                adaptive.record(took, &breaker, u32::MAX, at_ms(ms + 1));
+                adaptive.record(took, &breaker, at_ms(ms + 1));
                 drop(permit);
             }
             while flights.len() < offered as usize {
@@ -214,6 +228,45 @@ mod tests {
         let before = *simulate(&adaptive, 40, 500, 0..5_000).last().unwrap();
         let after = *simulate(&adaptive, 5, 500, 5_000..10_000).last().unwrap();
         assert!(after < before / 2, "{before} -> {after}");
+    }
+
+    /// Without it: a limit that was taken out of the configuration comes back with the next answer
+    /// to a request of the snapshot before, and stays.
+    #[test]
+    fn adaptive_limit_that_is_no_longer_in_force_changes_no_cap() {
+        let with = |adaptive, max_requests| {
+            let policy = Policy {
+                adaptive,
+                breaker: Some(BreakerPolicy {
+                    max_requests,
+                    ..BreakerPolicy::default()
+                }),
+                ..policy()
+            };
+            model(service(1, 0), vec![], vec![policy])
+        };
+        let policy = AdaptivePolicy::default();
+        let first = compile(with(Some(policy), 1_000));
+        first.enforce();
+        let answers = |snapshot: &Snapshot, from: u64| {
+            let endpoint = &snapshot.versions[0].endpoints[0];
+            // Each time long after the one before: the smallest latency is measured anew.
+            for n in 0..50 {
+                let now = at_ms(from + 1_000_000 * (n / 10) + n % 10);
+                let (took, ok) = (Some(Duration::from_millis(10)), Outcome::Status(200));
+                snapshot.record(VersionIx(0), endpoint, ok, took, now);
+            }
+        };
+        let cap = |snapshot: &Snapshot| snapshot.versions[0].breaker.caps().max_requests;
+        assert_eq!(cap(&first), policy.min);
+        // A lower cap holds for what the snapshot before says, too.
+        let lower = recompile(with(Some(policy), 1), &first, at_ms(1));
+        answers(&first, 1_000);
+        assert_eq!(cap(&lower), 1);
+        let without = recompile(with(None, 1_000), &lower, at_ms(2));
+        answers(&lower, 10_000_000);
+        answers(&first, 20_000_000);
+        assert_eq!(cap(&without), 1_000);
     }
 
     #[test]

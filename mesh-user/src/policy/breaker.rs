@@ -70,6 +70,16 @@ pub struct Breaker {
     /// How many stand in `queue`: spares the lock when nobody does.
     waiting: AtomicUsize,
     queue: Mutex<Queue>,
+    adapting: Mutex<Adapting>,
+}
+
+/// Who may change the cap of requests between two configurations.
+#[derive(Debug, Default)]
+struct Adapting {
+    /// The adaptive limit in force; none: nobody may.
+    by: Option<u64>,
+    /// The configured cap, above which it never is.
+    most: u32,
 }
 
 /// Who waits for a connection, by ticket. Who has a ticket that isn't in here has been granted one.
@@ -157,6 +167,7 @@ impl Breaker {
             retries: Gauge::new(caps.max_retries),
             waiting: AtomicUsize::new(0),
             queue: Mutex::default(),
+            adapting: Mutex::default(),
         }
     }
 
@@ -170,23 +181,40 @@ impl Breaker {
         }
     }
 
-    /// Changes the caps; permits that are out stay valid.
-    pub(super) fn set_caps(&self, caps: BreakerPolicy) {
+    /// Changes the caps; permits that are out stay valid. `adaptive`: the adaptive limit that is in
+    /// force from now on, by its number, and what it says.
+    pub(super) fn set_caps(&self, caps: BreakerPolicy, adaptive: Option<(u64, u32)>) {
         self.connections
             .cap
             .store(caps.max_connections, Ordering::SeqCst);
         self.pending.cap.store(caps.max_pending, Ordering::Relaxed);
-        self.requests
-            .cap
-            .store(caps.max_requests, Ordering::Relaxed);
         self.retries.cap.store(caps.max_retries, Ordering::Relaxed);
+        let mut adapting = self.adapting();
+        *adapting = Adapting {
+            by: adaptive.map(|(by, _)| by),
+            most: caps.max_requests,
+        };
+        let limit = adaptive.map_or(u32::MAX, |(_, limit)| limit);
+        let cap = caps.max_requests.min(limit);
+        self.requests.cap.store(cap, Ordering::Relaxed);
+        drop(adapting);
         // A raised cap has room for waiters.
         self.serve_waiters();
     }
 
-    /// Changes the cap of requests alone.
-    pub(super) fn set_requests_cap(&self, cap: u32) {
-        self.requests.cap.store(cap, Ordering::Relaxed);
+    /// An adaptive limit has changed. One that is no longer in force, of which requests of the
+    /// snapshot before may still speak, changes nothing.
+    pub(super) fn adapt(&self, by: u64, limit: u32) {
+        let adapting = self.adapting();
+        if adapting.by == Some(by) {
+            let cap = limit.min(adapting.most);
+            self.requests.cap.store(cap, Ordering::Relaxed);
+        }
+    }
+
+    fn adapting(&self) -> MutexGuard<'_, Adapting> {
+        let adapting = self.adapting.lock();
+        adapting.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The counters now.

@@ -289,11 +289,10 @@ impl Snapshot {
     pub fn enforce(&self) {
         let again = self.enforced.swap(true, Ordering::Relaxed);
         let put = |version: &VersionPlan| {
-            let mut caps = version.effective.breaker.value;
-            if let Some(adaptive) = &version.adaptive {
-                caps.max_requests = caps.max_requests.min(adaptive.limit());
-            }
-            version.breaker.set_caps(caps);
+            let adaptive = version.adaptive.as_ref();
+            let adaptive = adaptive.map(|adaptive| adaptive.in_force());
+            let caps = version.effective.breaker.value;
+            version.breaker.set_caps(caps, adaptive);
             if let Some(ejection) = version.ejection.as_ref().filter(|_| !again) {
                 ejection.enforce();
             }
@@ -391,8 +390,7 @@ impl Snapshot {
         ejection::tally(&endpoint.live, outcome);
         let plan = self.version(version);
         if let (Some(adaptive), Some(took), Outcome::Status(_)) = (&plan.adaptive, took, outcome) {
-            let cap = plan.effective.breaker.value.max_requests;
-            adaptive.record(took, &plan.breaker, cap, now);
+            adaptive.record(took, &plan.breaker, now);
         }
         let Some(ejection) = &plan.ejection else {
             endpoint.live.answer_probe(outcome);

@@ -300,10 +300,13 @@ fn raised_cap_serves_waiters() {
     let _held = breaker.connection().unwrap();
     let mut permit = breaker.pending().unwrap();
     let (woken, _) = poll(&breaker, &mut permit);
-    breaker.set_caps(BreakerPolicy {
-        max_connections: 2,
-        ..caps(10)
-    });
+    breaker.set_caps(
+        BreakerPolicy {
+            max_connections: 2,
+            ..caps(10)
+        },
+        None,
+    );
     assert!(woken.0.load(Ordering::SeqCst));
     assert!(poll(&breaker, &mut permit).1.is_some());
 }
