@@ -461,7 +461,7 @@ fn mirror_takes_a_permit_that_is_free_and_waits_for_none() {
 #[test]
 fn idle_connection_of_a_mirror_makes_room_for_a_primary() {
     let slow = http_with(|_, _| {
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        thread::sleep(Duration::from_millis(300));
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".into()
     });
     let mut plan = Plan::new(Protocol::Http)
