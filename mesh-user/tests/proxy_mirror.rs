@@ -464,8 +464,13 @@ fn idle_connection_of_a_mirror_makes_room_for_a_primary() {
         thread::sleep(Duration::from_millis(300));
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".into()
     });
+    let copied = mesh_user::model::Match {
+        path: Some(mesh_user::model::PathMatch::Exact("/copied".into())),
+        ..Default::default()
+    };
     let mut plan = Plan::new(Protocol::Http)
         .endpoint(slow, "v1")
+        .route(vec![copied], &[("v1", 1)])
         .route(Vec::new(), &[("v1", 1)])
         .breaker(|caps| (caps.max_connections, caps.max_pending) = (2, 0));
     let mut extra = RuleExtra::default();
@@ -480,7 +485,8 @@ fn idle_connection_of_a_mirror_makes_room_for_a_primary() {
     plan.model.rules[0].extra = Some(Box::new(extra));
     let mesh = Mesh::start(plan);
     let mut clients = [0, 1].map(|_| Reader::new(mesh.connect()));
-    assert_eq!(clients[0].send(GET).message().unwrap().status(), 200);
+    let first = clients[0].send("GET /copied HTTP/1.1\r\nhost: web\r\n\r\n");
+    assert_eq!(first.message().unwrap().status(), 200);
     eventually("the copy is answered", || {
         mesh.metric(&["mesh_mirror_total", "shop/web", "result=\"answered\""]) == Some(1.0)
     });
