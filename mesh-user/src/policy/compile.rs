@@ -27,7 +27,8 @@ use super::{
 use crate::{
     clock::MonoNanos,
     model::{
-        List, Model, Policy, Rule, Service, kernel_table::Path, list::Chunks, tls::UpstreamTls,
+        List, Model, Policy, Rule, Service, Tags, kernel_table::Path, list::Chunks,
+        tls::UpstreamTls,
     },
 };
 
@@ -76,6 +77,7 @@ pub(super) fn compile(model: Arc<Model>, previous: Option<&Snapshot>, now: MonoN
         dirty: BTreeSet::new(),
         moved: BTreeSet::new(),
         reshaped: BTreeSet::new(),
+        tags: KnownTags::default(),
         compiled: Vec::new(),
     };
     if !same_sources {
@@ -196,8 +198,25 @@ struct Compiler<'a> {
     moved: BTreeSet<usize>,
     /// Services of whose versions one has its endpoints at other places now.
     reshaped: BTreeSet<usize>,
+    /// Tags of endpoints and versions: mostly the same few.
+    tags: KnownTags,
     /// Services that were compiled, by place, also those that are gone.
     compiled: Vec<usize>,
+}
+
+/// Tags that were shared already.
+#[derive(Default)]
+struct KnownTags(HashMap<Tags, Arc<Tags>>);
+
+impl KnownTags {
+    fn share(&mut self, tags: &Tags) -> Arc<Tags> {
+        if let Some(known) = self.0.get(tags) {
+            return Arc::clone(known);
+        }
+        let shared = Arc::new(tags.clone());
+        self.0.insert(tags.clone(), Arc::clone(&shared));
+        shared
+    }
 }
 
 /// Indexes whose plans are gone. Given back at the end: in this snapshot nobody else gets them.

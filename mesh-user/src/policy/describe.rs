@@ -343,7 +343,7 @@ impl Snapshot {
                 service: port.key.to_string(),
                 port: port.number,
                 address: endpoint.address,
-                tags: endpoint.tags.clone(),
+                tags: Tags::clone(&endpoint.tags),
                 versions: versions_of.get(&endpoint.id).cloned().unwrap_or_default(),
                 identity: endpoint.identity.clone(),
                 weight: endpoint.weight,

@@ -21,7 +21,7 @@ use super::{
     effective::Effective,
     rate_limit::{Limit, Limiter},
     retry::RetryPlan,
-    snapshot::{PortPlan, VersionPlan},
+    snapshot::{EndpointState, PortPlan, VersionPlan},
 };
 use crate::{
     clock::MonoNanos,
@@ -469,7 +469,7 @@ impl Compiler<'_> {
         let plan = VersionPlan {
             port,
             name: name.unwrap_or("*").into(),
-            tags: Tags::new(),
+            tags: EndpointState::no_tags(),
             endpoints: Vec::new(),
             breaker,
             ejection: None,

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -123,7 +123,7 @@ pub struct VersionPlan {
     /// Its name: the version's, or `*` for all endpoints, or the tags as `k=v,k=v`.
     pub name: Arc<str>,
     /// The tags that select it.
-    pub tags: Tags,
+    pub tags: Arc<Tags>,
     /// Its endpoints, healthy or not.
     pub endpoints: Vec<Arc<EndpointState>>,
     /// Its caps: shared by all cores.
@@ -161,8 +161,8 @@ pub struct EndpointState {
     pub id: u64,
     /// Where it is dialled.
     pub address: SocketAddr,
-    /// Its tags.
-    pub tags: Tags,
+    /// Its tags: shared by all that have the same.
+    pub tags: Arc<Tags>,
     /// Its identity, where known.
     pub identity: Option<Arc<str>>,
     /// Share inside a version.
@@ -191,6 +191,12 @@ impl VersionPlan {
 }
 
 impl EndpointState {
+    /// No tags: shared by all that have none.
+    pub(crate) fn no_tags() -> Arc<Tags> {
+        static NONE: LazyLock<Arc<Tags>> = LazyLock::new(Arc::default);
+        Arc::clone(&NONE)
+    }
+
     /// Whether it may be chosen at all, ejection aside.
     pub(super) const fn is_usable(&self) -> bool {
         self.healthy && self.weight > 0

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
-use super::LimiterKey;
+use super::{KnownTags, LimiterKey};
 use crate::{
     clock::MonoNanos,
     model::Endpoint,
@@ -75,10 +75,11 @@ pub(super) fn state(
     endpoint: &Endpoint,
     address: SocketAddr,
     carried: Option<&Arc<EndpointState>>,
+    known: &mut KnownTags,
     now: MonoNanos,
 ) -> Arc<EndpointState> {
     if let Some(carried) = carried
-        && carried.tags == endpoint.tags
+        && *carried.tags == endpoint.tags
         && carried.identity.as_deref() == endpoint.identity.as_deref()
         && carried.weight == endpoint.weight
         && carried.healthy == endpoint.healthy
@@ -90,7 +91,7 @@ pub(super) fn state(
     Arc::new(EndpointState {
         id: carried.map_or_else(next_id, |carried| carried.id),
         address,
-        tags: endpoint.tags.clone(),
+        tags: known.share(&endpoint.tags),
         identity: endpoint.identity.as_deref().map(Into::into),
         weight: endpoint.weight,
         healthy: endpoint.healthy,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Compiler, Draft, LimiterKey, Made,
+    Compiler, Draft, KnownTags, LimiterKey, Made,
     carry::{CarriedPort, Carry, state},
     limiter,
     path::path,
@@ -142,7 +142,7 @@ impl Compiler<'_> {
             lock: &ejection_lock,
             carried,
         };
-        let endpoints = endpoints(&place, self.now);
+        let endpoints = endpoints(&place, &mut self.tags, self.now);
         let wanted = wanted(draft, port, &making.carry, carried);
         let (versions, selects) = self.versions(&place, making, &endpoints, &wanted);
         drop(wanted);
@@ -228,13 +228,13 @@ impl Compiler<'_> {
         endpoints: &[Arc<EndpointState>],
         wanted: &BTreeSet<&Select>,
     ) -> (Vec<VersionIx>, Box<[(Select, VersionIx)]>) {
-        let all = self.version(place, making, "*", None, Tags::new(), endpoints.to_vec());
+        let all = self.version(place, making, "*", None, &NO_TAGS, endpoints.to_vec());
         let mut versions = vec![all];
         let mut named: HashMap<&str, VersionIx> = HashMap::new();
         let mut by_tags: HashMap<&Tags, VersionIx> = HashMap::new();
         for (name, tags) in &place.service.versions {
             let members = members(endpoints, tags);
-            let ix = self.version(place, making, name, Some(name), tags.clone(), members);
+            let ix = self.version(place, making, name, Some(name), tags, members);
             versions.push(ix);
             named.insert(name, ix);
             by_tags.entry(tags).or_insert(ix);
@@ -272,22 +272,22 @@ impl Compiler<'_> {
         match select {
             Select::Tags(tags) => {
                 let members = members(endpoints, tags);
-                self.version(place, making, &tags_name(tags), None, tags.clone(), members)
+                self.version(place, making, &tags_name(tags), None, tags, members)
             }
             // The configuration refuses unknown names; without that they have no endpoint.
             Select::Version(name) => {
-                self.version(place, making, name, Some(name), Tags::new(), Vec::new())
+                self.version(place, making, name, Some(name), &NO_TAGS, Vec::new())
             }
             Select::Endpoints(addresses) => {
                 let members = endpoints
                     .iter()
                     .filter(|endpoint| addresses.contains(&endpoint.address));
                 let (name, members) = (endpoints_name(addresses), members.cloned().collect());
-                self.version(place, making, &name, None, Tags::new(), members)
+                self.version(place, making, &name, None, &NO_TAGS, members)
             }
             Select::All | Select::Invalid(_) => {
                 let endpoints = endpoints.to_vec();
-                self.version(place, making, "*", None, Tags::new(), endpoints)
+                self.version(place, making, "*", None, &NO_TAGS, endpoints)
             }
         }
     }
@@ -298,7 +298,7 @@ impl Compiler<'_> {
         making: &mut Making<'_>,
         name: &str,
         policy_name: Option<&str>,
-        tags: Tags,
+        tags: &Tags,
         endpoints: Vec<Arc<EndpointState>>,
     ) -> VersionIx {
         let effective = Effective::shared(place.policies, policy_name, &place.port.name);
@@ -307,7 +307,7 @@ impl Compiler<'_> {
         if let Some((ix, old)) = known
             && self.next.model.locality == self.old.model.locality
             && (self.same_sources || limits.iter().all(Limit::is_for_all))
-            && is_same(old, place.ix, &tags, &endpoints, &limits, &effective)
+            && is_same(old, place.ix, tags, &endpoints, &limits, &effective)
         {
             return ix;
         }
@@ -347,7 +347,7 @@ impl Compiler<'_> {
                 None if name == "*" => ALL.clone(),
                 None => name.into(),
             },
-            tags,
+            tags: self.tags.share(tags),
             breaker,
             ejection,
             limits,
@@ -410,6 +410,9 @@ impl Compiler<'_> {
     }
 }
 
+/// Of versions that no tags select.
+static NO_TAGS: Tags = Tags::new();
+
 /// Shared by all.
 static ALL: LazyLock<Arc<str>> = LazyLock::new(|| "*".into());
 
@@ -433,7 +436,7 @@ fn is_same(
         one.len() == two.len() && one.iter().zip(two).all(|(a, b)| Arc::ptr_eq(a, b))
     };
     old.port == port
-        && old.tags == *tags
+        && *old.tags == *tags
         && same(&old.endpoints, endpoints)
         && old.limits.len() == limits.len()
         && old
@@ -450,7 +453,11 @@ fn same_places(one: &[Arc<EndpointState>], two: &[Arc<EndpointState>]) -> bool {
     one.iter().map(address).eq(two.iter().map(address))
 }
 
-fn endpoints(place: &Place<'_>, now: MonoNanos) -> Vec<Arc<EndpointState>> {
+fn endpoints(
+    place: &Place<'_>,
+    known_tags: &mut KnownTags,
+    now: MonoNanos,
+) -> Vec<Arc<EndpointState>> {
     let port = place.port;
     let number = |endpoint: &Endpoint| {
         let own = endpoint.ports.get(&port.name).copied();
@@ -468,7 +475,13 @@ fn endpoints(place: &Place<'_>, now: MonoNanos) -> Vec<Arc<EndpointState>> {
         .filter(|endpoint| alone || known.insert(number(endpoint)))
         .map(|endpoint| {
             let address = number(endpoint);
-            state(endpoint, address, carried.get(&address).copied(), now)
+            state(
+                endpoint,
+                address,
+                carried.get(&address).copied(),
+                known_tags,
+                now,
+            )
         })
         .collect()
 }

@@ -23,7 +23,6 @@ pub(super) use ports::{Held, Ports};
 use super::core::{Conn, Core};
 use crate::{
     clock::MonoNanos,
-    model::Tags,
     policy::{PortIx, Reject, Snapshot, SourceIx, VersionIx, balance, snapshot::EndpointState},
 };
 
@@ -69,7 +68,7 @@ impl Inbound {
             // Never compared: pools know the application by its address.
             id: 0,
             address: local,
-            tags: Tags::new(),
+            tags: EndpointState::no_tags(),
             identity: None,
             weight: 1,
             healthy: true,
