@@ -70,6 +70,10 @@ pub(super) fn pick(
 }
 
 /// Route, version, rate limit: once for each request.
+#[expect(
+    clippy::result_large_err,
+    reason = "a refusal is as common as an admission, and is never passed on far"
+)]
 pub(super) fn admit<H: HeaderView>(
     conn: &Rc<Conn>,
     snapshot: &Snap,

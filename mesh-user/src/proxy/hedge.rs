@@ -25,6 +25,9 @@ pub(super) trait Answer {
 /// A leg: none when it failed, which it has recorded.
 pub(super) type Leg<'a, A> = Pin<Box<dyn Future<Output = Option<A>> + 'a>>;
 
+/// A leg that was begun, and at which endpoint.
+type Begun<'a, A> = Option<(u64, Leg<'a, A>)>;
+
 /// The hedges of one attempt.
 pub(super) struct Hedges<'a, A> {
     after: Duration,
@@ -69,7 +72,7 @@ impl<'a, A: Answer> Hedges<'a, A> {
         &mut self,
         cx: &mut Context<'_>,
         alone: bool,
-        start: &mut dyn FnMut(&[u64]) -> Option<(u64, Leg<'a, A>)>,
+        start: &mut dyn FnMut(&[u64]) -> Begun<'a, A>,
     ) -> Poll<A> {
         loop {
             let mut at = 0;
