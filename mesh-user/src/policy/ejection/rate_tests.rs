@@ -260,8 +260,7 @@ fn slow_endpoint_of_ten_loses_its_share_within_one_interval() {
             let mut slow = 0;
             for n in 0..1_000_u64 {
                 let now = at_ms(interval * 10_000 + n * 10);
-                let chosen =
-                    balance::pick(&snapshot, ALL, &[], &mut rng, now).unwrap();
+                let chosen = balance::pick(&snapshot, ALL, &[], &mut rng, now).unwrap();
                 let is_slow = chosen.id == nth(&snapshot, 3).id;
                 slow += u32::from(is_slow);
                 let took = Duration::from_millis(if is_slow { 505 } else { 5 });
