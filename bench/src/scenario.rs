@@ -191,7 +191,9 @@ pub(crate) fn measure(
 
 /// What the proxy's CPU is for a request, by what the agent's rules are.
 fn variants(stage: &Stage, tools: &Tools, plan: &Plan, measured: &mut Measured) -> Result<()> {
-    let loads: &[(Scenario, Variant, &[(Metric, Option<&str>, u16)])] = &[
+    /// What is measured, how the load asks to be refused, the answer's status.
+    type Measure = (Metric, Option<&'static str>, u16);
+    let loads: &[(Scenario, Variant, &[Measure])] = &[
         (
             Scenario::Rules,
             Variant::NoRules,
@@ -222,7 +224,7 @@ fn variants(stage: &Stage, tools: &Tools, plan: &Plan, measured: &mut Measured) 
         for (metric, refuse, status) in *loads {
             let mut load = Load::new(started.to, CONNECTIONS, plan.http);
             load.more = refuse
-                .map(|how| format!("--header=x-refuse: {how}").into())
+                .map(|how| format!("--header=x-refuse: {how}"))
                 .into_iter()
                 .collect();
             let what = || format!("{scenario:?}: {metric:?}");

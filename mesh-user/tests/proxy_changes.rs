@@ -87,8 +87,8 @@ fn thousand_changes_a_second_fail_no_request_and_the_last_is_in_force() {
         let last = feed.latest().0;
         eventually("the last change is in force", || {
             let snapshot = mesh.snapshot();
-            let weights = snapshot.rules.iter().map(|rule| rule.targets[0].weight);
-            weights.last() == Some(0)
+            let mut weights = snapshot.rules.iter().map(|rule| rule.targets[0].weight);
+            weights.next_back() == Some(0)
         });
         // From here on all goes to v2.
         let mut client = Reader::new(mesh.connect());

@@ -455,7 +455,7 @@ fn redis_is_asked_over_tls_when_its_certificate_has_the_name() {
     std::fs::write(&certificate, made.cert.pem()).unwrap();
     std::fs::write(folder.0.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--ignored", "redis_over_tls"])
+        .args(["--exact", "redis_over_tls"])
         .env("SSL_CERT_FILE", &certificate)
         .env("MESH_TEST_TLS", &folder.0)
         .output()
@@ -465,10 +465,13 @@ fn redis_is_asked_over_tls_when_its_certificate_has_the_name() {
     assert!(said.contains("1 passed"), "{said}");
 }
 
+/// Not a test: what `redis_is_asked_over_tls_when_its_certificate_has_the_name` runs in a process of
+/// its own, for the trust of a process is read once. Does nothing in an ordinary run.
 #[test]
-#[ignore = "run by redis_is_asked_over_tls_when_its_certificate_has_the_name"]
 fn redis_over_tls() {
-    let folder = PathBuf::from(std::env::var_os("MESH_TEST_TLS").unwrap());
+    let Some(folder) = std::env::var_os("MESH_TEST_TLS").map(PathBuf::from) else {
+        return;
+    };
     let port = bind().1.port();
     let file = |name: &str| folder.join(name).display().to_string();
     let redis = Redis::start(&[

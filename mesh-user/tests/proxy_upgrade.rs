@@ -494,10 +494,9 @@ fn tunnel_counts_as_a_request_in_flight_to_its_end() {
     let gauges = || {
         let snapshot = mesh.snapshot();
         let all = snapshot.versions.iter().map(|it| it.breaker.gauges());
-        let sums = all.fold((0, 0), |sum, it| {
+        all.fold((0, 0), |sum, it| {
             (sum.0 + it.requests, sum.1 + it.connections)
-        });
-        sums
+        })
     };
     block(async {
         let mut sender = client(mesh.address).await;

@@ -61,7 +61,6 @@ impl Tables {
     }
 
     /// Indexes at which two sets have different tables, with both.
-    #[expect(clippy::type_complexity, reason = "a pair of what may be there")]
     pub fn changes<'a>(
         &'a self,
         newer: &'a Self,

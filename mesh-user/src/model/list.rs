@@ -389,6 +389,10 @@ impl<T: Serialize> Serialize for List<T> {
 }
 
 /// A vector that takes one word while it is empty, as most such are.
+#[expect(
+    clippy::box_collection,
+    reason = "one word while empty, which it mostly is"
+)]
 pub struct Few<T>(Option<Box<Vec<T>>>);
 
 impl<T: 'static> Deref for Few<T> {

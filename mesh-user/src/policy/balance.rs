@@ -6,7 +6,7 @@
 //! them.
 //!
 //! A version whose policy asks for no more than least request, round robin or random pays one
-//! branch for the rest ([`More`]): priorities, panic, slow start, keys, estimates of latency.
+//! branch for the rest (`more`): priorities, panic, slow start, keys, estimates of latency.
 
 use std::{
     sync::{

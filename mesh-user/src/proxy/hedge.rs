@@ -150,7 +150,7 @@ mod tests {
         let out = Rc::clone(out);
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(ms)).await;
-            (status > 0).then(|| Brought(status, out))
+            (status > 0).then_some(Brought(status, out))
         })
     }
 
