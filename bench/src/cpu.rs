@@ -53,29 +53,29 @@ impl Tree {
     /// Processor time of all threads that live now.
     ///
     /// # Errors
-    /// A process is gone.
+    /// The root is gone.
     pub(crate) fn cpu(&self) -> Result<Duration> {
-        self.pids().iter().map(|pid| process_cpu(*pid)).sum()
+        self.sum(process_cpu)
     }
 
     /// Resident memory in bytes, by a line of `smaps_rollup`: `Rss`, or `Pss` (shared pages by
     /// share).
     ///
     /// # Errors
-    /// A process is gone.
+    /// The root is gone, or there is no such line.
     pub(crate) fn memory(&self, line: &str) -> Result<u64> {
-        let mut sum = 0;
-        for pid in self.pids() {
-            let text = read(Path::new(&format!("/proc/{pid}/smaps_rollup")))?;
-            let field = text
-                .lines()
-                .find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
-            let kib: u64 = field
-                .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-                .with_context(|| format!("no {line} of process {pid}"))?;
-            sum += kib * 1024;
-        }
-        Ok(sum)
+        self.sum(|pid| process_memory(pid, line))
+    }
+
+    /// A process below the root may end between the listing and its reading (a zombie has no
+    /// memory to read): it then counts as if it had ended before both.
+    fn sum<T: std::iter::Sum>(&self, of: impl Fn(u32) -> Result<T>) -> Result<T> {
+        let root = self.root;
+        let pids = self.pids().into_iter();
+        pids.map(|pid| (pid, of(pid)))
+            .filter(|(pid, read)| *pid == root || read.is_ok())
+            .map(|(_, read)| read)
+            .sum()
     }
 }
 
@@ -96,6 +96,17 @@ fn process_cpu(pid: u32) -> Result<Duration> {
         sum += Duration::from_nanos(used.context("schedstat has no time")?);
     }
     Ok(sum)
+}
+
+fn process_memory(pid: u32, line: &str) -> Result<u64> {
+    let text = read(Path::new(&format!("/proc/{pid}/smaps_rollup")))?;
+    let field = text
+        .lines()
+        .find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
+    let kib: u64 = field
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+        .with_context(|| format!("no {line} of process {pid}"))?;
+    Ok(kib * 1024)
 }
 
 /// The processor time of everything that takes part: the pods' cgroup, the proxy, and the kernel's
