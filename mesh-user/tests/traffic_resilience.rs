@@ -139,14 +139,20 @@ fn limit_refuses_with_429_and_a_retry_after_that_is_true() {
         "{answers:?}"
     );
     assert_eq!(answers.headers["x-mesh-reject"], "rate_limited");
-    assert_eq!(answers.headers["ratelimit-policy"], "\"per-user\";q=5;w=5");
-    assert_eq!(answers.headers["ratelimit"], "\"per-user\";r=0;t=1");
+    // A limit with a key names the bucket in both fields.
+    let (policy, bucket) = answers.headers["ratelimit-policy"]
+        .split_once(";pk=")
+        .expect("a key has a partition");
+    assert_eq!(policy, "\"per-user\";q=5;w=5");
+    let left = format!("\"per-user\";r=0;t=1;pk={bucket}");
+    assert_eq!(answers.headers["ratelimit"], left);
     let after: u64 = answers.headers["retry-after"].parse().unwrap();
     // Other keys have buckets of their own.
     let other = scene
         .ask(&scene.client, &["--count", "5", "-H", "x-user: bob"])
         .unwrap();
     assert_eq!(other.status(200), 5);
+    assert!(!other.headers["ratelimit"].ends_with(bucket), "{other:?}");
     let tester = scene
         .ask(&scene.tester, &["--count", "5", "-H", "x-user: ann"])
         .unwrap();
