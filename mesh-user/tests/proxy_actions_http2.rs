@@ -4,7 +4,7 @@ mod actions;
 mod proxy_support;
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     net::SocketAddr,
     sync::{Arc, Mutex},
     thread,
@@ -23,18 +23,6 @@ use mesh_user::model::{
     },
 };
 use proxy_support::*;
-
-fn block<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, future)
-            .await
-            .expect("in time")
-    })
-}
 
 type Seen = Arc<Mutex<Vec<Request<()>>>>;
 

@@ -23,18 +23,6 @@ fn one(protocol: Protocol, address: SocketAddr) -> Plan {
     Plan::new(protocol).endpoint(address, "v1")
 }
 
-fn block<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, future)
-            .await
-            .expect("in time")
-    })
-}
-
 /// An endpoint on its own thread; `serve` gets each stream, and which connection it came on.
 fn server<F, Fut>(change: impl FnOnce(&mut h2::server::Builder), serve: F) -> SocketAddr
 where

@@ -18,18 +18,6 @@ fn one(protocol: Protocol, at: SocketAddr) -> Plan {
     Plan::new(protocol).endpoint(at, "v1")
 }
 
-fn block<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, future)
-            .await
-            .expect("in time")
-    })
-}
-
 async fn client(address: SocketAddr) -> SendRequest<Bytes> {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();

@@ -3,7 +3,7 @@
 mod proxy_support;
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     hash::Hasher,
     net::SocketAddr,
     sync::{
@@ -574,18 +574,6 @@ fn request_whose_body_breaks_off_is_cut_short_at_the_shadow() {
     drop(client);
     eventually("it is cut", || cut.load(SeqCst) == 1);
     eventually("it is counted", || counted(&mesh, "cut_short") == 1);
-}
-
-fn block<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, future)
-            .await
-            .expect("in time")
-    })
 }
 
 /// What an HTTP/2 shadow saw: the head, a hash of the body, the trailers.

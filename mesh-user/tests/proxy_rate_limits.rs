@@ -4,7 +4,6 @@
 mod proxy_support;
 
 use std::{
-    future::Future,
     io::{Read, Write},
     net::SocketAddr,
     sync::{Arc, Condvar, Mutex},
@@ -87,18 +86,6 @@ impl Gate {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }
-}
-
-fn block<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, future)
-            .await
-            .expect("in time")
-    })
 }
 
 async fn h2_client(address: SocketAddr) -> SendRequest<Bytes> {

@@ -4,7 +4,7 @@
 mod proxy_support;
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     hash::Hasher,
     io::Write as _,
     net::SocketAddr,
@@ -22,18 +22,6 @@ use h2::{Reason, RecvStream, SendStream, client::SendRequest, ext::Protocol as N
 use http::{Request, Response, StatusCode};
 use mesh_user::model::Protocol;
 use proxy_support::*;
-
-fn block<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, future)
-            .await
-            .expect("in time")
-    })
-}
 
 fn one(protocol: Protocol, at: SocketAddr) -> Plan {
     Plan::new(protocol).endpoint(at, "v1")

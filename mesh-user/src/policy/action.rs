@@ -19,7 +19,7 @@ pub(super) use self::{cors::CorsPlan, path::Prefixes};
 pub use self::{
     cors::is_origin,
     edits::{Edit, Edits, may_edit},
-    fault::as_grpc,
+    fault::{as_grpc, as_http},
 };
 use super::{Client, HeaderView, Observer, Reject, RequestView, Snapshot, VersionIx, route::Plan};
 use crate::model::action::{AbortStatus, Fault, Fraction, PathRewrite, Terminal};

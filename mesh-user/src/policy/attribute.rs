@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::{
     HeaderView, PortIx, RequestView, RuleIx, Snapshot, VersionIx,
     request::Client,
+    route::Plan,
     value::{Decoded, each_joined, host_of, parameter},
 };
 use crate::model::Attribute;
@@ -18,6 +19,25 @@ pub(super) struct Asker<'a, H> {
     pub(super) version: Option<VersionIx>,
     pub(super) client: Client,
     pub(super) request: Option<&'a RequestView<'a, H>>,
+}
+
+impl<'a, H> Asker<'a, H> {
+    /// Who asks for what `plan` decided.
+    pub(super) const fn of(
+        snapshot: &'a Snapshot,
+        plan: &Plan,
+        client: Client,
+        request: Option<&'a RequestView<'a, H>>,
+    ) -> Self {
+        Self {
+            snapshot,
+            port: plan.port,
+            rule: plan.rule,
+            version: Some(plan.version),
+            client,
+            request,
+        }
+    }
 }
 
 impl<H: HeaderView> Asker<'_, H> {

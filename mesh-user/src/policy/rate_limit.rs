@@ -116,7 +116,7 @@ pub fn admit<H: HeaderView>(
         ([], []) => Verdict::default(),
         ([], [limit]) | ([limit], []) if limit.is_plain() && !observer.active() => {
             let limiter = &limit.limiter;
-            let at = limiter.at(&asker(snapshot, plan, client.into(), request));
+            let at = limiter.at(&Asker::of(snapshot, plan, client.into(), request));
             let answer = limiter.take(at, now);
             let refused = (!answer.admitted).then_some(0);
             limiter.count(if answer.admitted {
@@ -135,7 +135,7 @@ pub fn admit<H: HeaderView>(
             verdict
         }
         _ => {
-            let asker = asker(snapshot, plan, client.into(), request);
+            let asker = Asker::of(snapshot, plan, client.into(), request);
             let admission = Admission::new(&asker, of_rule, of_version, now);
             let verdict = admission.admit();
             admission.tell(&verdict, observer);
@@ -152,22 +152,6 @@ fn limits<'s>(snapshot: &'s Snapshot, plan: &Plan) -> (&'s [Limit], &'s [Limit])
     )
 }
 
-fn asker<'a, H>(
-    snapshot: &'a Snapshot,
-    plan: &Plan,
-    client: Client,
-    request: Option<&'a RequestView<'a, H>>,
-) -> Asker<'a, H> {
-    Asker {
-        snapshot,
-        port: plan.port,
-        rule: plan.rule,
-        version: Some(plan.version),
-        client,
-        request,
-    }
-}
-
 /// What [`admit`] would say now. Nothing is spent, and `left` is what there is before the request. A
 /// store that would have to be asked is taken to admit.
 pub fn peek<H: HeaderView>(
@@ -178,7 +162,7 @@ pub fn peek<H: HeaderView>(
     now: MonoNanos,
     observer: &mut impl Observer,
 ) -> Verdict {
-    let asker = asker(snapshot, plan, client.into(), request);
+    let asker = Asker::of(snapshot, plan, client.into(), request);
     let (of_rule, of_version) = limits(snapshot, plan);
     Admission::new(&asker, of_rule, of_version, now).look(observer)
 }

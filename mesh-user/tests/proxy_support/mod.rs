@@ -56,6 +56,18 @@ impl OriginLookup for NoOrigins {
     }
 }
 
+/// Runs `future` on this thread; panics after [`PATIENCE`].
+pub(crate) fn block<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let timed = tokio::time::timeout(PATIENCE, future);
+        timed.await.expect("in time")
+    })
+}
+
 /// Polls until `done`; panics after [`PATIENCE`].
 pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();

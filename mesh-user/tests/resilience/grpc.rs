@@ -9,17 +9,6 @@ use mesh_user::model::{ChangeAction, OnChange};
 
 use super::{hedges::hedged, *};
 
-fn block<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let timed = tokio::time::timeout(PATIENCE, future);
-        timed.await.expect("in time")
-    })
-}
-
 /// An endpoint on its own thread.
 fn server<F, Fut>(serve: F) -> SocketAddr
 where

@@ -101,6 +101,20 @@ pub(super) const SESSION_FIELD: Field = field(
      as that endpoint can be used.",
 );
 
+/// A target's version.
+pub(super) const VERSION_FIELD: Field = field(
+    "version",
+    NAME,
+    Absent::Means("not used"),
+    "A version of the service.",
+);
+/// A target's endpoints by their tags.
+pub(super) const TAGS_FIELD: Field = field(
+    "tags",
+    TAGS,
+    Absent::Means("not used"),
+    "The endpoints that carry these tags.",
+);
 /// Where a target leads when not to a version of the rule's service.
 pub(super) const SERVICE_FIELD: Field = field(
     "service",
@@ -371,18 +385,8 @@ static MIRROR: Object = Object {
     fields: &[
         SERVICE_FIELD,
         SERVICE_PORT_FIELD,
-        field(
-            "version",
-            NAME,
-            Absent::Means("not used"),
-            "A version of the service.",
-        ),
-        field(
-            "tags",
-            TAGS,
-            Absent::Means("not used"),
-            "The endpoints that carry these tags.",
-        ),
+        VERSION_FIELD,
+        TAGS_FIELD,
         ENDPOINTS_FIELD,
         PERCENT_FIELD,
         FRACTION_FIELD,

@@ -264,18 +264,8 @@ static TARGET: Object = Object {
     name: "Target",
     doc: "One destination. Neither `version`, `tags` nor `endpoints`: every endpoint.",
     fields: &[
-        field(
-            "version",
-            NAME,
-            Absent::Means("not used"),
-            "A version of the service.",
-        ),
-        field(
-            "tags",
-            TAGS,
-            Absent::Means("not used"),
-            "The endpoints that carry these tags.",
-        ),
+        actions::VERSION_FIELD,
+        actions::TAGS_FIELD,
         actions::ENDPOINTS_FIELD,
         actions::SERVICE_FIELD,
         actions::SERVICE_PORT_FIELD,

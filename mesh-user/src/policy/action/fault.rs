@@ -18,8 +18,8 @@ pub const fn as_grpc(status: u16) -> u8 {
     }
 }
 
-/// What a gRPC status means in HTTP (the list of `google.rpc.Code`).
-const fn as_http(status: u8) -> u16 {
+/// What a gRPC status means in HTTP (the list of `google.rpc.Code`, Envoy's mapping).
+pub const fn as_http(status: u8) -> u16 {
     match status {
         0 => 200,
         1 => 499,

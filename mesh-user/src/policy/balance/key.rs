@@ -21,14 +21,7 @@ pub fn key<H: HeaderView>(
         return None;
     }
     let policy = &version.table.more.as_deref()?.policy;
-    let asker = Asker {
-        snapshot,
-        port: plan.port,
-        rule: plan.rule,
-        version: Some(plan.version),
-        client,
-        request,
-    };
+    let asker = Asker::of(snapshot, plan, client, request);
     let mut hash = XxHash64::with_seed(u64::from(policy.seed));
     let mut any = false;
     for (at, attribute) in (1_u64..).zip(&policy.hash) {

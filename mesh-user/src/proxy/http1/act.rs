@@ -60,11 +60,7 @@ impl Session {
         let request = &going.request;
         let open = request.keep_alive && !self.conn.core.draining.get() && self.takes_rest(request);
         let http10 = request.http10;
-        let after = if open {
-            After::Open { http10 }
-        } else {
-            After::Close
-        };
+        let after = After::of(open, http10);
         let mut out = HeadBuf::take();
         let sent = answer::own(&mut out, answer, &going.verdict, after, request.is_head);
         log.actions.insert(answer.kind);

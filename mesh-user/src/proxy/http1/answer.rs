@@ -55,6 +55,16 @@ pub(super) enum After {
     Close,
 }
 
+impl After {
+    pub(super) const fn of(open: bool, http10: bool) -> Self {
+        if open {
+            Self::Open { http10 }
+        } else {
+            Self::Close
+        }
+    }
+}
+
 fn end(out: &mut Vec<u8>, after: After) {
     match after {
         After::Open { http10: false } => {}

@@ -219,11 +219,7 @@ impl Session {
             && request.is_some_and(|request| request.keep_alive);
         let http10 = request.is_some_and(|request| request.http10);
         let is_head = request.is_some_and(|request| request.is_head);
-        let after = if open {
-            After::Open { http10 }
-        } else {
-            After::Close
-        };
+        let after = After::of(open, http10);
         let mut out = HeadBuf::take();
         let limits = self.conn.core.limits();
         let overload = limits.overload_header.as_deref();
@@ -337,11 +333,7 @@ impl Session {
             Decision::LastHop(request) => {
                 let open = request.keep_alive && self.takes_rest(&request);
                 let http10 = request.http10;
-                let after = if open {
-                    After::Open { http10 }
-                } else {
-                    After::Close
-                };
+                let after = After::of(open, http10);
                 let mut out = HeadBuf::take();
                 log.status = answer::last_hop(&mut out, log.method(), after);
                 self.send(&mut log, &out, open).await

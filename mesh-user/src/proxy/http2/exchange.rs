@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock::{self, MonoNanos},
-    policy::{Reject, rate_limit::Verdict, retry::AnswerHead},
+    policy::{Reject, action::as_http, rate_limit::Verdict, retry::AnswerHead},
     proxy::{
         attempt,
         timer::{NEVER, deadline},
@@ -402,7 +402,7 @@ impl<'a> Seen<'a> {
         let alone = grpc && response.body().is_end_stream() && response.status().is_success();
         let grpc = alone.then(|| grpc::status(headers)).flatten();
         Self {
-            status: grpc.map_or(response.status().as_u16(), grpc::as_http),
+            status: grpc.map_or(response.status().as_u16(), as_http),
             grpc,
             headers,
         }

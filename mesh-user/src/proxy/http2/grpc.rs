@@ -22,24 +22,6 @@ pub(in crate::proxy) fn status(headers: &HeaderMap) -> Option<u8> {
         .map(|code| if code > 16 { 2 } else { code })
 }
 
-/// The HTTP status that says the same, for the endpoint's record (Envoy's mapping).
-pub(super) const fn as_http(code: u8) -> u16 {
-    match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
-}
-
 /// The deadline that a client gave: at most eight digits and a unit (gRPC over HTTP/2, Timeout).
 /// A malformed one is none.
 pub(super) fn deadline(headers: &HeaderMap) -> Option<Duration> {

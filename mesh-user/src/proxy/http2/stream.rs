@@ -30,7 +30,7 @@ use crate::{
     clock::{self, MonoNanos},
     policy::{
         Reject,
-        action::{Edits, MirrorPlan},
+        action::{Edits, MirrorPlan, as_http},
         rate_limit::Verdict,
         retry::{AnswerHead, Failure},
         route::Plan,
@@ -676,7 +676,7 @@ impl Stream {
         // For gRPC the endpoint's record is what its status means in HTTP.
         let outcome = answered.map(|status| {
             let code = self.log.grpc_status.filter(|_| self.grpc && status == 200);
-            Outcome::Status(code.map_or(status, grpc::as_http))
+            Outcome::Status(code.map_or(status, as_http))
         });
         if let Some(mut left) = hedges {
             attempts.count += left.begun;
